@@ -1,0 +1,126 @@
+"""The types that travel: a scan, its classes, and the segmentation on the scan's own grid."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from segapp.errors import DataError
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart, without its black.
+_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+@dataclass(frozen=True)
+class SegClass:
+    """One class: its name, the value that stands for it in mask files, and its display colour."""
+
+    name: str
+    value: int
+    colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image or a volume as its file gave it.
+
+    voxels: (C, I, J, K) in stored units (HU for CT). A raster has I = column, J = row, K = 1.
+    affine: (4, 4) voxel (i, j, k) → RAS+ mm; None where the file has no geometry.
+    source: the file or folder it came from.
+    warnings: what the reader had to assume or repair, for the log, the CSV and the screen.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray | None
+    source: Path
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return self.voxels.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K)"""
+        _, i, j, k = self.voxels.shape
+        return (i, j, k)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Distance between neighbouring voxels along i, j, k in mm; None where it is unknown."""
+        if self.affine is None:
+            return None
+        x, y, z = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
+        return (x, y, z)
+
+    def with_voxels(self, voxels: np.ndarray) -> Scan:
+        """The same place in space with other voxels (C', I, J, K). Another grid raises ValueError."""
+        if voxels.shape[1:] != self.shape:
+            raise ValueError(f"expected a (C, I, J, K) array on {self.shape}, got {voxels.shape}")
+        return replace(self, voxels=voxels)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Labels on exactly the grid of `scan`.
+
+    labels: (I, J, K) unsigned integers, indices into `classes`.
+    confidence: (I, J, K) float16, the probability of the chosen class; None where not kept.
+    warnings: the scan's own and those of the prediction.
+    """
+
+    labels: np.ndarray
+    scan: Scan
+    classes: tuple[SegClass, ...]
+    confidence: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.scan.shape:
+            raise ValueError(f"labels {self.labels.shape} are not on the scan's {self.scan.shape}")
+
+    def voxel_counts(self) -> dict[str, int]:
+        """Number of voxels of each class; 0 for a class that is not there."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        return {c.name: int(n) for c, n in zip(self.classes, counts, strict=True)}
+
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of each class in ml. Raises DataError where the spacing is unknown or K is 1."""
+        if self.scan.affine is None or self.scan.shape[2] == 1:
+            raise DataError(f"{self.scan.source}: no volumes, it is not a volume of known spacing")
+        voxel_ml = abs(float(np.linalg.det(self.scan.affine[:3, :3]))) / 1000
+        return {name: n * voxel_ml for name, n in self.voxel_counts().items()}
+
+    def areas_mm2(self) -> dict[str, float]:
+        """Area of each class in mm² on a single slice. Raises DataError for anything else."""
+        if self.scan.affine is None or self.scan.shape[2] != 1:
+            raise DataError(f"{self.scan.source}: no areas, it is not a slice of known spacing")
+        along_i, along_j = self.scan.affine[:3, 0], self.scan.affine[:3, 1]
+        pixel_mm2 = float(np.linalg.norm(np.cross(along_i, along_j)))
+        return {name: n * pixel_mm2 for name, n in self.voxel_counts().items()}
+
+    def mask_values(self) -> np.ndarray:
+        """(I, J, K) uint8 or uint16: labels as the values that the training masks used."""
+        values = np.array([c.value for c in self.classes])
+        dtype = np.uint8 if values.max() <= 255 else np.uint16
+        return values.astype(dtype)[self.labels]
+
+
+def make_classes(names: list[str], values: list[int]) -> tuple[SegClass, ...]:
+    """Classes with display colours; the first one (background) is black and drawn transparent."""
+    return tuple(
+        SegClass(name, value, (0, 0, 0) if index == 0 else _colour(index - 1))
+        for index, (name, value) in enumerate(zip(names, values, strict=True))
+    )
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    if index < len(_PALETTE):
+        red, green, blue = (int(_PALETTE[index][k : k + 2], 16) for k in (1, 3, 5))
+        return (red, green, blue)
+    hue = (index * 0.618034) % 1  # the golden ratio keeps neighbouring hues apart
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, 0.9))
+    return (red, green, blue)
