@@ -57,7 +57,7 @@ class Scan:
         return (x, y, z)
 
     def with_voxels(self, voxels: np.ndarray) -> Scan:
-        """The same place in space with other voxels (C', I, J, K). Another grid raises ValueError."""
+        """The same place with other voxels (C', I, J, K); another grid raises ValueError."""
         if voxels.shape[1:] != self.shape:
             raise ValueError(f"expected a (C, I, J, K) array on {self.shape}, got {voxels.shape}")
         return replace(self, voxels=voxels)

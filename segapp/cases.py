@@ -1,0 +1,271 @@
+"""Which image belongs to which mask, patient and split, for every layout the contract names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segapp.errors import DataError
+from segapp.formats import Entry, find_scans, is_scan_file, stem
+from segapp.scan import SegClass, make_classes
+
+SPLITS = ("train", "val", "test")
+IGNORE_INDEX = 255  # a label that counts nowhere: not in the loss, not in the metrics
+_UNKNOWN = 254  # marks a pixel that no class has claimed yet
+_SLICE_NUMBER = re.compile(r"[_-]?(slice|slc|frame|z)[_-]?\d+$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled scan. `images` is one file, or one a channel; `split` is "" where none is set."""
+
+    name: str
+    images: tuple[Path, ...]
+    mask: Path
+    patient: str
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a folder, and what the folder itself says about its classes.
+
+    class_names maps name → mask value where the data set declares both, name → None where it
+    declares names only (in the order of their values); None where it declares nothing.
+    """
+
+    root: Path
+    cases: tuple[Case, ...]
+    class_names: dict[str, int | None] | None = None
+    ignore: int | None = None
+    channel_files: int = 1
+    notes: tuple[str, ...] = field(default=())
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """Cases of one split, or of all of them for "all"."""
+        return tuple(c for c in self.cases if name in ("all", c.split))
+
+
+def find_cases(root: Path) -> Dataset:
+    """Recognise the layout below `root` and pair images with masks.
+
+    Layouts: `cases.csv`; `images/` + `masks/`; nnU-Net or MSD (`imagesTr/`, `labelsTr/`,
+    `dataset.json`); either of the last two below `train/`, `val/`, `test/`.
+    Raises DataError where there is none of these, where it holds no image, or where a mask is
+    missing (naming the image and where its mask was looked for).
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; data.root names the folder of the data set")
+    if (root / "cases.csv").is_file():
+        dataset = _from_csv(root)
+    elif any((root / split).is_dir() for split in SPLITS):
+        parts = [_from_folders(root / s, s, root) for s in SPLITS if (root / s).is_dir()]
+        cases = tuple(case for part in parts for case in part.cases)
+        dataset = replace(parts[0], root=root, cases=cases)
+    else:
+        dataset = _from_folders(root, "", root)
+    if not dataset.cases:
+        raise DataError(f"{root}: holds no images; expected images/ + masks/ or a cases.csv")
+    if dataset.class_names is None and (root / "classes.txt").is_file():
+        dataset = replace(dataset, class_names=_read_classes_txt(root / "classes.txt"))
+    return dataset
+
+
+def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Carve a missing `val` out of `train` by patient, at random with `seed`.
+
+    Cases without a split count as `train`. A data set that has a val split is returned as it is.
+    Raises DataError where there are fewer than two patients to divide.
+    """
+    cases = tuple(c if c.split else replace(c, split="train") for c in dataset.cases)
+    if any(c.split == "val" for c in cases):
+        return replace(dataset, cases=cases)
+    patients = sorted({c.patient for c in cases if c.split == "train"})
+    if len(patients) < 2:
+        raise DataError(
+            f"{dataset.root}: {len(patients)} patient in train, and no val split; at least 2 are "
+            "needed to set some aside (add val/, or a cases.csv with image,mask,patient,split)"
+        )
+    n_val = min(len(patients) - 1, max(1, round(share * len(patients))))
+    chosen = set(np.random.default_rng(seed).permutation(patients)[:n_val].tolist())
+    cases = tuple(
+        replace(c, split="val") if c.split == "train" and c.patient in chosen else c for c in cases
+    )
+    note = f"no val split: {n_val} of {len(patients)} training patients set aside (seed {seed})"
+    return replace(dataset, cases=cases, notes=(*dataset.notes, note))
+
+
+def find_classes(
+    dataset: Dataset, first_seen: dict[int, Path], names: list[str] | None, ignore: int | None
+) -> tuple[SegClass, ...]:
+    """The classes and the mask values that stand for them.
+
+    first_seen: every value that the masks hold → a mask that holds it. `names` (data.classes) wins
+    over what the data set declares. Names without values: the values 0…n-1 where every mask value
+    is one of these, else the sorted values found, if there are as many. No names at all: one class
+    for each value found. Raises DataError naming a mask with a value outside the classes.
+    """
+    values = sorted(set(first_seen) - {ignore})
+    declared = dict.fromkeys(names) if names else dataset.class_names
+    if declared is None:
+        titles = [("background" if v == 0 else f"class_{v}") for v in values]
+        classes = make_classes(titles, values)
+    elif all(value is not None for value in declared.values()):
+        ordered = sorted(declared.items(), key=lambda item: item[1] or 0)
+        classes = make_classes([n for n, _ in ordered], [int(v or 0) for _, v in ordered])
+    elif len(values) == len(declared) and not set(values) <= set(range(len(declared))):
+        classes = make_classes(list(declared), values)  # e.g. 0/255 for background, lesion
+    else:
+        classes = make_classes(list(declared), list(range(len(declared))))
+    outside = [v for v in values if v not in {c.value for c in classes}]
+    if outside:
+        known = ", ".join(f"{c.value} {c.name}" for c in classes)
+        raise DataError(
+            f"{first_seen[outside[0]]}: mask value {outside[0]} is outside the classes ({known}); "
+            "name every value in data.classes, or leave one out with data.ignore"
+        )
+    if len(classes) < 2:
+        raise DataError(f"{dataset.root}: the masks hold one value only ({values}); nothing to learn")
+    if classes[0].value < 0 or classes[-1].value > 65535 or len(classes) > 250:
+        raise DataError(f"{dataset.root}: mask values must lie in 0…65535, at most 250 of them")
+    return classes
+
+
+def labels_to_indices(
+    mask: np.ndarray, classes: tuple[SegClass, ...], ignore: int | None
+) -> np.ndarray:
+    """Mask values → class indices as uint8; IGNORE_INDEX where the mask has `ignore`.
+
+    Raises ValueError naming a value that belongs to no class.
+    """
+    result = np.full(mask.shape, _UNKNOWN, np.uint8)
+    for index, seg_class in enumerate(classes):
+        result[mask == seg_class.value] = index
+    if ignore is not None:
+        result[mask == ignore] = IGNORE_INDEX
+    unknown = mask[result == _UNKNOWN]
+    if unknown.size:
+        raise ValueError(f"mask value {unknown[0]} is outside the classes")
+    return result
+
+
+def _from_csv(root: Path) -> Dataset:
+    path = root / "cases.csv"
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"image", "mask"} <= set(rows[0]):
+        raise DataError(f"{path}: expected a header with image,mask and optional patient,split")
+    cases = []
+    for number, row in enumerate(rows, start=2):
+        image, mask = root / (row["image"] or ""), root / (row["mask"] or "")
+        split = (row.get("split") or "").strip()
+        if split not in ("", *SPLITS):
+            raise DataError(f"{path}: line {number}: split {split!r} is not train, val or test")
+        for kind, file_path in (("image", image), ("mask", mask)):
+            if not file_path.is_file():
+                raise DataError(f"{file_path}: {kind} is missing ({path.name} line {number})")
+        name = (Path(row["image"]).parent / stem(image)).as_posix()
+        cases.append(Case(name, (image,), mask, row.get("patient") or name, split))
+    return Dataset(root, tuple(cases))
+
+
+def _from_folders(folder: Path, split: str, root: Path) -> Dataset:
+    if (folder / "imagesTr").is_dir():
+        return _from_nnunet(folder, split)
+    images, masks = folder / "images", folder / "masks"
+    if not images.is_dir() or not masks.is_dir():
+        missing = "images/" if not images.is_dir() else "masks/"
+        raise DataError(
+            f"{folder}: {missing} is missing; expected images/ + masks/ (same stems), "
+            "imagesTr/ + labelsTr/ + dataset.json, train/ val/ test/ above these, or cases.csv"
+        )
+    prefix = f"{folder.relative_to(root).as_posix()}/" if folder != root else ""
+    return Dataset(root, _guess_patients(_pair(find_scans(images), masks, split, prefix)))
+
+
+def _pair(entries: list[Entry], masks: Path, split: str, prefix: str = "") -> tuple[Case, ...]:
+    by_stem = {entry.name: entry.paths[0] for entry in find_scans(masks)}
+    cases = []
+    for entry in entries:
+        mask = by_stem.get(entry.name)
+        if mask is None:
+            raise DataError(
+                f"{entry.paths[0]}: its mask is missing; looked for {masks / entry.name}.*"
+            )
+        cases.append(Case(prefix + entry.name, entry.paths, mask, entry.name, split))
+    return tuple(cases)
+
+
+def _from_nnunet(folder: Path, split: str) -> Dataset:
+    path = folder / "dataset.json"
+    info = _read_json(path)
+    channels = info.get("channel_names") or info.get("modality") or {"0": "image"}
+    first = next((p for p in sorted((folder / "imagesTr").iterdir()) if is_scan_file(p)), None)
+    # nnU-Net numbers every channel's file, also a single one; MSD leaves the number out.
+    numbered = first is not None and re.search(r"_\d{4}\.[^/]+$", first.name) is not None
+    channel_files = len(channels) if numbered else 1
+    cases: list[Case] = []
+    for images, labels, name in (("imagesTr", "labelsTr", split), ("imagesTs", "labelsTs", "test")):
+        if not (folder / images).is_dir() or (
+            images == "imagesTs" and not (folder / labels).is_dir()
+        ):
+            continue
+        entries = find_scans(folder / images, channel_files)
+        if numbered and channel_files == 1:
+            entries = [Entry(e.name.removesuffix("_0000"), e.paths) for e in entries]
+        cases += _pair(entries, folder / labels, name)
+    declared, ignore = _nnunet_labels(info, path)
+    return Dataset(folder, tuple(cases), declared, ignore, channel_files)
+
+
+def _nnunet_labels(info: dict[str, Any], path: Path) -> tuple[dict[str, int | None] | None, Any]:
+    labels = info.get("labels")
+    if not labels:
+        return None, None
+    if all(str(key).lstrip("-").isdigit() for key in labels):  # MSD: {"0": "background"}
+        return {str(name): int(value) for value, name in labels.items()}, None
+    regions = [name for name, value in labels.items() if isinstance(value, list)]
+    if regions:
+        raise DataError(f"{path}: region-based labels ({regions[0]}) are not supported")
+    named: dict[str, int | None] = {name: int(value) for name, value in labels.items()}
+    return named, named.pop("ignore", None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: expected an object with labels and channel_names")
+    return info
+
+
+def _read_classes_txt(path: Path) -> dict[str, int | None]:
+    """One class a line: a name, or a mask value and a name ("255 lesion")."""
+    names: dict[str, int | None] = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        if match := re.fullmatch(r"\s*(?:(\d+)[\s:,]+)?(\S.*?)\s*", line):
+            names[match[2]] = int(match[1]) if match[1] else None
+    if len({value is None for value in names.values()}) > 1:
+        raise DataError(f"{path}: either every line starts with its mask value, or none does")
+    return names
+
+
+def _guess_patients(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Slices of one patient must stay in one split: group by subfolder, or by "…_slice012"."""
+
+    def patient(case: Case) -> str:
+        folder, _, name = case.patient.rpartition("/")
+        return folder or _SLICE_NUMBER.sub("", name) or name
+
+    guessed = [replace(case, patient=patient(case)) for case in cases]
+    return tuple(guessed) if len({c.patient for c in guessed}) > 1 else cases

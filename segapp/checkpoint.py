@@ -1,0 +1,130 @@
+"""The model file: weights as safetensors, and beside them, as JSON, all that prediction needs."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+import segapp
+from segapp.errors import ModelFileError
+from segapp.files import atomic_path
+from segapp.preprocess import Preprocessing
+from segapp.scan import SegClass
+
+MODEL_NAME = "model.safetensors"
+_KEY = "segapp"
+_FORMAT = 1
+
+
+class Architecture(BaseModel):
+    """What builds the network; `segapp.model.build_network` takes exactly these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["unet", "unetplusplus"]
+    encoder: str
+    in_channels: int
+    classes: int
+    residual: bool
+
+
+class DataRecord(BaseModel):
+    """Which data the model saw: file hashes by split, so that evaluation can tell what is new."""
+
+    root: str
+    images: dict[str, dict[str, str]] = Field(default_factory=dict)  # split → case → SHA-256
+    masks: dict[str, dict[str, str]] = Field(default_factory=dict)
+
+
+class ModelInfo(BaseModel):
+    """The JSON part of a model file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = _FORMAT
+    architecture: Architecture
+    preprocessing: Preprocessing
+    classes: tuple[SegClass, ...]
+    ignore: int | None = None
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    starting_weights: str
+    data: DataRecord
+    temperature: float = 1.0
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    versions: dict[str, str] = Field(default_factory=lambda: _versions())
+    licence_notes: str = (
+        "The weights derive from the training data and the starting weights named here; their "
+        "licences apply. Research use, not a medical device."
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"segapp": segapp.__version__, "python": platform.python_version()}
+    for package in ("torch", "segmentation-models-pytorch", "albumentations", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def save_model(path: Path, weights: dict[str, np.ndarray], info: ModelInfo) -> None:
+    """Write a model file atomically. weights: parameter name → array, as the network names them.
+
+    Raises OutputError where the folder can't be written.
+    """
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={_KEY: info.model_dump_json()})
+
+
+def model_path(model: Path) -> Path:
+    """The model file behind a MODEL argument: a run folder or the file itself."""
+    path = model / MODEL_NAME if model.is_dir() else model
+    if not path.is_file():
+        what = f"holds no {MODEL_NAME}" if model.is_dir() else "no such file"
+        raise ModelFileError(f"{model}: {what}; expected a run folder or a model file")
+    return path
+
+
+def read_info(model: Path) -> ModelInfo:
+    """The JSON part of a run folder's or a file's model. Raises ModelFileError."""
+    path = model_path(model)
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
+    if text is None:
+        raise ModelFileError(f"{path}: safetensors, but not written by segapp (no metadata)")
+    tree = json.loads(text)
+    if tree.get("format") != _FORMAT:
+        raise ModelFileError(
+            f"{path}: model format {tree.get('format')}, this segapp reads {_FORMAT}; "
+            "use the segapp version that wrote it"
+        )
+    try:
+        return ModelInfo.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ModelFileError(f"{path}: damaged metadata: {key}: {first['msg']}") from error
+
+
+def read_weights(model: Path) -> dict[str, np.ndarray]:
+    """Every weight by its name, as stored. Raises ModelFileError."""
+    path = model_path(model)
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error

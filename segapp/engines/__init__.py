@@ -1,0 +1,31 @@
+"""What runs a network: NumPy in, NumPy out, whatever is behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from segapp.checkpoint import ModelInfo
+
+
+class Engine(Protocol):
+    """Runs batches of exactly `batch_size` slices.
+
+    The batch size is constant, and the last batch of a scan is padded, so that a slice's result
+    never depends on what shares its batch: kernels are chosen by shape, and sums by kernel.
+    """
+
+    batch_size: int
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """(batch_size, C, H, W) float32 → logits (batch_size, classes, H, W) float32."""
+        ...
+
+
+def load_engine(model: Path, info: ModelInfo, device: str = "auto") -> Engine:
+    """The engine for a model file; torch is imported only now. Raises ModelFileError, ConfigError."""
+    from segapp.engines.torch import load_torch_engine
+
+    return load_torch_engine(model, info, device)

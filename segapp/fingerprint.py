@@ -1,0 +1,147 @@
+"""What the training cases look like, and the preprocessing that follows from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segapp.cases import Case
+from segapp.config import Settings
+from segapp.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    scan_axis,
+    thickest_axis,
+    to_slices,
+)
+from segapp.scan import Scan
+
+_NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
+_RESIZE_TO = 512
+_AIR_HU = -500  # no other modality stores values as low as air in CT
+_SAMPLES = 20_000  # foreground intensities kept per case
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Measurements of one case. `mask_counts`: mask value → voxels; `samples`: (n, C) intensities
+    of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K)."""
+
+    case: Case
+    shape: tuple[int, int, int]
+    channels: int
+    dtype: str
+    spacing_mm: tuple[float, float, float] | None
+    thickest: str
+    slice_size: tuple[int, int]
+    mask_counts: dict[int, int]
+    minimum: float
+    maximum: float
+    zero_share: float
+    samples: np.ndarray
+
+
+def measure(case: Case, scan: Scan, mask: np.ndarray, background: int = 0) -> CaseFacts:
+    """Facts of a scan (C, I, J, K) and its mask values (1, I, J, K)."""
+    values, counts = np.unique(mask, return_counts=True)
+    thickest = thickest_axis(scan)
+    axis = scan_axis(scan.shape, scan.affine, thickest)
+    inside = np.flatnonzero(mask.ravel() != background)
+    if inside.size > _SAMPLES:
+        inside = np.random.default_rng(0).choice(inside, _SAMPLES, replace=False)
+    return CaseFacts(
+        case=case,
+        shape=scan.shape,
+        channels=scan.channels,
+        dtype=str(scan.voxels.dtype),
+        spacing_mm=scan.spacing_mm,
+        thickest=thickest,
+        slice_size=to_slices(scan.voxels, scan.affine, axis).shape[2:],
+        mask_counts={int(v): int(n) for v, n in zip(values, counts, strict=True)},
+        minimum=float(scan.voxels.min()),
+        maximum=float(scan.voxels.max()),
+        zero_share=float(np.mean(scan.voxels == 0)),
+        samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
+    )
+
+
+def fit_preprocessing(
+    facts: Sequence[CaseFacts], settings: Settings, channel_files: int
+) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing for these training cases, and a line of reason for each decision.
+
+    Rules: slices up to 640 pixels stay native, larger ones are brought to 512; CT (values below
+    -500) is clipped to its foreground's 0.5…99.5 % and standardised as nnU-Net does (Isensee et
+    al. 2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
+    volume), over the non-zero pixels where more than a tenth of all are exactly zero.
+    """
+    reasons = []
+    channels = Counter(f.channels for f in facts).most_common(1)[0][0]
+    axis = settings.data.slice_axis
+    if axis == "auto":
+        axis = Counter(f.thickest for f in facts).most_common(1)[0][0]
+        reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
+    longest = float(np.median([max(f.slice_size) for f in facts]))
+    size = settings.preprocess.size
+    if size == "auto":
+        size = "native" if longest <= _NATIVE_UP_TO else _RESIZE_TO
+        reasons.append(f"size: {size}, the median longest side is {longest:.0f} pixels")
+    kind = settings.preprocess.normalisation
+    minimum = float(np.median([f.minimum for f in facts]))
+    rgb = channels == 3 and channel_files == 1 and all(f.dtype == "uint8" for f in facts)
+    if kind == "auto":
+        kind = "ct" if minimum < _AIR_HU else "imagenet" if rgb else "zscore"
+        why = f"median minimum {minimum:g}, {channels} channel(s) of {facts[0].dtype}"
+        reasons.append(f"normalisation: {kind} ({why})")
+    over = "slice" if all(f.shape[2] == 1 for f in facts) else "scan"
+    nonzero = float(np.mean([f.zero_share for f in facts])) > 0.1
+    fixed = _fixed_normalisation(kind, channels, facts)
+    if kind in ("zscore", "percentile"):
+        reasons.append(f"its statistics: of each {over}" + (", non-zero pixels" if nonzero else ""))
+    return (
+        Preprocessing(
+            channels=channels,
+            channel_files=channel_files,
+            slice_axis=axis,
+            size=None if size == "native" else int(size),
+            normalisation=kind,
+            over=over,
+            nonzero=nonzero,
+            **fixed,
+        ),
+        reasons,
+    )
+
+
+def _fixed_normalisation(kind: str, channels: int, facts: Sequence[CaseFacts]) -> dict:
+    if kind == "imagenet":
+        white = _white(facts)
+        mean, std = (
+            v if channels == 3 else (float(np.mean(v)),) * channels
+            for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        return {"shift": tuple(white * m for m in mean), "scale": tuple(white * s for s in std)}
+    if kind == "ct":
+        samples = np.concatenate([f.samples for f in facts if f.channels == channels])
+        if not len(samples):  # masks without any foreground; the check refuses these before
+            samples = np.zeros((1, channels), np.float32)
+        low, high = np.percentile(samples, (0.5, 99.5), axis=0)
+        clipped = np.clip(samples, low, high)
+        return {
+            "shift": tuple(float(v) for v in clipped.mean(axis=0)),
+            "scale": tuple(float(v) or 1.0 for v in clipped.std(axis=0)),
+            "clip": tuple((float(a), float(b)) for a, b in zip(low, high, strict=True)),
+        }
+    return {}
+
+
+def _white(facts: Sequence[CaseFacts]) -> float:
+    """The value that stands for white: the integer type's largest, else the largest seen."""
+    dtype = np.dtype(facts[0].dtype)
+    if dtype.kind == "u":
+        return float(np.iinfo(dtype).max)
+    return max(1.0, max(f.maximum for f in facts))

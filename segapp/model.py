@@ -1,0 +1,280 @@
+"""Networks over segmentation-models-pytorch with residual decoder blocks, and encoder weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import threading
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub as hub
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from safetensors.torch import load_file
+from segmentation_models_pytorch.base.initialization import initialize_decoder
+from segmentation_models_pytorch.base.modules import Conv2dReLU
+from torch import Tensor, nn
+
+from segapp.errors import ConfigError
+
+log = logging.getLogger("segapp")
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut: relu(branch(x) + shortcut(x)).
+
+    He et al. 2016 (the block), Zhang et al. 2018 "Road extraction by deep residual U-Net" (its
+    use in a decoder). The shortcut is the identity, or a 1×1 convolution where channels differ.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+            )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) → (N, out, H, W)
+        return self.relu(self.branch(x) + self.shortcut(x))
+
+
+def build_network(
+    name: Literal["unet", "unetplusplus"],
+    encoder: str,
+    in_channels: int,
+    classes: int,
+    residual: bool = True,
+) -> nn.Module:
+    """A randomly initialised network: (N, in_channels, H, W) → logits (N, classes, H, W).
+
+    H and W are multiples of 32. Never touches the network. Raises ConfigError for an encoder that
+    is unknown or can't serve this architecture.
+    """
+    _check_encoder(encoder)
+    architecture = {"unet": smp.Unet, "unetplusplus": smp.UnetPlusPlus}[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of smp's and timm's own names
+        try:
+            network = architecture(
+                encoder, encoder_weights=None, in_channels=in_channels, classes=classes
+            )
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"model.encoder={encoder!r} can't be used in a {name} with {in_channels} input "
+                f"channel(s): {str(error).rstrip('.')}. resnet34 always can."
+            ) from error
+    if residual:
+        _make_decoder_residual(network.decoder)
+    return network
+
+
+def _check_encoder(encoder: str) -> None:
+    known = list(smp.encoders.get_encoder_names())
+    if encoder in known or encoder.startswith("tu-"):  # timm itself knows what its names are
+        return
+    near = difflib.get_close_matches(encoder, known, n=1, cutoff=0.0)[0]
+    raise ConfigError(
+        f"model.encoder={encoder!r} is unknown. The nearest is {near!r}. List them all with: python"
+        ' -c "import segmentation_models_pytorch as smp; print(*smp.encoders.get_encoder_names())"'
+    )
+
+
+def _make_decoder_residual(decoder: nn.Module) -> None:
+    """Replaces the pair of plain convolutions in each block of an smp U-Net(++) decoder."""
+    for block in list(decoder.modules()):
+        first = getattr(block, "conv1", None)  # None: UNet++'s empty blocks
+        if not isinstance(first, Conv2dReLU):
+            continue
+        residual = ResidualBlock(first[0].in_channels, first[0].out_channels)
+        initialize_decoder(residual)
+        block.conv1, block.conv2 = residual, nn.Identity()
+
+
+def load_encoder_weights(network: nn.Module, encoder: str, in_channels: int, source: str) -> str:
+    """Loads pretrained weights into `network.encoder`; returns what the model file records.
+
+    source: `none`; `imagenet`, from the hub's cache or the hub; `auto`, the same, but within 3
+    seconds of an unreachable hub it warns and leaves the encoder as it is; or the path of a
+    .safetensors or .pth file with the encoder's, a whole smp model's or torchvision's names. A
+    first convolution of other channels is adapted as smp does. Raises ConfigError.
+    """
+    if source == "none":
+        return "none"
+    if source in ("auto", "imagenet"):
+        try:
+            # auto's limit leaves half a second of the promised three for starting the client
+            state, origin = _read_pretrained(encoder, in_channels, 2.5 if source == "auto" else 10)
+        except _NoPretrainedError as error:
+            if source == "imagenet":
+                raise
+            log.warning("THE ENCODER STARTS FROM RANDOM WEIGHTS, training needs more data and time")
+            log.warning("%s", error)
+            return f"none ({error.reason})"
+    else:
+        state, origin = _read_weights_file(Path(source))
+    _load_state(network.get_submodule("encoder"), state, in_channels, origin)
+    return origin
+
+
+class _NoPretrainedError(ConfigError):
+    def __init__(self, reason: str, encoder: str, repo: str | None = None):
+        self.reason = reason
+        remedy = "set model.encoder_weights=none or to a .safetensors or .pth FILE of its weights"
+        if repo:
+            remedy += (
+                f", or bring {repo} to the hub's cache ({hub.constants.HF_HUB_CACHE}, moved by "
+                f"HF_HOME), or point HF_ENDPOINT (now {hub.constants.ENDPOINT}) at a mirror, "
+                "without HF_HUB_OFFLINE=1"
+            )
+        super().__init__(
+            f"model.encoder_weights: no pretrained weights for {encoder}: {reason}. Remedies: "
+            f"{remedy}."
+        )
+
+
+def _read_pretrained(
+    encoder: str, in_channels: int, limit_s: float
+) -> tuple[dict[str, Tensor], str]:
+    """State dict of the encoder's ImageNet weights, from the cache or the hub, and their origin."""
+    if encoder.startswith("tu-"):
+        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        repo, revision = config.hf_hub_id if config else None, None
+    else:
+        config = smp.encoders.encoders[encoder]["pretrained_settings"].get("imagenet", {})
+        repo, revision = config.get("repo_id"), config.get("revision")
+    if not repo:
+        raise _NoPretrainedError("there are none from ImageNet", encoder)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub.utils.disable_progress_bars()
+        hub.logging.set_verbosity_error()
+        try:
+            path = hub.hf_hub_download(
+                repo, "model.safetensors", revision=revision, local_files_only=True
+            )
+        except (OSError, ValueError):  # not in the cache
+            reason = _why_unreachable(repo, revision, limit_s)
+            if reason:
+                raise _NoPretrainedError(reason, encoder, repo) from None
+            log.info("Downloading %s from %s", repo, hub.constants.ENDPOINT)
+            try:
+                path = hub.hf_hub_download(repo, "model.safetensors", revision=revision)
+            except Exception as error:  # any of two HTTP clients', the disk's, the protocol's
+                log.info("Download of %s failed: %s", repo, error)
+                raise _NoPretrainedError("the download failed", encoder, repo) from error
+        try:
+            if encoder.startswith("tu-"):  # timm maps its files to its modules and channels itself
+                overlay = {"file": path}
+                donor = smp.encoders.get_encoder(
+                    encoder, in_channels, weights=True, pretrained_cfg_overlay=overlay
+                )
+                state = donor.state_dict()
+            else:
+                state = load_file(path)
+        except Exception as error:  # a damaged file fails in as many ways as there are bytes
+            raise _NoPretrainedError(f"{path} is damaged, delete it", encoder, repo) from error
+    return state, f"imagenet ({repo}@{Path(path).parent.name[:7]})"
+
+
+def _why_unreachable(repo: str, revision: str | None, limit_s: float) -> str:
+    """Asks the hub for a file's metadata; "" if it answers, else why not, after `limit_s` at most.
+
+    The client's own timeouts don't cover name resolution, nor an answer that trickles in; hence a
+    thread that is left behind. Its retries, some 24 s, are the download's and not this request's.
+    """
+    outcome = ["hub unreachable"]
+
+    def ask() -> None:
+        try:
+            url = hub.hf_hub_url(repo, "model.safetensors", revision=revision)
+            hub.get_hf_file_metadata(url, timeout=limit_s)
+            outcome[0] = ""
+        except OfflineModeIsEnabled:
+            outcome[0] = "hub unreachable, HF_HUB_OFFLINE is set"
+        except HfHubHTTPError as error:
+            outcome[0] = f"the hub answered with status {error.response.status_code}"
+        except Exception as error:  # recorded: the thread must not print a traceback
+            log.debug("The hub can't be reached: %r", error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return outcome[0]
+
+
+def _read_weights_file(path: Path) -> tuple[dict[str, Tensor], str]:
+    """State dict of an encoder from a local file, and what the model file records about it."""
+    key = f"model.encoder_weights={path}"
+    if not path.is_file():
+        raise ConfigError(f"{key} is neither auto, imagenet or none nor a file that exists.")
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ConfigError(f"{key}: expected a .safetensors, .pth or .pt file.")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise ConfigError(
+            f"{key} can't be read: it is damaged, or holds more than tensors, which would run code "
+            "when opened. Save the encoder's state dict alone, best as .safetensors."
+        ) from error
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise ConfigError(f"{key} holds no state dict (names → tensors). Save that alone.")
+    if any(name.startswith("encoder.") for name in state):  # a whole smp model
+        state = {k.removeprefix("encoder."): v for k, v in state.items() if k[:8] == "encoder."}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return dict(state), f"file {path.name} sha256:{digest[:16]}"
+
+
+def _load_state(module: nn.Module, state: dict[str, Tensor], in_channels: int, origin: str) -> None:
+    """Loads all of `state` into an encoder; only BatchNorm's num_batches_tracked may be missing."""
+    for name, conv in module.named_modules():
+        weight = state.get(f"{name}.weight")
+        reads_input = isinstance(conv, nn.Conv2d) and conv.in_channels == in_channels
+        if reads_input and conv.groups == 1 and weight is not None and weight.ndim == 4:
+            state[f"{name}.weight"] = _adapt_input_channels(weight, in_channels)
+    try:
+        module.load_state_dict(state)  # smp's encoders drop the classifier's keys from `state`
+    except RuntimeError as error:
+        expected = module.state_dict()
+        problems = [f"{k} is unknown" for k in state if k not in expected]
+        for k, v in expected.items():
+            if k in state and state[k].shape != v.shape:
+                problems.append(f"{k} has shape {tuple(state[k].shape)}, expected {tuple(v.shape)}")
+            elif k not in state and not k.endswith("num_batches_tracked"):
+                problems.append(f"{k} is missing")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ConfigError(
+            f"model.encoder_weights ({origin}) doesn't fit model.encoder: "
+            f"{'; '.join(problems[:3]) or error}{more}."
+        ) from error
+
+
+def _adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """(out, c, h, w) → (out, channels, h, w), answering alike to alike channels.
+
+    As smp's patch_first_conv: one channel gets the sum, others repeat the given ones, scaled.
+    """
+    given = weight.shape[1]
+    if given == channels:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % given] * (given / channels)

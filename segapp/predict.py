@@ -1,0 +1,80 @@
+"""Predictor: the one path from a scan to a segmentation. Everybody walks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from segapp.checkpoint import ModelInfo, read_info
+from segapp.engines import Engine, load_engine
+from segapp.preprocess import Prepared, Preprocessing, from_slices, slabs
+from segapp.scan import Scan, SegClass, Segmentation
+
+
+class Predictor:
+    """finish ∘ engine ∘ prepare. Build it from parts, or `Predictor.load` a model file."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        preprocessing: Preprocessing,
+        classes: tuple[SegClass, ...],
+        temperature: float = 1.0,
+        info: ModelInfo | None = None,
+    ):
+        self.engine = engine
+        self.preprocessing = preprocessing
+        self.classes = classes
+        self.temperature = temperature
+        self.info = info
+
+    @classmethod
+    def load(cls, model: Path, device: str = "auto") -> Predictor:
+        """The predictor of a run folder or a model file. Raises ModelFileError, ConfigError."""
+        info = read_info(model)
+        engine = load_engine(model, info, device)
+        return cls(engine, info.preprocessing, info.classes, info.temperature, info)
+
+    def probabilities(self, prepared: Prepared) -> Iterator[tuple[int, np.ndarray]]:
+        """Slab by slab: (first slice, probabilities (n, classes, H, W) float32 on the scan's grid).
+
+        Slices are counted in the order of `to_slices`; no more than one slab is held at a time.
+        """
+        size = self.engine.batch_size
+        for start, stop in slabs(len(prepared), size):
+            batch = prepared.network_input(start, stop)
+            missing = size - len(batch)
+            if missing:  # a constant batch shape, see Engine
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            logits = self.engine(batch)[: stop - start]  # (n, classes, H', W')
+            yield start, prepared.probabilities(logits, self.temperature)
+
+    def __call__(
+        self,
+        scan: Scan,
+        on_slab: Callable[[int, int, np.ndarray], None] = lambda *_: None,
+    ) -> Segmentation:
+        """Segment a scan on its own grid, with the confidence of every voxel.
+
+        on_slab(done, total, probabilities) is called after each slab, for progress and for whoever
+        needs the probabilities. Raises ScanError where the scan's channels don't fit the model.
+        """
+        prepared = self.preprocessing.prepare(scan)
+        total, _, height, width = prepared.slices.shape
+        labels = np.empty((total, 1, height, width), np.uint8)
+        confidence = np.empty((total, 1, height, width), np.float16)
+        for start, slab in self.probabilities(prepared):
+            stop = start + len(slab)
+            labels[start:stop, 0] = slab.argmax(axis=1)
+            confidence[start:stop, 0] = slab.max(axis=1)
+            on_slab(stop, total, slab)
+        back = (scan.affine, prepared.axis)
+        return Segmentation(
+            labels=np.ascontiguousarray(from_slices(labels, *back)[0]),
+            scan=scan,
+            classes=self.classes,
+            confidence=np.ascontiguousarray(from_slices(confidence, *back)[0]),
+            warnings=(*scan.warnings, *prepared.warnings),
+        )

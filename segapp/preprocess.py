@@ -1,0 +1,263 @@
+"""From a scan to the slices a network sees, and from probabilities back to the scan's own grid.
+
+The axes move in exactly one pair of inverse functions, `to_slices` and `from_slices`. Everything
+that prediction needs to repeat is in `Preprocessing`, which is fitted once and stored in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from segapp.errors import ScanError
+from segapp.scan import Scan
+
+SliceAxis = Literal["axial", "coronal", "sagittal"]
+Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
+
+# World axes (0 = right, 1 = anterior, 2 = superior) of slices, rows and columns. Slices go towards
+# +world; rows and columns towards -world (posterior, inferior, left), as DICOM viewers show them.
+_WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """For each voxel axis the world axis (0 R, 1 A, 2 S) nearest to it, and its sign (+1 or -1).
+
+    affine: (4, 4) voxel → RAS+ mm, invertible. Oblique and sheared axes go to the nearest one by
+    the polar decomposition of the direction matrix, strongest first (as nibabel's io_orientation).
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, vt = np.linalg.svd(directions)
+    rotation = np.abs(u @ vt)  # rows: world, columns: voxel axes
+    signed = u @ vt
+    world, sign = [0, 0, 0], [1, 1, 1]
+    for _ in range(3):
+        w, v = np.unravel_index(np.argmax(rotation), (3, 3))
+        world[v], sign[v] = int(w), 1 if signed[w, v] >= 0 else -1
+        rotation[w, :] = rotation[:, v] = -1
+    return (world[0], world[1], world[2]), (sign[0], sign[1], sign[2])
+
+
+def scan_axis(
+    shape: tuple[int, int, int], affine: np.ndarray | None, axis: SliceAxis
+) -> SliceAxis:
+    """The direction along which a scan is cut: the model's, but a single slice is that slice."""
+    if affine is None or shape.count(1) != 1:
+        return axis
+    return _axis_named(orientation(affine)[0][shape.index(1)])
+
+
+def _axis_named(world: int) -> SliceAxis:
+    return ("sagittal", "coronal", "axial")[world]
+
+
+def thickest_axis(scan: Scan) -> SliceAxis:
+    """The anatomical direction with the largest spacing; a tie, or no geometry, means axial."""
+    if scan.affine is None or scan.spacing_mm is None:
+        return "axial"
+    world, _ = orientation(scan.affine)
+    if scan.shape.count(1) == 1:
+        return _axis_named(world[scan.shape.index(1)])
+    spacing = np.round(scan.spacing_mm, 3)
+    thickest = np.flatnonzero(spacing == spacing.max())
+    return _axis_named(world[thickest[0]]) if len(thickest) == 1 else "axial"
+
+
+def _plan(affine: np.ndarray | None, axis: SliceAxis) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which voxel axes become (K, H, W), and which of these three are flipped."""
+    if affine is None:  # a raster: I = column, J = row
+        return (2, 1, 0), ()
+    world, sign = orientation(affine)
+    order = tuple(world.index(w) for w in _WORLD[axis])
+    wanted = (1, -1, -1)
+    return order, tuple(n for n, v in enumerate(order) if sign[v] != wanted[n])
+
+
+def to_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:
+    """(C, I, J, K) → (slices, C, rows, columns), a lossless permutation with flips (a view)."""
+    order, flips = _plan(affine, axis)
+    moved = np.transpose(array, (1 + order[0], 0, 1 + order[1], 1 + order[2]))
+    return np.flip(moved, [(0, 2, 3)[n] for n in flips])
+
+
+def from_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:
+    """(slices, C, rows, columns) → (C, I, J, K): the inverse of `to_slices` (a view)."""
+    order, flips = _plan(affine, axis)
+    moved = np.flip(array, [(0, 2, 3)[n] for n in flips])
+    back = np.argsort([1 + order[0], 0, 1 + order[1], 1 + order[2]])
+    return np.transpose(moved, back)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on its way through a network: slices in stored units and how to normalise them.
+
+    slices: (K, C, H, W), contiguous, so that no result depends on the file's axis order.
+    shift, scale: (K or 1, C, 1, 1) float32; clip: (low, high) of the same shape or None.
+    """
+
+    scan: Scan
+    slices: np.ndarray
+    axis: SliceAxis
+    preprocessing: Preprocessing
+    shift: np.ndarray
+    scale: np.ndarray
+    clip: tuple[np.ndarray, np.ndarray] | None
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def network_input(self, start: int, stop: int) -> np.ndarray:
+        """Slices start…stop, normalised, resized, padded: (n, C, H', W') float32, H' % stride == 0"""
+        x = self.normalised(start, stop)
+        x = resize(x, self.preprocessing.target_size(x.shape[2:]))
+        return pad(x, self.preprocessing.stride)
+
+    def normalised(self, start: int, stop: int) -> np.ndarray:
+        """Slices start…stop at their own size, normalised: (n, C, H, W) float32."""
+        own = slice(start, stop) if len(self.shift) > 1 else slice(None)
+        x = self.slices[start:stop].astype(np.float32)
+        if self.clip:
+            x = np.clip(x, self.clip[0][own], self.clip[1][own])
+        return (x - self.shift[own]) / self.scale[own]
+
+    def probabilities(self, logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Logits (n, classes, H', W') → class probabilities (n, classes, H, W) on the scan's grid.
+
+        Padding is cut off, softmax taken at `temperature`, and probabilities (never labels) are
+        resized to the slice's own size, bilinearly.
+        """
+        size = self.slices.shape[2:]
+        height, width = self.preprocessing.target_size(size)
+        x = logits[:, :, :height, :width].astype(np.float32) / np.float32(temperature)
+        x = np.exp(x - x.max(axis=1, keepdims=True))
+        x /= x.sum(axis=1, keepdims=True)
+        return resize(x, size)
+
+
+class Preprocessing(BaseModel):
+    """How scans become network input. Fitted on training cases, stored with the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int
+    channel_files: int = 1  # files a scan is made of, one a channel
+    slice_axis: SliceAxis = "axial"
+    size: int | None = None  # longest side of a slice in pixels; None: as it is
+    stride: int = 32
+    normalisation: Normalisation = "zscore"
+    over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
+    nonzero: bool = False  # zeros are background outside the field of view: leave them out
+    shift: tuple[float, ...] = ()  # per channel, for imagenet and ct
+    scale: tuple[float, ...] = ()
+    clip: tuple[tuple[float, float], ...] = ()  # per channel, for ct
+
+    def prepare(self, scan: Scan) -> Prepared:
+        """Turn a scan into slices and find its normalisation.
+
+        Raises ScanError where the number of channels doesn't fit.
+        """
+        scan, warnings = adapt_channels(scan, self.channels)
+        axis = scan_axis(scan.shape, scan.affine, self.slice_axis)
+        slices = np.ascontiguousarray(to_slices(scan.voxels, scan.affine, axis))
+        if axis != self.slice_axis:
+            warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
+        shift, scale, clip = self._statistics(slices)
+        return Prepared(scan, slices, axis, self, shift, scale, clip, warnings)
+
+    def target_size(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, columns) after the aspect-preserving resize, before padding."""
+        height, width = size
+        if self.size is None or self.size == max(size):
+            return height, width
+        factor = self.size / max(size)
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def _statistics(self, slices: np.ndarray):
+        if self.normalisation in ("imagenet", "ct"):
+            shift, scale = _per_channel(self.shift), _per_channel(self.scale)
+            low_high = np.array(self.clip, np.float32).T
+            return shift, scale, tuple(map(_per_channel, low_high)) if self.clip else None
+        groups = slices[:, None] if self.over == "slice" else slices[None]  # (G, k, C, H, W)
+        found = [
+            [_spread(group[:, c], self.normalisation, self.nonzero) for c in range(self.channels)]
+            for group in groups
+        ]
+        values = np.array(found, np.float32)[..., None, None]  # (G, C, 4, 1, 1)
+        shift, scale, low, high = (values[:, :, n] for n in range(4))
+        return shift, scale, (low, high) if self.normalisation == "percentile" else None
+
+
+def _spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, float, float]:
+    """(shift, scale, low, high) of one channel; a constant image gives shift = value, scale 1."""
+    values = x[x != 0] if nonzero else x.ravel()
+    if values.size == 0:
+        return 0.0, 1.0, 0.0, 0.0
+    if kind == "percentile":  # 0.5 %…99.5 % becomes -1…1
+        low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+        return (low + high) / 2, (high - low) / 2 or 1.0, low, high
+    values = values.astype(np.float64)
+    return float(values.mean()), float(values.std()) or 1.0, 0.0, 0.0
+
+
+def _per_channel(values) -> np.ndarray:
+    return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
+
+def adapt_channels(scan: Scan, channels: int) -> tuple[Scan, tuple[str, ...]]:
+    """Make grey from RGB by luminance (Rec. 601; a warning), RGB from grey by repeating.
+
+    Raises ScanError for any other mismatch.
+    """
+    if scan.channels == channels:
+        return scan, ()
+    if (scan.channels, channels) == (3, 1):
+        weights = np.array([0.299, 0.587, 0.114], np.float32)
+        grey = np.tensordot(weights, scan.voxels.astype(np.float32), axes=1)[None]
+        return replace(scan, voxels=grey), ("colour image turned grey by luminance",)
+    if (scan.channels, channels) == (1, 3):
+        return replace(scan, voxels=np.repeat(scan.voxels, 3, axis=0)), ()
+    raise ScanError(
+        scan.source, f"has {scan.channels} channel(s); the model was trained on {channels}"
+    )
+
+
+def resize(x: np.ndarray, size: tuple[int, ...], nearest: bool = False) -> np.ndarray:
+    """(n, C, H, W) → (n, C, *size). Images: bilinear, averaging where it shrinks; masks: nearest.
+
+    Pixel areas stay aligned (half-pixel centres), so enlarging a shrunken image moves nothing.
+    """
+    if x.shape[2:] == tuple(size):
+        return x
+    height, width = size
+    how = cv2.INTER_AREA if height < x.shape[2] else cv2.INTER_LINEAR
+    if nearest:
+        how = cv2.INTER_NEAREST_EXACT
+    out = np.empty((*x.shape[:2], height, width), x.dtype)
+    for n, c in np.ndindex(*x.shape[:2]):
+        out[n, c] = cv2.resize(np.ascontiguousarray(x[n, c]), (width, height), interpolation=how)
+    return out
+
+
+def pad(x: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
+    """Repeat the last row and column until height and width are multiples of `multiple`.
+
+    `least` is a smallest height and width. (n, C, H, W) in and out.
+    """
+    grow = [-(-max(n, least) // multiple) * multiple - n for n in x.shape[2:]]
+    if not any(grow):
+        return x
+    return np.pad(x, ((0, 0), (0, 0), (0, grow[0]), (0, grow[1])), mode="edge")
+
+
+def slabs(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive slabs of at most `size` slices."""
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
