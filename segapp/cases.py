@@ -131,7 +131,9 @@ def find_classes(
             "name every value in data.classes, or leave one out with data.ignore"
         )
     if len(classes) < 2:
-        raise DataError(f"{dataset.root}: the masks hold one value only ({values}); nothing to learn")
+        raise DataError(
+            f"{dataset.root}: the masks hold one value only ({values}); nothing to learn"
+        )
     if classes[0].value < 0 or classes[-1].value > 65535 or len(classes) > 250:
         raise DataError(f"{dataset.root}: mask values must lie in 0…65535, at most 250 of them")
     return classes

@@ -99,7 +99,8 @@ def _make_decoder_residual(decoder: nn.Module) -> None:
         first = getattr(block, "conv1", None)  # None: UNet++'s empty blocks
         if not isinstance(first, Conv2dReLU):
             continue
-        residual = ResidualBlock(first[0].in_channels, first[0].out_channels)
+        out_channels, in_channels = first.get_parameter("0.weight").shape[:2]
+        residual = ResidualBlock(in_channels, out_channels)
         initialize_decoder(residual)
         block.conv1, block.conv2 = residual, nn.Identity()
 

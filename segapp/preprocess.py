@@ -44,9 +44,7 @@ def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, in
     return (world[0], world[1], world[2]), (sign[0], sign[1], sign[2])
 
 
-def scan_axis(
-    shape: tuple[int, int, int], affine: np.ndarray | None, axis: SliceAxis
-) -> SliceAxis:
+def scan_axis(shape: tuple[int, int, int], affine: np.ndarray | None, axis: SliceAxis) -> SliceAxis:
     """The direction along which a scan is cut: the model's, but a single slice is that slice."""
     if affine is None or shape.count(1) != 1:
         return axis
@@ -77,6 +75,13 @@ def _plan(affine: np.ndarray | None, axis: SliceAxis) -> tuple[tuple[int, ...], 
     order = tuple(world.index(w) for w in _WORLD[axis])
     wanted = (1, -1, -1)
     return order, tuple(n for n, v in enumerate(order) if sign[v] != wanted[n])
+
+
+def slice_spacing(scan: Scan, axis: SliceAxis) -> tuple[float, ...]:
+    """Distance in mm between slices, rows and columns of a scan with geometry."""
+    assert scan.spacing_mm is not None
+    order, _ = _plan(scan.affine, scan_axis(scan.shape, scan.affine, axis))
+    return tuple(scan.spacing_mm[v] for v in order)
 
 
 def to_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:

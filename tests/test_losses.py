@@ -32,7 +32,8 @@ def test_batch_against_numpy():
     probs, truth = probs.transpose(0, 2, 3, 1)[target != IGNORE], target[target != IGNORE]
     cross_entropy = -np.log(probs[np.arange(len(truth)), truth]).mean()
     dice = [
-        (2 * probs[truth == c, c].sum() + SMOOTH) / (probs[:, c].sum() + (truth == c).sum() + SMOOTH)
+        (2 * probs[truth == c, c].sum() + SMOOTH)
+        / (probs[:, c].sum() + (truth == c).sum() + SMOOTH)
         for c in (1, 3)
     ]
     got = dice_ce_loss(torch.tensor(logits), torch.tensor(target))

@@ -1,0 +1,205 @@
+"""Many scans → segmentations beside a predictions.csv that says how each one went."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from segapp.errors import DataError, OutputError, ScanError, SegappError
+from segapp.formats import (
+    Entry,
+    find_scans,
+    is_scan_file,
+    output_suffix,
+    read_scan,
+    stem,
+    write_segmentation,
+)
+from segapp.predict import Predictor
+from segapp.report.overlay import write_overlay
+from segapp.scan import SegClass, Segmentation
+
+log = logging.getLogger("segapp")
+
+
+@dataclass
+class Outcome:
+    """One line of predictions.csv. `sizes` holds voxels and, where known, ml or mm² by column."""
+
+    file: Path
+    output: Path | None = None
+    status: str = "ok"  # ok | review | failed | skipped
+    reason: str = ""
+    seconds: float = 0.0
+    mean_confidence: float | None = None
+    warnings: tuple[str, ...] = ()
+    sizes: dict[str, float] = field(default_factory=dict)
+
+
+def list_inputs(inputs: Sequence[Path], channel_files: int = 1) -> list[Entry]:
+    """Entries of files and folders, in the order given.
+
+    A file named explicitly is one entry (several channel files of one scan must be given as their
+    folder); a folder is searched. Raises DataError for a path that doesn't exist, and for a folder
+    without scans.
+    """
+    entries: list[Entry] = []
+    for path in inputs:
+        if path.is_dir():
+            found = find_scans(path, channel_files)
+            if not found:
+                raise DataError(f"{path}: holds no scans (.png .jpg .bmp .tif .nii .nii.gz)")
+            entries += found
+        elif path.exists():
+            entries.append(Entry(stem(path), (path,)))
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return entries
+
+
+def predict_entry(predictor: Predictor, entry: Entry, output: Path) -> tuple[Segmentation, Outcome]:
+    """Segment one scan and write the result to `output`. Raises ScanError, OutputError."""
+    began = time.perf_counter()
+    scan = read_scan(entry.paths[0] if len(entry.paths) == 1 else entry.paths)
+    segmentation = predictor(scan)
+    write_segmentation(segmentation, output)
+    outcome = Outcome(
+        file=entry.paths[0],
+        output=output,
+        warnings=segmentation.warnings,
+        mean_confidence=mean_confidence(segmentation),
+        sizes=class_sizes(segmentation),
+    )
+    outcome.seconds = time.perf_counter() - began
+    return segmentation, outcome
+
+
+def predict_batch(
+    predictor: Predictor,
+    entries: Iterable[Entry],
+    out: Path,
+    *,
+    overlay: bool = False,
+    skip_existing: bool = False,
+    on_outcome: Callable[[Outcome], None] = lambda _: None,
+) -> list[Outcome]:
+    """Segment every entry into `out`, mirroring names, and write out/predictions.csv.
+
+    A scan that fails is recorded, and the others go on. Never writes over an input: a clash of
+    names gets a numbered suffix and a warning. The CSV is complete after each scan, also when the
+    run is interrupted. Raises OutputError only where the CSV itself can't be written.
+    """
+    entries = list(entries)
+    taken = {path.resolve() for entry in entries for path in entry.paths}
+    outcomes: list[Outcome] = []
+    with _CsvFile(out / "predictions.csv", predictor.classes) as table:
+        for entry in entries:
+            output, clash = _free_name(out, entry, taken)
+            taken.add(output.resolve())
+            if skip_existing and output.exists():
+                outcome = Outcome(entry.paths[0], output, "skipped", "output exists")
+            else:
+                outcome = _predict_safely(predictor, entry, output, overlay)
+            outcome.warnings = (*outcome.warnings, *clash)
+            outcomes.append(outcome)
+            table.write(outcome)
+            on_outcome(outcome)
+    return outcomes
+
+
+def _predict_safely(predictor: Predictor, entry: Entry, output: Path, overlay: bool) -> Outcome:
+    try:
+        segmentation, outcome = predict_entry(predictor, entry, output)
+        if overlay:
+            axis = predictor.preprocessing.slice_axis
+            write_overlay(segmentation, axis, output.with_name(f"{stem(output)}_overlay.png"))
+        return outcome
+    except SegappError as error:
+        reason = error.problem if isinstance(error, ScanError) else str(error)
+        return Outcome(entry.paths[0], status="failed", reason=reason)
+    except MemoryError:
+        return Outcome(entry.paths[0], status="failed", reason="not enough memory for this scan")
+    except Exception as error:  # a bug of ours must not stop the other 9,999 files
+        log.exception("%s: unexpected error", entry.paths[0])
+        reason = f"unexpected {type(error).__name__}: {error}"
+        return Outcome(entry.paths[0], status="failed", reason=reason)
+
+
+def _free_name(out: Path, entry: Entry, taken: set[Path]) -> tuple[Path, tuple[str, ...]]:
+    suffix = output_suffix(entry.paths[0])
+    first = candidate = out / f"{entry.name}{suffix}"
+    number = 1
+    while candidate.resolve() in taken:
+        number += 1
+        candidate = out / f"{entry.name}_{number}{suffix}"
+    if candidate == first:
+        return first, ()
+    return candidate, (f"{first.name} is taken; written as {candidate.name}",)
+
+
+def mean_confidence(segmentation: Segmentation) -> float | None:
+    """Mean probability of the chosen class over the foreground; over all voxels if there is none."""
+    if segmentation.confidence is None:
+        return None
+    inside = segmentation.labels > 0
+    values = segmentation.confidence[inside] if inside.any() else segmentation.confidence
+    return float(values.mean(dtype=np.float64))
+
+
+def class_sizes(segmentation: Segmentation) -> dict[str, float]:
+    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known."""
+    sizes: dict[str, float] = {
+        f"{name}_voxels": count for name, count in segmentation.voxel_counts().items()
+    }
+    if segmentation.scan.affine is not None:
+        volume = segmentation.scan.shape[2] > 1
+        unit = "ml" if volume else "mm2"
+        measured = segmentation.volumes_ml() if volume else segmentation.areas_mm2()
+        sizes |= {f"{name}_{unit}": value for name, value in measured.items()}
+    return sizes
+
+
+class _CsvFile:
+    """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
+
+    def __init__(self, path: Path, classes: tuple[SegClass, ...]):
+        self.path = path
+        self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
+        self.columns += ["warnings"]
+        for unit in ("voxels", "ml", "mm2"):
+            self.columns += [f"{c.name}_{unit}" for c in classes]
+
+    def __enter__(self) -> _CsvFile:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("w", newline="", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self.writer.writeheader()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, outcome: Outcome) -> None:
+        confidence = outcome.mean_confidence
+        row: dict[str, object] = {
+            "file": outcome.file,
+            "output": outcome.output or "",
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "seconds": f"{outcome.seconds:.3f}",
+            "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
+            "warnings": "; ".join(outcome.warnings),
+        }
+        for column, value in outcome.sizes.items():
+            row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
+        self.writer.writerow(row)
+        self.file.flush()

@@ -1,0 +1,160 @@
+"""Training slices: read once into a memory-mapped cache, then sampled, augmented and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from segapp.augment import Augmentation
+from segapp.cases import Case, labels_to_indices
+from segapp.check import read_case
+from segapp.preprocess import Preprocessing, resize, to_slices
+from segapp.scan import SegClass
+
+_EMPTY_SHARE = 0.25  # slices without foreground, per slice with some, that an epoch takes
+
+
+class SliceCache:
+    """Normalised slices of the training cases, decoded once, in two flat files.
+
+    Images are float16 (10 bits are more than any scanner's noise leaves), masks uint8. The files
+    are memory-mapped, so that any number of workers share them and only what is used is in memory.
+    """
+
+    def __init__(self, folder: Path, channels: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.channels = channels
+        self.names: list[str] = []  # "case" or "case slice k", to name a slice in an error
+        self.sizes: list[tuple[int, int]] = []
+        self.offsets: list[int] = []  # in pixels
+        self.empty: list[bool] = []  # no foreground
+        self._files = (folder / "images.f16", folder / "masks.u8")
+        self._maps: tuple[np.ndarray, np.ndarray] | None = None
+
+    def fill(
+        self,
+        cases: Iterable[Case],
+        preprocessing: Preprocessing,
+        classes: tuple[SegClass, ...],
+        ignore: int | None,
+    ) -> None:
+        """Prepare every slice of `cases`. Raises ScanError; ENOSPC and the like as OSError."""
+        total = 0
+        with self._files[0].open("wb") as images, self._files[1].open("wb") as masks:
+            for case in cases:
+                scan, mask = read_case(case)
+                prepared = preprocessing.prepare(scan)
+                indices = labels_to_indices(mask.voxels, classes, ignore)
+                target = to_slices(indices, scan.affine, prepared.axis)  # (K, 1, H, W)
+                size = preprocessing.target_size(target.shape[2:])
+                for k in range(len(prepared)):
+                    image = resize(prepared.normalised(k, k + 1), size)
+                    labels = resize(target[k : k + 1], size, nearest=True)
+                    images.write(image.astype(np.float16).tobytes())
+                    masks.write(np.ascontiguousarray(labels).tobytes())
+                    self.names.append(case.name if len(prepared) == 1 else f"{case.name} slice {k}")
+                    self.sizes.append((size[0], size[1]))
+                    self.offsets.append(total)
+                    self.empty.append(not np.any((labels > 0) & (labels < len(classes))))
+                    total += size[0] * size[1]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slice `index`: image (C, H, W) float32 and mask (H, W) uint8."""
+        if self._maps is None:  # opened by each process for itself
+            self._maps = (
+                np.memmap(self._files[0], np.float16, "r"),
+                np.memmap(self._files[1], np.uint8, "r"),
+            )
+        height, width = self.sizes[index]
+        start, pixels = self.offsets[index], height * width
+        image = self._maps[0][start * self.channels : (start + pixels) * self.channels]
+        mask = self._maps[1][start : start + pixels]
+        shape = (self.channels, height, width)
+        return image.reshape(shape).astype(np.float32), mask.reshape(height, width)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": None}  # workers open the files themselves
+
+
+class Samples(Dataset):
+    """Augmented samples, addressed by (pass over the data, slice index)."""
+
+    def __init__(self, cache: SliceCache, augment: Augmentation, seed: int):
+        self.cache, self.augment, self.seed = cache, augment, seed
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+        number, index = at
+        image, mask = self.augment(*self.cache[index], seed=(self.seed, number, index))
+        return image, mask, index
+
+
+def sample_order(empty: Sequence[bool], seed: int) -> Iterator[tuple[int, int]]:
+    """(pass, slice index) without end: each pass is all slices with foreground and a quarter as
+    many of those without, in an order that depends on (seed, pass) alone."""
+    flags = np.asarray(empty)
+    full, bare = np.flatnonzero(~flags), np.flatnonzero(flags)
+    if not len(full):
+        full, bare = bare, full
+    n_bare = min(len(bare), int(np.ceil(_EMPTY_SHARE * len(full))))
+    number = 0
+    while True:
+        rng = np.random.default_rng((seed, number))
+        chosen = np.concatenate([full, rng.choice(bare, n_bare, replace=False)])
+        for index in rng.permutation(chosen).tolist():
+            yield number, index
+        number += 1
+
+
+def pass_length(empty: Sequence[bool]) -> int:
+    """Samples in one pass of `sample_order`."""
+    bare = int(np.sum(empty))
+    full = len(empty) - bare
+    return full + min(bare, int(np.ceil(_EMPTY_SHARE * full))) if full else bare
+
+
+class _Batches:
+    """Lists of sample addresses for one of `world` processes, from optimiser step `first_step`."""
+
+    def __init__(self, order: Callable[[], Iterator], size: int, rank: int, world: int, skip: int):
+        self.order, self.size, self.rank, self.world, self.skip = order, size, rank, world, skip
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order()
+        for _ in range(self.skip * self.size * self.world):
+            next(order)
+        while True:
+            share = [next(order) for _ in range(self.size * self.world)]
+            yield share[self.rank :: self.world]
+
+
+def make_batches(
+    samples: Samples,
+    batch_size: int,
+    workers: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches without end: images (N, C, h, w) float32, masks (N, h, w) uint8, indices (N,).
+
+    The batch of a step depends on the seed, the step and `batch_size × world` alone, never on
+    `workers`; a resumed run asks for `first_step` and gets what it would have got.
+    """
+    seed, empty = samples.seed, samples.cache.empty
+    batches = _Batches(lambda: sample_order(empty, seed), batch_size, rank, world, first_step)
+    return iter(
+        DataLoader(
+            samples,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+    )

@@ -1,0 +1,94 @@
+"""The torch engine: the network as it was trained, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from segapp.checkpoint import ModelInfo, model_path, read_weights
+from segapp.errors import ConfigError, ModelFileError
+from segapp.model import build_network
+
+# Slices a batch. Larger ones are hardly faster on a CPU, and a single image pays for a whole batch.
+_BATCH_SIZE = {"cpu": 4, "cuda": 8}
+
+
+class TorchEngine:
+    """Runs a live network. `precision` is what autocast computes in; logits come back as float32.
+
+    The network is put into evaluation mode at each call, so that training can validate with it.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32"):
+        self.network = network
+        self.device = device
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            precision
+        ]
+        self.batch_size = _BATCH_SIZE.get(device.type, 4)
+
+    @torch.inference_mode()
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """(batch_size, C, H, W) float32 → logits (batch_size, classes, H, W) float32."""
+        self.network.eval()
+        x = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
+        lower = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
+            logits = self.network(x)
+        return logits.float().contiguous().cpu().numpy()
+
+
+def load_torch_engine(model: Path, info: ModelInfo, device: str = "auto") -> TorchEngine:
+    """Build the network a model file describes and load its weights.
+
+    Raises ModelFileError where weights don't fit the architecture; ConfigError for a device that
+    isn't there.
+    """
+    where = choose_device(device)
+    network = build_network(**info.architecture.model_dump())
+    weights = {name: torch.from_numpy(array) for name, array in read_weights(model).items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"{model_path(model)}: its weights do not fit the network it describes"
+        ) from error
+    network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchEngine(network, where, choose_precision("auto", where))
+
+
+def choose_device(device: str) -> torch.device:
+    """auto: CUDA where there is one. Raises ConfigError for a device that can't be used."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device {device}: not available here; use cpu, cuda, cuda:N or auto"
+        ) from error
+    return where
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32.
+
+    Raises ConfigError for fp16 on a CPU, whose kernels are missing or slow.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision=fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if has_native_bf16() else "fp32"
+
+
+def has_native_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself (AVX512_BF16 or AMX). Emulation is slow."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
