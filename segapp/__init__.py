@@ -1,4 +1,4 @@
-"""segapp turns a folder of scans and masks into a trained, measured, portable segmentation model."""
+"""A folder of scans and masks becomes a trained, measured, portable segmentation model."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -117,6 +117,7 @@ def _crop(
     image: np.ndarray, mask: np.ndarray, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random window of `size` from (H, W, C) and (H, W)."""
-    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(mask.shape, size))
+    room = [have - want for have, want in zip(mask.shape, size, strict=True)]
+    top, left = (int(rng.integers(n + 1)) for n in room)
     window = (slice(top, top + size[0]), slice(left, left + size[1]))
     return image[window], mask[window]

@@ -15,7 +15,6 @@ from segapp.errors import DataError, OutputError, ScanError, SegappError
 from segapp.formats import (
     Entry,
     find_scans,
-    is_scan_file,
     output_suffix,
     read_scan,
     stem,
@@ -42,17 +41,19 @@ class Outcome:
     sizes: dict[str, float] = field(default_factory=dict)
 
 
-def list_inputs(inputs: Sequence[Path], channel_files: int = 1) -> list[Entry]:
+def list_inputs(
+    inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
+) -> list[Entry]:
     """Entries of files and folders, in the order given.
 
     A file named explicitly is one entry (several channel files of one scan must be given as their
-    folder); a folder is searched. Raises DataError for a path that doesn't exist, and for a folder
-    without scans.
+    folder); a folder is searched, but not below `exclude`, where the outputs go. Raises DataError
+    for a path that doesn't exist, and for a folder without scans.
     """
     entries: list[Entry] = []
     for path in inputs:
         if path.is_dir():
-            found = find_scans(path, channel_files)
+            found = [e for e in find_scans(path, channel_files) if not _below(e, exclude)]
             if not found:
                 raise DataError(f"{path}: holds no scans (.png .jpg .bmp .tif .nii .nii.gz)")
             entries += found
@@ -61,6 +62,10 @@ def list_inputs(inputs: Sequence[Path], channel_files: int = 1) -> list[Entry]:
         else:
             raise DataError(f"{path}: no such file or folder")
     return entries
+
+
+def _below(entry: Entry, folder: Path | None) -> bool:
+    return folder is not None and entry.paths[0].resolve().is_relative_to(folder.resolve())
 
 
 def predict_entry(predictor: Predictor, entry: Entry, output: Path) -> tuple[Segmentation, Outcome]:
@@ -144,7 +149,7 @@ def _free_name(out: Path, entry: Entry, taken: set[Path]) -> tuple[Path, tuple[s
 
 
 def mean_confidence(segmentation: Segmentation) -> float | None:
-    """Mean probability of the chosen class over the foreground; over all voxels if there is none."""
+    """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
     if segmentation.confidence is None:
         return None
     inside = segmentation.labels > 0

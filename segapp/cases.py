@@ -23,7 +23,7 @@ _SLICE_NUMBER = re.compile(r"[_-]?(slice|slc|frame|z)[_-]?\d+$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled scan. `images` is one file, or one a channel; `split` is "" where none is set."""
+    """One labelled scan. `images`: one file, or one a channel; `split` is "" where none is set."""
 
     name: str
     images: tuple[Path, ...]

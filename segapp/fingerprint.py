@@ -14,6 +14,7 @@ from segapp.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Preprocessing,
+    SliceAxis,
     scan_axis,
     thickest_axis,
     to_slices,
@@ -36,8 +37,8 @@ class CaseFacts:
     channels: int
     dtype: str
     spacing_mm: tuple[float, float, float] | None
-    thickest: str
-    slice_size: tuple[int, int]
+    thickest: SliceAxis
+    slice_size: tuple[int, ...]
     mask_counts: dict[int, int]
     minimum: float
     maximum: float

@@ -1,7 +1,7 @@
 """Figures from a confusion matrix. A class that neither mask nor prediction holds has no score.
 
-Such a class is NaN and left out of means, so that it can neither flatter nor hurt; a class that only
-one of the two holds scores 0.
+Such a class is NaN and left out of means, so that it can neither flatter nor hurt; a class that
+only one of the two holds scores 0.
 """
 
 from __future__ import annotations

@@ -122,8 +122,9 @@ def load_encoder_weights(network: nn.Module, encoder: str, in_channels: int, sou
         except _NoPretrainedError as error:
             if source == "imagenet":
                 raise
-            log.warning("THE ENCODER STARTS FROM RANDOM WEIGHTS, training needs more data and time")
-            log.warning("%s", error)
+            log.warning(
+                "THE ENCODER STARTS FROM RANDOM WEIGHTS and will need more data and time. %s", error
+            )
             return f"none ({error.reason})"
     else:
         state, origin = _read_weights_file(Path(source))
@@ -164,14 +165,12 @@ def _read_pretrained(
         warnings.simplefilter("ignore")
         hub.utils.disable_progress_bars()
         hub.logging.set_verbosity_error()
-        try:
-            path = hub.hf_hub_download(
-                repo, "model.safetensors", revision=revision, local_files_only=True
-            )
-        except (OSError, ValueError):  # not in the cache
+        # hf_hub_download(local_files_only=True) would ask the hub who is calling, patiently
+        path = hub.try_to_load_from_cache(repo, "model.safetensors", revision=revision)
+        if not isinstance(path, str):
             reason = _why_unreachable(repo, revision, limit_s)
             if reason:
-                raise _NoPretrainedError(reason, encoder, repo) from None
+                raise _NoPretrainedError(reason, encoder, repo)
             log.info("Downloading %s from %s", repo, hub.constants.ENDPOINT)
             try:
                 path = hub.hf_hub_download(repo, "model.safetensors", revision=revision)
@@ -254,13 +253,16 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], in_channels: int, o
     try:
         module.load_state_dict(state)  # smp's encoders drop the classifier's keys from `state`
     except RuntimeError as error:
-        expected = module.state_dict()
-        problems = [f"{k} is unknown" for k in state if k not in expected]
-        for k, v in expected.items():
-            if k in state and state[k].shape != v.shape:
-                problems.append(f"{k} has shape {tuple(state[k].shape)}, expected {tuple(v.shape)}")
-            elif k not in state and not k.endswith("num_batches_tracked"):
-                problems.append(f"{k} is missing")
+        counts = "num_batches_tracked"
+        given = {k: v for k, v in state.items() if not k.endswith(counts)}
+        expected = {k: v for k, v in module.state_dict().items() if not k.endswith(counts)}
+        problems = [f"{k} is unknown" for k in given if k not in expected]
+        problems += [f"{k} is missing" for k in expected if k not in given]
+        problems += [
+            f"{k} has shape {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+            for k, v in expected.items()
+            if k in given and given[k].shape != v.shape
+        ]
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
             f"model.encoder_weights ({origin}) doesn't fit model.encoder: "

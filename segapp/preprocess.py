@@ -88,13 +88,13 @@ def to_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> 
     """(C, I, J, K) → (slices, C, rows, columns), a lossless permutation with flips (a view)."""
     order, flips = _plan(affine, axis)
     moved = np.transpose(array, (1 + order[0], 0, 1 + order[1], 1 + order[2]))
-    return np.flip(moved, [(0, 2, 3)[n] for n in flips])
+    return np.flip(moved, tuple((0, 2, 3)[n] for n in flips))
 
 
 def from_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:
     """(slices, C, rows, columns) → (C, I, J, K): the inverse of `to_slices` (a view)."""
     order, flips = _plan(affine, axis)
-    moved = np.flip(array, [(0, 2, 3)[n] for n in flips])
+    moved = np.flip(array, tuple((0, 2, 3)[n] for n in flips))
     back = np.argsort([1 + order[0], 0, 1 + order[1], 1 + order[2]])
     return np.transpose(moved, back)
 
@@ -120,7 +120,7 @@ class Prepared:
         return len(self.slices)
 
     def network_input(self, start: int, stop: int) -> np.ndarray:
-        """Slices start…stop, normalised, resized, padded: (n, C, H', W') float32, H' % stride == 0"""
+        """Slices start…stop, normalised, resized, padded to the stride: (n, C, H', W') float32."""
         x = self.normalised(start, stop)
         x = resize(x, self.preprocessing.target_size(x.shape[2:]))
         return pad(x, self.preprocessing.stride)
@@ -189,7 +189,9 @@ class Preprocessing(BaseModel):
         if self.normalisation in ("imagenet", "ct"):
             shift, scale = _per_channel(self.shift), _per_channel(self.scale)
             low_high = np.array(self.clip, np.float32).T
-            return shift, scale, tuple(map(_per_channel, low_high)) if self.clip else None
+            if not self.clip:
+                return shift, scale, None
+            return shift, scale, (_per_channel(low_high[0]), _per_channel(low_high[1]))
         groups = slices[:, None] if self.over == "slice" else slices[None]  # (G, k, C, H, W)
         found = [
             [_spread(group[:, c], self.normalisation, self.nonzero) for c in range(self.channels)]

@@ -25,7 +25,7 @@ class Engine(Protocol):
 
 
 def load_engine(model: Path, info: ModelInfo, device: str = "auto") -> Engine:
-    """The engine for a model file; torch is imported only now. Raises ModelFileError, ConfigError."""
+    """The engine of a model file; imports torch only now. Raises ModelFileError, ConfigError."""
     from segapp.engines.torch import load_torch_engine
 
     return load_torch_engine(model, info, device)

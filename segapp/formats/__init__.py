@@ -78,12 +78,12 @@ def read_scan(paths: Path | Sequence[Path]) -> Scan:
     stretched to 0–255. Voxels that are not finite are read as 0, with a warning. Raises ScanError
     for a file that can't be read, is too large, or lies on another grid than the first one.
     """
-    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     missing = [file.name for file in files if not file.exists()] if len(files) > 1 else []
     if missing:
         problem = f"{len(files)} channel files are expected, missing: {', '.join(missing)}"
         raise ScanError(files[0], problem)
-    scans = [_finite(_read(Path(file), labels=False)) for file in files]
+    scans = [_finite(_read(file, labels=False)) for file in files]
     first = scans[0]
     if len(scans) == 1:
         return first
@@ -143,9 +143,7 @@ def check_size(path: Path, shape: Sequence[int]) -> None:
         raise ScanError(path, f"its header claims an impossible size {tuple(map(int, shape))}")
     if prod(map(int, shape)) > MAX_VOXELS:
         size = " × ".join(str(n) for n in shape if n > 1)
-        raise ScanError(
-            path, f"its header claims {size} values, more than {MAX_VOXELS} are refused"
-        )
+        raise ScanError(path, f"its header claims {size} values, the limit is {MAX_VOXELS}")
 
 
 def alpha_warnings(path: Path, alpha: np.ndarray, labels: bool) -> list[str]:
@@ -190,7 +188,10 @@ def _read(path: Path, labels: bool) -> Scan:
         module = _module(path)
         if path.stat().st_size == 0:
             raise ScanError(path, "the file is empty")
-        return module.read(path, labels)
+        scan = module.read(path, labels)
+        if scan.voxels.dtype.kind not in "iuf":
+            raise ScanError(path, f"has {scan.voxels.dtype} voxels; save real numbers")
+        return scan
     except ScanError:
         raise
     except MemoryError as error:

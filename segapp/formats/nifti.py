@@ -47,8 +47,6 @@ def read(path: Path, labels: bool) -> Scan:
                 f"holds {prod(shape[3:])} volumes {shape}, one is read; save each as its own file "
                 "(channels of one scan as NAME_0000.nii.gz, NAME_0001.nii.gz, …)",
             )
-        if dtype.kind == "c":
-            raise ScanError(path, "has complex voxels; save their magnitude")
         affine, notes = _affine_mm(path, header)
         _require_bytes(path, stream, header.get_data_offset() + prod(shape) * dtype.itemsize)
         voxels = _voxels(stream, header).reshape((*shape, 1)[:3])
@@ -176,7 +174,7 @@ def _output_header(scan: Scan) -> nib.Nifti1Header:
     source = _source_header(scan)
     if source is not None and scan.affine is not None:
         header = type(source)()
-        header.set_data_shape(scan.shape)
+        header.set_data_shape(source.get_data_shape()[:3])
         for field in _GEOMETRY:
             header[field] = source[field]
         header["pixdim"][:4] = source["pixdim"][:4]

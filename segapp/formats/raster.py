@@ -1,7 +1,8 @@
 """PNG, JPEG, BMP and TIFF, told apart by their content.
 
-Pillow silently cuts 16-bit colour down to 8 bits, and tifffile leaves some compressions to a
-package that is not required; where either happens, OpenCV decodes the pixels instead.
+Pillow silently cuts 16-bit colour down to 8 bits, so OpenCV decodes such PNG files. tifffile leaves
+LZW and others to a package that is not required; Pillow decodes those where it keeps all bits.
+OpenCV would keep them always, but it returns made-up pixels where a TIFF is damaged.
 """
 
 from __future__ import annotations
@@ -69,12 +70,14 @@ def write(segmentation: Segmentation, path: Path) -> None:
 @contextmanager
 def _pillow(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size decides
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # sizes: check_size decides
         try:
             with Image.open(path, formats=formats) as image:
                 yield image
         except Image.DecompressionBombError as error:
-            raise ScanError(path, "has too many pixels for its format; save it as TIFF") from error
+            raise ScanError(
+                path, "has too many pixels for its format; save it as plain TIFF"
+            ) from error
 
 
 def _read_image(path: Path, labels: bool) -> tuple[np.ndarray, list[str]]:
@@ -131,18 +134,13 @@ def _read_tiff(path: Path, labels: bool) -> tuple[np.ndarray, list[str]]:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             if count == 0 or offset + count > tif.filehandle.size:
                 raise ScanError(path, "is truncated: it lacks pixels that its header lists")
-        try:
-            if page.photometric not in _PLAIN_TIFF:
-                raise ImportError("colour conversion")
-            stack = page.asarray(squeeze=False)[:, 0]  # (separate planes, J, I, samples)
-            pixels = np.concatenate(list(stack), axis=-1)
-        except (ImportError, ValueError, NotImplementedError) as error:
-            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
-                raise
-            pixels = _tiff_without_tifffile(path, page)
+        pixels = _through_tifffile(page)
+        if pixels is None:
+            pixels = _through_pillow(path, page)
+        colormap, tag = page.colormap, page.tags.get(_ORIENTATION)
     bits, photometric = page.bitspersample, page.photometric
     if photometric == _PALETTE and not labels:
-        palette = np.asarray(page.colormap).T  # (colours, 3)
+        palette = np.asarray(colormap).T  # (colours, 3)
         palette = (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)
         pixels = _through_palette(pixels, palette)
     elif photometric == _MINISWHITE and labels:
@@ -154,44 +152,52 @@ def _read_tiff(path: Path, labels: bool) -> tuple[np.ndarray, list[str]]:
         notes.append(f"{_name(photometric)} colours were converted to RGB")
     pixels = _stretched(pixels, bits, labels or photometric == _PALETTE)
     has_alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2) and pixels.shape[2] > 1
-    tag = page.tags.get(_ORIENTATION)
     return _finished(path, pixels, has_alpha, tag.value if tag else 1, labels, notes)
 
 
 def _single_page(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage:
-    pages = [page for page in tif.pages if not page.subfiletype & 1]  # thumbnails do not count
+    every = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+    pages = [page for page in every if not page.is_reduced]  # thumbnails do not count
     # A stack cut short loses its later pages; its first must not pass for the whole image.
     tif.filehandle.seek(tif.pages.next_page_offset or 0)
     link = tif.filehandle.read(tif.tiff.offsetsize)
     if not pages or len(link) < tif.tiff.offsetsize or any(link):
         raise ScanError(path, "is damaged: its list of pages breaks off")
     images = (tif.imagej_metadata or {}).get("images", 1)
-    page = pages[0]
-    assert isinstance(page, tifffile.TiffPage)
-    _require_one(path, max(len(pages), page.imagedepth, int(images)))
-    return page
+    _require_one(path, max(len(pages), pages[0].imagedepth, int(images)))
+    return pages[0]
 
 
-def _tiff_without_tifffile(path: Path, page: tifffile.TiffPage) -> np.ndarray:
-    """The stored values (J, I, C) through libtiff in Pillow or OpenCV, where they keep the bits."""
-    compression = f"{_name(page.compression)}, {page.dtype}"
+def _through_tifffile(page: tifffile.TiffPage) -> np.ndarray | None:
+    """The stored values (J, I, C); None where a codec is missing or colours need converting."""
+    if page.photometric not in _PLAIN_TIFF:
+        return None
+    try:
+        planes = page.asarray(squeeze=False)[:, 0]  # (planes, J, I, samples)
+    except (ImportError, ValueError, NotImplementedError) as error:
+        if isinstance(error, ImportError) or "imagecodecs" in str(error):
+            return None
+        raise
+    return np.concatenate(list(planes), axis=-1)
+
+
+def _through_pillow(path: Path, page: tifffile.TiffPage) -> np.ndarray:
+    """The stored values (J, I, C) by libtiff. Raises ScanError where Pillow would lose bits."""
+    compression = f"{_name(page.compression)}, {page.dtype}, {page.samplesperpixel} channels"
     problem = f"its compression ({compression}) can't be read; save it with Deflate"
     if _ORIENTATION in page.tags and page.tags[_ORIENTATION].value != 1:
-        raise ScanError(path, f"is turned by its orientation tag, and {problem}")  # both turn it
-    pixels = None
+        raise ScanError(path, f"is turned by its orientation tag, and {problem}")  # Pillow turns it
     try:
         with _pillow(path, ("TIFF",)) as image:
             pixels = _pixels(image)
-            if page.photometric == _MINISWHITE and page.bitspersample <= 8:  # undo Pillow's part
+            if page.photometric == _MINISWHITE and page.bitspersample <= 8:  # Pillow inverts it
                 pixels = ~pixels
             if image.mode == "L" and page.bitspersample in (2, 4):
                 pixels = pixels // (255 // (2**page.bitspersample - 1))
             if image.mode == "I" and page.dtype is not None and page.dtype.kind in "iu":
                 pixels = pixels.astype(page.dtype)
-    except UnidentifiedImageError:
-        pass  # no mode of Pillow holds such pixels
-    if pixels is None or pixels.dtype != page.dtype:
-        pixels = _opencv(path)
+    except UnidentifiedImageError as error:  # no mode of Pillow holds such pixels
+        raise ScanError(path, problem) from error
     if pixels.dtype != page.dtype or pixels.shape[:2] != (page.imagelength, page.imagewidth):
         raise ScanError(path, problem)
     return pixels
@@ -206,10 +212,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _opencv(path: Path) -> np.ndarray:
-    """(J, I, C) with the stored bits; colours as RGB or RGBA."""
+    """A PNG as (J, I, C) with the stored bits; colours as RGB or RGBA."""
     import cv2
 
-    cv2.setLogLevel(2)  # errors only: libtiff's remarks would go to the terminal
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ScanError(path, "can't be decoded, it may be damaged")

@@ -1,0 +1,259 @@
+"""The command line. Each command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segapp.errors import SegappError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train a segmentation model on your scans and masks, measure it, use it.\n\n"
+    "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out DIR",
+    epilog="Exit codes: 0 all done, 1 some inputs failed, 2 usage, settings or data error.",
+)
+
+
+class Split(StrEnum):
+    all = "all"
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+Model = Annotated[Path, typer.Argument(help="A run folder or a model.safetensors.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE ...]",
+            help="A YAML file and settings that go before it, e.g. data.root=DIR "
+            "train.budget_minutes=10. With neither: configs/brain.yaml.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting and its value, then stop.")
+    ] = False,
+) -> None:
+    """Train a model.
+
+    DATA is found by its layout: images/ + masks/ with the same file names, nnU-Net's imagesTr/ +
+    labelsTr/ + dataset.json, either below train/ val/ test/, or a cases.csv with
+    image,mask,patient,split. Ctrl-C saves the run; --resume goes on with it.
+    """
+    from segapp.config import load_settings
+
+    words = words or []
+    if resume:
+        if words:
+            raise typer.BadParameter("--resume takes the run's own settings; give none beside it")
+        settings = load_settings(_run_config(resume), [])
+    else:
+        config = Path(words.pop(0)) if words and "=" not in words[0] else None
+        settings = load_settings(config, words)
+    if print_config:
+        typer.echo(settings.to_yaml(), nl=False)
+        return
+    _start_logging()
+    from segapp.train import resume_run
+    from segapp.train import train as run_training
+
+    started = _command_started()
+    out = resume_run(resume, settings, started) if resume else run_training(settings, started)
+    typer.echo(f"model: {out / 'model.safetensors'}")
+    typer.echo(f"next:  segapp evaluate {out} {settings.data.root} --out {out / 'evaluation'}")
+
+
+@app.command()
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Scans, or folders of scans.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    device: Device = "auto",
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write a picture of each result.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave scans that have a result.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Segment scans; results mirror their names under DIR, beside predictions.csv.
+
+    Results lie on each scan's own grid and hold the values of the training masks. A scan that
+    can't be segmented is named in predictions.csv with the reason; the others go on.
+    """
+    _start_logging()
+    from segapp.batch import list_inputs, predict_batch
+    from segapp.checkpoint import read_info
+    from segapp.predict import Predictor
+    from segapp.progress import BatchBar, log
+
+    info = read_info(model)
+    entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
+    predictor = Predictor.load(model, device)
+    with BatchBar(len(entries)) as bar:
+
+        def report(outcome: Any) -> None:
+            for warning in outcome.warnings:
+                log.warning("%s: %s", outcome.file, warning)
+            if outcome.status == "failed":
+                log.error("%s: %s", outcome.file, outcome.reason)
+            bar.step(outcome.status == "failed")
+
+        options = {"overlay": overlay, "skip_existing": skip_existing, "on_outcome": report}
+        outcomes = predict_batch(predictor, entries, out, **options)
+    counts = {s: sum(o.status == s for o in outcomes) for s in ("ok", "failed", "skipped")}
+    table = out / "predictions.csv"
+    if as_json:
+        typer.echo(json.dumps({**counts, "csv": str(table)}))
+    else:
+        said = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+        typer.echo(f"{said}; see {table}")
+    raise typer.Exit(1 if counts["failed"] else 0)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="A labelled data set, in any layout of train.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
+    split: Annotated[
+        Split | None, typer.Option(help="Default: test, or all without splits.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on labelled cases.
+
+    mIoU is the mean over all classes, background included, of the IoU of the summed confusion;
+    Dice the mean over the foreground classes. cases.csv has the figures of each case.
+    """
+    _start_logging()
+    from segapp.evaluate import evaluate_model
+
+    result = evaluate_model(model, data, split.value if split else None, out, device)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(_evaluation_table(result))
+        typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
+    raise typer.Exit(1 if result["n_failed"] else 0)
+
+
+@app.command()
+def info(model: Model, as_json: Json = False) -> None:
+    """Show what a model file says about itself."""
+    from segapp.checkpoint import model_path, read_info
+
+    record = read_info(model)
+    if as_json:
+        typer.echo(record.model_dump_json())
+        return
+    val = record.metrics
+    classes = ", ".join(f"{c.name} (mask value {c.value})" for c in record.classes)
+    split_sizes = ", ".join(f"{len(names)} {split}" for split, names in record.data.images.items())
+    lines = {
+        "model": model_path(model),
+        "network": " ".join(f"{k}={v}" for k, v in record.architecture.model_dump().items()),
+        "classes": classes,
+        "preprocessing": record.preprocessing.model_dump_json(exclude_defaults=True),
+        "validation": f"mIoU {val.get('miou')}, Dice {val.get('dice')}, epoch {val.get('epoch')}",
+        "starting weights": record.starting_weights,
+        "data": f"{record.data.root} ({split_sizes} cases)",
+        "created": record.created,
+        "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
+        "licences": record.licence_notes,
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name + ':':18}{value}")
+
+
+@app.command(name="app")
+def web_app(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or files.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
+) -> None:
+    """Open the web app: drop scans, look at the result slice by slice, download it."""
+    _start_logging()
+    from segapp.web.app import launch
+
+    launch(models, host, port)
+
+
+def _run_config(run: Path) -> Path:
+    from segapp.errors import ConfigError
+
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{run}: holds no config.yaml; --resume takes a run folder")
+    return config
+
+
+def _start_logging() -> None:
+    from segapp.progress import log_to_console
+
+    log_to_console()
+
+
+def _command_started() -> float:
+    """When this process began, so that a budget also pays for the imports."""
+    import psutil
+
+    return min(time.time(), psutil.Process().create_time())
+
+
+def _evaluation_table(result: dict[str, Any]) -> str:
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4f}"
+
+    rows = [("class", "IoU", "Dice")]
+    rows += [(n, cell(v["iou"]), cell(v["dice"])) for n, v in result["classes"].items()]
+    rows += [("mean", cell(result["miou"]), cell(result["dice"]))]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{width}}  {a:>7}  {b:>7}" for name, a, b in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    lines.insert(len(lines) - 1, "-" * len(lines[0]))
+    lines.append("mean IoU over all classes, mean Dice over the foreground")
+    failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
+    lines.insert(0, f"split {result['split']}: {result['n']} cases{failed}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: errors made for users end in one line and their exit code."""
+    try:
+        app(standalone_mode=True)
+    except SegappError as error:
+        print(f"segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("segapp: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

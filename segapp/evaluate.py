@@ -1,0 +1,231 @@
+"""A Predictor on labelled cases: per-case figures, and the split's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segapp import metrics
+from segapp.cases import Case, find_cases, labels_to_indices
+from segapp.check import read_case
+from segapp.checkpoint import DataRecord
+from segapp.errors import DataError, ScanError
+from segapp.files import require_writable, sha256, write_text
+from segapp.predict import Predictor
+from segapp.preprocess import scan_axis, to_slices
+from segapp.progress import track
+from segapp.scan import Scan, SegClass, Segmentation
+
+log = logging.getLogger("segapp")
+
+
+@dataclass
+class CaseResult:
+    """One case: its confusion (truth rows, prediction columns), or why it has none."""
+
+    case: Case
+    matrix: np.ndarray
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Evaluation:
+    """Results over cases. `nll` is the summed negative log-likelihood of `counted` voxels."""
+
+    classes: tuple[SegClass, ...]
+    cases: list[CaseResult] = field(default_factory=list)
+    nll: float = 0.0
+    counted: int = 0
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The summed confusion, (classes, classes)."""
+        empty = np.zeros((len(self.classes),) * 2, np.int64)
+        return sum((r.matrix for r in self.cases), empty)
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the true class per voxel; NaN without a voxel."""
+        return self.nll / self.counted if self.counted else float("nan")
+
+    @property
+    def miou(self) -> float:
+        return metrics.mean_iou(self.matrix)
+
+    @property
+    def dice(self) -> float:
+        return metrics.mean_dice(self.matrix)
+
+    def failed(self) -> list[CaseResult]:
+        return [r for r in self.cases if r.error]
+
+
+def evaluate_cases(
+    predictor: Predictor,
+    cases: Iterable[Case],
+    ignore: int | None,
+    read: Callable[[Case], tuple[Scan, Scan]] = read_case,
+    on_segmentation: Callable[[Case, Segmentation, np.ndarray], None] = lambda *_: None,
+) -> Evaluation:
+    """Segment each case on its own grid and compare it with its mask.
+
+    A case that can't be read, or whose mask has a value outside the model's classes, is recorded
+    with its error; the others go on. on_segmentation gets each result and the true indices.
+    """
+    classes = predictor.classes
+    result = Evaluation(classes)
+    for case in cases:
+        try:
+            scan, mask = read(case)
+            truth = labels_to_indices(mask.voxels, classes, ignore)  # (1, I, J, K)
+            axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
+            in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
+
+            def add_nll(stop: int, _: int, slab: np.ndarray, in_slices=in_slices) -> None:
+                nll, counted = _negative_log_likelihood(slab, in_slices[stop - len(slab) : stop])
+                result.nll += nll
+                result.counted += counted
+
+            segmentation = predictor(scan, on_slab=add_nll)
+        except (ScanError, ValueError) as error:
+            message = str(error) if isinstance(error, ScanError) else f"{case.mask}: {error}"
+            result.cases.append(CaseResult(case, _zeros(classes), message))
+            continue
+        matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))
+        result.cases.append(CaseResult(case, matrix, warnings=segmentation.warnings))
+        on_segmentation(case, segmentation, truth[0])
+    return result
+
+
+def _negative_log_likelihood(slab: np.ndarray, truth: np.ndarray) -> tuple[float, int]:
+    """Sum over counted voxels of -log p(true class); slab (n, classes, H, W), truth (n, H, W)."""
+    counted = truth < slab.shape[1]
+    chosen = np.take_along_axis(slab, np.where(counted, truth, 0)[:, None].astype(np.int64), 1)
+    p = np.maximum(chosen[:, 0][counted], 1e-12)
+    return float(-np.log(p).sum(dtype=np.float64)), int(counted.sum())
+
+
+def _zeros(classes: tuple[SegClass, ...]) -> np.ndarray:
+    return np.zeros((len(classes), len(classes)), np.int64)
+
+
+def summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
+    """What summary.json holds: split-level miou and dice, figures per class, and counts.
+
+    Classes that neither the masks nor the predictions hold are null and left out of the means.
+    """
+    matrix = evaluation.matrix
+    per_class = {
+        c.name: {"iou": _number(i), "dice": _number(d), "true_voxels": int(n)}
+        for c, i, d, n in zip(
+            evaluation.classes,
+            metrics.iou(matrix),
+            metrics.dice(matrix),
+            matrix.sum(1),
+            strict=True,
+        )
+    }
+    done = [r for r in evaluation.cases if not r.error]
+    return {
+        "split": split,
+        "n": len(done),
+        "n_failed": len(evaluation.cases) - len(done),
+        "miou": _number(evaluation.miou),
+        "dice": _number(evaluation.dice),
+        "mean_case_miou": _mean([metrics.mean_iou(r.matrix) for r in done]),
+        "mean_case_dice": _mean([metrics.mean_dice(r.matrix) for r in done]),
+        "loss": _number(evaluation.loss),
+        "classes": per_class,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _mean(values: list[float]) -> float | None:
+    known = [v for v in values if not np.isnan(v)]
+    return _number(float(np.mean(known))) if known else None
+
+
+def write_evaluation(
+    evaluation: Evaluation, split: str, out: Path, seen: int = 0
+) -> dict[str, Any]:
+    """Write out/cases.csv and out/summary.json; returns the summary. Raises OutputError."""
+    names = [c.name for c in evaluation.classes]
+    table = io.StringIO()
+    columns = ["case", "patient", "split", "status", "reason", "miou", "dice"]
+    columns += [f"iou_{n}" for n in names] + [f"dice_{n}" for n in names] + ["warnings"]
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for r in evaluation.cases:
+        row: dict[str, Any] = {"case": r.case.name, "patient": r.case.patient}
+        row |= {"split": r.case.split, "status": "failed" if r.error else "ok"}
+        row |= {"reason": r.error, "warnings": "; ".join(r.warnings)}
+        if not r.error:
+            row["miou"] = _cell(metrics.mean_iou(r.matrix))
+            row["dice"] = _cell(metrics.mean_dice(r.matrix))
+            for name, i, d in zip(
+                names, metrics.iou(r.matrix), metrics.dice(r.matrix), strict=True
+            ):
+                row[f"iou_{name}"], row[f"dice_{name}"] = _cell(i), _cell(d)
+        writer.writerow(row)
+    result = {**summary(evaluation, split), "n_seen_in_training": seen}
+    write_text(out / "cases.csv", table.getvalue())
+    write_text(out / "summary.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def evaluate_model(
+    model: Path, data: Path, split: str | None, out: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """Evaluate a model file on a split of a labelled data set; write and return the figures.
+
+    split None means test where there is one, else all of a data set without splits. Cases that the
+    model was trained on are counted in `n_seen_in_training` and warned about. Raises DataError for
+    a data set without that split, ModelFileError, ConfigError, OutputError.
+    """
+    require_writable(out)
+    predictor = Predictor.load(model, device)
+    assert predictor.info is not None
+    dataset = find_cases(data)
+    if split is None:
+        split = "test" if any(c.split for c in dataset.cases) else "all"
+    cases = dataset.split(split)
+    if not cases:
+        there = ", ".join(sorted({c.split for c in dataset.cases if c.split})) or "none"
+        raise DataError(f"{data}: no case is in the split {split}; there is: {there}")
+    result = evaluate_cases(predictor, track(cases, "evaluating"), predictor.info.ignore)
+    for r in result.failed():
+        log.error("%s", r.error)
+    seen = _seen_in_training(cases, predictor.info.data)
+    if seen:
+        log.warning(
+            "%d of these %d cases were used to train or choose this model; "
+            "its figures on them say little about new scans",
+            seen,
+            len(cases),
+        )
+    return write_evaluation(result, split, out, seen)
+
+
+def _seen_in_training(cases: Sequence[Case], record: DataRecord) -> int:
+    known = {h for s in ("train", "val") for h in record.images.get(s, {}).values()}
+    return sum("+".join(sha256(p) for p in c.images) in known for c in cases if _readable(c))
+
+
+def _readable(case: Case) -> bool:
+    return all(path.is_file() for path in case.images)
+
+
+def _cell(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"

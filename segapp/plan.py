@@ -1,0 +1,104 @@
+"""From settings and a data set to a plan: what will be trained on what, every `auto` decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from segapp.cases import Case, Dataset, find_cases, find_classes, with_val_split
+from segapp.check import inspect
+from segapp.checkpoint import DataRecord
+from segapp.config import Settings
+from segapp.errors import DataError
+from segapp.files import sha256
+from segapp.fingerprint import CaseFacts, fit_preprocessing
+from segapp.preprocess import Preprocessing
+from segapp.scan import SegClass
+
+_BATCH_SIZE = 8
+_PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
+_PATCH_LIMITS = (96, 256)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything training needs to know. `reasons` say what was decided and why."""
+
+    settings: Settings
+    dataset: Dataset
+    classes: tuple[SegClass, ...]
+    ignore: int | None
+    preprocessing: Preprocessing
+    record: DataRecord
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(
+    settings: Settings, progress: Callable[[Iterable[Case]], Iterable[Case]] = iter
+) -> Plan:
+    """Read the whole data set once, find what would sink a run, and decide every data `auto`.
+
+    Raises DataError naming the first file at fault.
+    """
+    root = settings.data.root
+    assert root is not None, "load_settings makes sure of it"
+    dataset = with_val_split(find_cases(root), settings.data.val_share, settings.train.seed)
+    ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
+    facts, first_seen, warnings = inspect(dataset, progress)
+    classes = find_classes(dataset, first_seen, settings.data.classes, ignore)
+    training = [f for f in facts if f.case.split == "train"]
+    if not training:
+        raise DataError(f"{root}: no case is in the split train")
+    _require_foreground(training, classes, dataset)
+    preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
+    resolved = settings.model_copy(deep=True)
+    resolved.data.slice_axis = preprocessing.slice_axis
+    resolved.data.classes = [c.name for c in classes]
+    resolved.data.ignore = ignore
+    resolved.preprocess.size = preprocessing.size or "native"
+    resolved.preprocess.normalisation = preprocessing.normalisation
+    if resolved.optim.batch_size == "auto":
+        resolved.optim.batch_size = _BATCH_SIZE
+    if resolved.optim.patch == "auto":
+        resolved.optim.patch = _choose_patch(training, preprocessing)
+        reasons.append(f"patches: {resolved.optim.patch}² pixels, three quarters of a slice's side")
+    counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
+    names = ", ".join(f"{c.value} {c.name}" for c in classes)
+    reasons.insert(0, f"classes: {names}")
+    reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
+    return Plan(
+        settings=resolved,
+        dataset=dataset,
+        classes=classes,
+        ignore=ignore,
+        preprocessing=preprocessing,
+        record=_record(dataset),
+        reasons=(*dataset.notes, *reasons),
+        warnings=tuple(warnings),
+    )
+
+
+def _require_foreground(
+    facts: list[CaseFacts], classes: tuple[SegClass, ...], dataset: Dataset
+) -> None:
+    seen = set().union(*(f.mask_counts for f in facts))
+    if not seen & {c.value for c in classes[1:]}:
+        raise DataError(f"{dataset.root}: no training mask holds any foreground; nothing to learn")
+
+
+def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
+    sides = [np.mean(preprocessing.target_size(f.slice_size)) for f in facts]
+    side = round(float(np.median(sides)) * _PATCH_SHARE / 32) * 32
+    return int(np.clip(side, *_PATCH_LIMITS))
+
+
+def _record(dataset: Dataset) -> DataRecord:
+    record = DataRecord(root=str(dataset.root))
+    for case in dataset.cases:
+        images = "+".join(sha256(path) for path in case.images)
+        record.images.setdefault(case.split, {})[case.name] = images
+        record.masks.setdefault(case.split, {})[case.name] = sha256(case.mask)
+    return record

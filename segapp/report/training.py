@@ -1,0 +1,133 @@
+"""What a run leaves to look at: its history, curves, augmented samples and validation overlays."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segapp.cases import Case
+from segapp.files import atomic_path, write_text
+from segapp.preprocess import SliceAxis, scan_axis, to_slices
+from segapp.report.overlay import (
+    busiest_slice,
+    display_slices,
+    display_window,
+    draw_slice,
+    save_png,
+)
+from segapp.scan import SegClass, Segmentation
+
+if TYPE_CHECKING:
+    from segapp.data import Samples
+
+_GAP = 4  # pixels between pictures
+
+
+def write_history(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One line an epoch, floats with 6 significant digits, empty where nothing was measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow(shown)
+    write_text(path, text.getvalue())
+
+
+def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], path: Path) -> None:
+    """Loss, IoU of each class and learning rate over the epochs, as one PNG."""
+    from matplotlib.figure import Figure  # half a second that only the end of a run pays
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    loss, score, rate = figure.subplots(1, 3)
+    measured = [row for row in rows if row["val_miou"] is not None]
+    epochs, val_epochs = [r["epoch"] for r in rows], [r["epoch"] for r in measured]
+    loss.plot(epochs, [r["train_loss"] for r in rows], label="training loss", color="#444444")
+    losses = [r["val_loss"] for r in measured]
+    loss.plot(val_epochs, losses, label="validation log-likelihood loss", color="#D55E00")
+    for c in classes:
+        colour = "#{:02x}{:02x}{:02x}".format(*c.colour) if any(c.colour) else "#999999"
+        values = [r[f"iou_{c.name}"] for r in measured]
+        score.plot(val_epochs, values, label=c.name, color=colour, linewidth=1)
+    miou = [r["val_miou"] for r in measured]
+    score.plot(val_epochs, miou, label="mean IoU", color="black", linewidth=2)
+    rate.plot(epochs, [r["lr"] for r in rows], color="#0072B2")
+    loss.set(title="Loss", ylim=(0, None))
+    score.set(title="Validation IoU", ylim=(0, 1))
+    rate.set(title="Learning rate", ylim=(0, None))
+    for axes in (loss, score, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    score.legend(frameon=False, loc="lower right")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: Path) -> None:
+    """What training sees: six slices, each as it is and in five augmented versions, masks drawn."""
+    chosen = [i for i, empty in enumerate(samples.cache.empty) if not empty]
+    chosen = chosen or list(range(len(samples.cache)))
+    rows = []
+    for index in np.unique(np.linspace(0, len(chosen) - 1, 6).round()).astype(int):
+        image, mask = samples.cache[chosen[index]]
+        window = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
+        side = samples.augment.patch
+        row = [_fit(draw_slice(image, _clear(mask, classes), classes, window, 0.35), side)]
+        for number in range(5):
+            patch, labels, _ = samples[(number, chosen[index])]
+            row.append(draw_slice(patch, _clear(labels, classes), classes, window, 0.35))
+        rows.append(_beside(row, axis=1))
+    save_png(_beside(rows, axis=0), path)
+
+
+def write_overlays(
+    results: Sequence[tuple[Case, Segmentation, np.ndarray]], axis: SliceAxis, folder: Path
+) -> None:
+    """For each case one PNG: the slice with the most true foreground, its mask, the result.
+
+    results: (case, segmentation, true indices (I, J, K)).
+    """
+    for case, segmentation, truth in results:
+        scan = segmentation.scan
+        images, labels = display_slices(segmentation, axis)
+        truth_axis = scan_axis(scan.shape, scan.affine, axis)
+        masks = to_slices(truth[None], scan.affine, truth_axis)[:, 0]
+        masks = _clear(masks, segmentation.classes)
+        k, window = busiest_slice(masks), display_window(scan)
+        pictures = [
+            draw_slice(images[k], drawn, segmentation.classes, window)
+            for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
+        ]
+        save_png(_beside(pictures, axis=1), folder / f"{case.name.replace('/', '_')}.png")
+
+
+def _clear(labels: np.ndarray, classes: Sequence[SegClass]) -> np.ndarray:
+    """Ignored pixels are drawn like background."""
+    return np.where(labels < len(classes), labels, 0)
+
+
+def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Centre-crop and pad (H, W, 3) to `size`."""
+    out = np.zeros((*size, 3), np.uint8)
+    height, width = (min(a, b) for a, b in zip(size, picture.shape[:2], strict=True))
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    to_top, to_left = (size[0] - height) // 2, (size[1] - width) // 2
+    source = picture[top : top + height, left : left + width]
+    out[to_top : to_top + height, to_left : to_left + width] = source
+    return out
+
+
+def _beside(pictures: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Pictures of one size in a row (axis 1) or a column (axis 0), with white gaps."""
+    shape = list(pictures[0].shape)
+    shape[axis] = _GAP
+    gap = np.full(shape, 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture, gap)]
+    return np.concatenate(parts[:-1], axis=axis)

@@ -1,0 +1,86 @@
+"""The state of a run, saved so that it can go on: tensors as safetensors, the rest as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from segapp.errors import ModelFileError
+from segapp.files import atomic_path
+
+_STATE = "state.safetensors"
+
+
+@dataclass
+class State:
+    """Where a run is: what the tensors of its saved state don't say."""
+
+    step: int = 0  # batches trained on
+    epoch: int = 0  # epochs completed
+    done: float = 0.0  # share of the run; the learning rate follows it
+    elapsed: float = 0.0  # seconds of all sittings up to the last save
+    loss_sum: float = 0.0  # of the epoch under way
+    loss_steps: int = 0
+    best_miou: float = -1.0
+    best_epoch: int = 0
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    starting_weights: str = ""
+    data: dict[str, Any] = field(default_factory=dict)  # file hashes by split
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_state(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state_of_run: State
+) -> None:
+    """Write network, optimiser, random state and `state_of_run` to one file, atomically."""
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    state = optimizer.state_dict()
+    scalars: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars[f"{index}.{key}"] = value
+    tensors["rng.torch"] = torch.get_rng_state()
+    meta = {"run": asdict(state_of_run), "groups": state["param_groups"], "scalars": scalars}
+    tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    with atomic_path(folder / _STATE) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
+
+
+def has_state(folder: Path) -> bool:
+    return (folder / _STATE).is_file()
+
+
+def load_state(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Restore what `save_state` wrote, and return the run's. Raises ModelFileError if damaged."""
+    path = folder / _STATE
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["state"])
+        tensors = load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise ModelFileError(
+            f"{path}: the saved state is damaged ({error}); delete {folder} to start the run again"
+        ) from error
+    network.load_state_dict(_below("network.", tensors))
+    torch.set_rng_state(tensors["rng.torch"])
+    state: dict[int, dict[str, Any]] = {}
+    named = {**_below("optimizer.", tensors), **meta["scalars"]}
+    for name, value in named.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
+    return State(**meta["run"])
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,364 @@
+"""Training. Read `fit` from top to bottom: it is the recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from segapp import metrics, resume
+from segapp.augment import Augmentation
+from segapp.checkpoint import MODEL_NAME, Architecture, ModelInfo, read_weights, save_model
+from segapp.config import LossSettings, Settings
+from segapp.data import Samples, SliceCache, make_batches, pass_length
+from segapp.engines.torch import TorchEngine, choose_device, choose_precision
+from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
+from segapp.evaluate import Evaluation, summary
+from segapp.files import require_writable, write_text
+from segapp.losses import cross_entropy_loss, dice_ce_loss
+from segapp.machine import catch_interrupt, keep_freed_memory, log_file
+from segapp.model import build_network, load_encoder_weights
+from segapp.optim import OneCycle, make_optimizer
+from segapp.pace import Clock, Pace
+from segapp.plan import Plan, make_plan
+from segapp.predict import Predictor
+from segapp.progress import TrainingBar, clock_text, track
+from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
+from segapp.resume import State
+from segapp.validation import Validation
+
+log = logging.getLogger("segapp")
+
+_LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
+_SAVE_EVERY_S = 60
+_OVERLAYS = 8
+
+
+def train(settings: Settings, started: float | None = None) -> Path:
+    """Train a model as `settings` say; returns the run folder.
+
+    started: time.time() when the command began (a budget counts from there); now if None.
+    Raises ConfigError for an occupied run folder or one that can't be written, DataError for data
+    that can't be trained on, TrainingError for a loss that is not finite, Interrupted on Ctrl-C
+    (after saving).
+    """
+    out = settings.train.out
+    assert out is not None, "load_settings makes sure of it"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
+            "or choose another train.out"
+        )
+    is_new = not out.exists()
+    require_writable(out)
+    try:
+        plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
+    except BaseException:
+        if is_new:
+            out.rmdir()  # nothing is in it yet; a failed check must not occupy the place
+        raise
+    return _run(plan, out, started or time.time(), resuming=False)
+
+
+def resume_run(run: Path, settings: Settings, started: float | None = None) -> Path:
+    """Go on with an interrupted run; one that never saved starts again, a finished one is left.
+
+    settings: the run's own, from its config.yaml. Raises DataError where the data changed since.
+    """
+    if (run / "metrics.json").is_file():
+        log.info("%s is finished; nothing to do", run)
+        return run
+    settings.train.out = run
+    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
+    return _run(plan, run, started or time.time(), resuming=resume.has_state(run / "last"))
+
+
+def _run(plan: Plan, out: Path, started: float, resuming: bool) -> Path:
+    keep_freed_memory()
+    settings = plan.settings
+    settings.train.out = out
+    with log_file(out / "log.txt"):
+        for line in plan.reasons:
+            log.info("%s", line)
+        for line in plan.warnings:
+            log.warning("%s", line)
+        device = choose_device("auto")
+        settings.train.precision = choose_precision(settings.train.precision, device)  # type: ignore[assignment]
+        cache = SliceCache(out / ".cache", plan.preprocessing.channels)
+        try:
+            cases = track(plan.dataset.split("train"), "preparing slices")
+            cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore)
+            _resolve(settings, cache, device)
+            write_text(out / "config.yaml", settings.to_yaml())
+            return fit(plan, cache, out, device, started, resuming)
+        finally:
+            shutil.rmtree(out / ".cache", ignore_errors=True)
+
+
+def fit(
+    plan: Plan, cache: SliceCache, out: Path, device: torch.device, started: float, resuming: bool
+) -> Path:
+    """The recipe: build, then step, validate and save until the schedule has ended."""
+    s = plan.settings
+    torch.manual_seed(s.train.seed)
+    architecture = Architecture(
+        name=s.model.architecture,
+        encoder=s.model.encoder,
+        in_channels=plan.preprocessing.channels,
+        classes=len(plan.classes),
+        residual=s.model.residual,
+    )
+    network = build_network(**architecture.model_dump())
+    state = State(data=plan.record.model_dump())
+    if not resuming:
+        state.starting_weights = load_encoder_weights(
+            network, s.model.encoder, architecture.in_channels, s.model.encoder_weights
+        )
+        log.info("encoder weights: %s", state.starting_weights)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, s.optim.max_lr, s.optim.weight_decay)
+    best: dict[str, torch.Tensor] = {}
+    if resuming:
+        state = resume.load_state(out / "last", network, optimizer)
+        if state.data != plan.record.model_dump():
+            raise DataError(f"{s.data.root}: the data changed since {out} began; start a new run")
+        if state.best_epoch:
+            best = {name: torch.from_numpy(a) for name, a in read_weights(out).items()}
+        log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
+    schedule = OneCycle(optimizer, s.optim.max_lr, state.done)
+    accelerator = make_accelerator(s.train.precision, device)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    engine = TorchEngine(network, device, s.train.precision)
+    predictor = Predictor(engine, plan.preprocessing, plan.classes)
+
+    size = int(s.optim.batch_size)
+    per_epoch = int(s.train.steps_per_epoch)
+    samples = Samples(cache, _augmentation(plan, cache), s.train.seed)
+    if not resuming:
+        write_augmentations(samples, plan.classes, out / "augmentations.png")
+    clock = Clock(started, state.elapsed, s.train.budget_minutes)
+    pace = Pace(clock, per_epoch, (s.train.epochs or 0) * per_epoch)
+    validation = Validation(predictor, plan)
+    if s.train.budget_minutes:
+        validation.estimate()
+    batches = make_batches(samples, size, int(s.data.workers), first_step=state.step)
+
+    def save() -> None:
+        state.done, state.elapsed = schedule.done, clock.elapsed()
+        if best:
+            weights = {name: tensor.numpy() for name, tensor in best.items()}
+            save_model(out / MODEL_NAME, weights, _model_info(plan, architecture, state))
+        resume.save_state(out / "last", network, optimizer, state)
+
+    stop, saved_at = "", time.time()
+    with catch_interrupt() as interrupted, TrainingBar() as bar:
+        while not stop:
+            epoch_began, trained = clock.elapsed(), 0
+            network.train()
+            pace.resume_timing()
+            for images, masks, indices in batches:
+                loss, taken = training_step(
+                    accelerator, network, optimizer, s.loss, images, masks, s.optim.clip_norm
+                )
+                value = loss.item()
+                if not math.isfinite(value):
+                    names = ", ".join(cache.names[i] for i in indices.tolist())
+                    raise TrainingError(f"the loss became {value} on a batch of these: {names}")
+                state.step, trained = state.step + 1, trained + 1
+                state.loss_sum, state.loss_steps = state.loss_sum + value, state.loss_steps + 1
+                pace.step_done()
+                if taken:
+                    schedule.advance(pace.steps_left(state.step, validation.seconds))
+                bar.show(state.epoch + 1, schedule.done, _figures(state, size, pace, validation))
+                if interrupted:
+                    save()
+                    raise Interrupted(f"stopped and saved; go on with: segapp train --resume {out}")
+                if schedule.done >= 1 or state.step % per_epoch == 0:
+                    break
+            speed = trained * size / (clock.elapsed() - epoch_began)
+            state.epoch += 1
+            if schedule.done >= 1:
+                stop = "the schedule has ended"
+            result = None
+            if stop or validation.due(clock):
+                result = validation.run(clock)
+                if result.miou >= state.best_miou:  # of equals the later, trained longer
+                    state.best_miou, state.best_epoch = result.miou, state.epoch
+                    state.best_metrics = summary(result, "val")
+                    best = {
+                        n: t.detach().to("cpu", copy=True) for n, t in network.state_dict().items()
+                    }
+                elif s.train.patience and state.epoch - state.best_epoch >= s.train.patience:
+                    stop = f"no better val mIoU for {s.train.patience} epochs"
+            _record(state, result, plan, schedule.lr, speed, clock)
+            write_history(state.history, out / "history.csv")
+            if stop or time.time() - saved_at > _SAVE_EVERY_S:
+                save()
+                saved_at = time.time()
+    log.info("%s; the model is written after %s", stop, clock_text(clock.elapsed()))
+    network.load_state_dict(best)
+    _write_results(state, predictor, validation, plan, out, clock)
+    return out
+
+
+def training_step(
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: Any,
+    loss_settings: LossSettings,
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    clip_norm: float,
+) -> tuple[torch.Tensor, bool]:
+    """One optimiser step on (N, C, h, w) images and (N, h, w) masks.
+
+    Returns the loss, and whether the step was taken: a gradient scaler skips it on overflow.
+    """
+    images = images.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
+    masks = masks.to(accelerator.device, non_blocking=True)
+    logits = network(images)  # (N, classes, h, w)
+    if loss_settings.name == "dice_ce":
+        loss = dice_ce_loss(logits, masks, loss_settings.dice_weight)
+    else:
+        loss = cross_entropy_loss(logits, masks)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), not optimizer.step_was_skipped
+
+
+def make_accelerator(precision: str, device: torch.device) -> Accelerator:
+    """An Accelerator for one process. Raises ConfigError under a launcher of several."""
+    AcceleratorState._reset_state(True)  # runs of one process may differ in precision
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
+    )
+    if accelerator.num_processes > 1:
+        raise ConfigError("training over several processes is not supported yet; start one")
+    return accelerator
+
+
+def _resolve(settings: Settings, cache: SliceCache, device: torch.device) -> None:
+    """Decide what depends on the machine and on the number of slices."""
+    if settings.data.workers == "auto":
+        # On a CPU the step needs every core, and a sample costs less than a hundredth of it.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        settings.data.workers = 0 if device.type == "cpu" else min(8, max(1, (cores or 2) - 1))
+    if settings.train.steps_per_epoch == "auto":
+        one_pass = math.ceil(pass_length(cache.empty) / int(settings.optim.batch_size))
+        settings.train.steps_per_epoch = max(_LEAST_STEPS, one_pass)
+    log.info(
+        "training: %d slices, batches of %s, %s steps an epoch, %s on %s",
+        len(cache),
+        settings.optim.batch_size,
+        settings.train.steps_per_epoch,
+        settings.train.precision,
+        device,
+    )
+
+
+def _augmentation(plan: Plan, cache: SliceCache) -> Augmentation:
+    patch = plan.settings.optim.patch
+    if patch == "full":  # one size for all, so that slices fit into a batch
+        stride = plan.preprocessing.stride
+        height, width = (
+            -(-max(side) // stride) * stride for side in zip(*cache.sizes, strict=True)
+        )
+        size = (height, width)
+    else:
+        size = (int(patch), int(patch))
+    return Augmentation(plan.settings.augment, plan.preprocessing.channels, size)
+
+
+def _figures(state: State, batch_size: int, pace: Pace, validation: Validation) -> str:
+    speed = f"{batch_size / pace.step_seconds:.1f} images/s" if pace.step_seconds else ""
+    left = clock_text(pace.seconds_left(state.step, validation.seconds))
+    best = f"best mIoU {state.best_miou:.3f}" if state.best_epoch else ""
+    loss = f"loss {state.loss_sum / state.loss_steps:.3f}"
+    parts = (loss, best, speed, f"{peak_memory_mb():.0f} MB", f"{left} left")
+    return " · ".join(part for part in parts if part)
+
+
+def _record(
+    state: State,
+    result: Evaluation | None,
+    plan: Plan,
+    lr: float,
+    images_per_second: float,
+    clock: Clock,
+) -> None:
+    """Add the epoch's line to the history. `seconds` of all lines add up to the run's time."""
+    before = sum(row["seconds"] for row in state.history)
+    row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr}
+    row["train_loss"] = state.loss_sum / max(1, state.loss_steps)
+    row["val_loss"] = result.loss if result else None
+    row["val_miou"] = result.miou if result else None
+    row["val_dice"] = result.dice if result else None
+    scores = metrics.iou(result.matrix).tolist() if result else [None] * len(plan.classes)
+    row |= {f"iou_{c.name}": score for c, score in zip(plan.classes, scores, strict=True)}
+    row["seconds"] = clock.elapsed() - before
+    row |= {"images_per_second": images_per_second, "peak_memory_mb": peak_memory_mb()}
+    state.history.append(row)
+    state.loss_sum, state.loss_steps = 0.0, 0
+    shown = f"val mIoU {result.miou:.4f}, Dice {result.dice:.4f}" if result else "not validated"
+    log.info(
+        "epoch %d: step %d, loss %.4f, %s, %.1f images/s, %s",
+        *(state.epoch, state.step, row["train_loss"], shown, images_per_second),
+        clock_text(clock.elapsed()),
+    )
+
+
+def peak_memory_mb() -> float:
+    """Most memory in use so far: the GPU's where there is one, else this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _model_info(plan: Plan, architecture: Architecture, state: State) -> ModelInfo:
+    return ModelInfo(
+        architecture=architecture,
+        preprocessing=plan.preprocessing,
+        classes=plan.classes,
+        ignore=plan.ignore,
+        settings=plan.settings.model_dump(mode="json"),
+        metrics={"epoch": state.best_epoch, **state.best_metrics},
+        starting_weights=state.starting_weights,
+        data=plan.record,
+    )
+
+
+def _write_results(
+    state: State, predictor: Predictor, validation: Validation, plan: Plan, out: Path, clock: Clock
+) -> None:
+    """Pictures, then metrics.json, whose being there says that the run is finished."""
+    write_curves(state.history, plan.classes, out / "curves.png")
+    step = max(1, len(validation.cases) // _OVERLAYS)
+    validation.cases = validation.cases[::step][:_OVERLAYS]
+    results: list[Any] = []
+    validation.run(clock, on_segmentation=lambda *result: results.append(result))
+    write_overlays(results, plan.preprocessing.slice_axis, out / "overlays")
+    figures = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(clock.elapsed(), 1),
+        "starting_weights": state.starting_weights,
+        "val": state.best_metrics,
+    }
+    write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    log.info("best epoch %d: val mIoU %.4f", state.best_epoch, state.best_miou)

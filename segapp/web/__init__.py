@@ -1,0 +1,1 @@
+"""The web app: drop scans, look at their segmentations, measure, download."""
