@@ -53,10 +53,10 @@ class Augmentation:
         span[span == 0] = 1
         unit = self.colours(image=np.clip((pixels - low) / span, 0, 1))["image"]
         pixels = unit.reshape(pixels.shape) * span + low
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32), mask
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32), mask.copy()
 
 
-def _geometry(s: AugmentSettings) -> list[A.BasicTransform]:
+def _geometry(s: AugmentSettings) -> list[A.BasicTransform | A.BaseCompose]:
     # OpenCV's warp takes any number of channels; the border repeats the image in a mirror, in the
     # mask too, so that no label is invented or lost.
     return [
@@ -74,7 +74,7 @@ def _geometry(s: AugmentSettings) -> list[A.BasicTransform]:
     ]
 
 
-def _colours(s: AugmentSettings, channels: int) -> list[A.BasicTransform]:
+def _colours(s: AugmentSettings, channels: int) -> list[A.BasicTransform | A.BaseCompose]:
     if channels == 3:
         colour = A.ColorJitter(
             brightness=(1 - s.brightness, 1 + s.brightness),

@@ -33,88 +33,114 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    root: Path | None = Field(None, description="Folder of the data set.")
+    root: Path | None = Field(default=None, description="Folder of the data set.")
     classes: Annotated[list[str], BeforeValidator(_comma_list)] | None = Field(
-        None, description="Class names in the order of their mask values; else from the data set."
+        default=None,
+        description="Class names in the order of their mask values; else from the data set.",
     )
-    ignore: int | None = Field(None, description="Mask value that counts nowhere, e.g. 255.")
+    ignore: int | None = Field(
+        default=None, description="Mask value that counts nowhere, e.g. 255."
+    )
     slice_axis: Auto | Literal["axial", "coronal", "sagittal"] = Field(
-        "auto", description="Anatomical direction along which volumes are cut; auto: thickest."
+        default="auto",
+        description="Anatomical direction along which volumes are cut; auto: thickest.",
     )
     val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Share of the training patients set aside where there is no val split."
+        default=0.2,
+        description="Share of the training patients set aside where there is no val split.",
     )
     workers: Auto | Annotated[int, Field(ge=0)] = Field(
-        "auto", description="Processes that prepare batches beside the training."
+        default="auto", description="Processes that prepare batches beside the training."
     )
 
 
 class PreprocessSettings(_Section):
     size: Auto | Literal["native"] | Annotated[int, Field(ge=32)] = Field(
-        "auto", description="Longest side of a slice in pixels, native, or auto (native if small)."
+        default="auto",
+        description="Longest side of a slice in pixels, native, or auto (native if small).",
     )
     normalisation: Auto | Literal["imagenet", "zscore", "percentile", "ct"] = Field(
-        "auto", description="How intensities are brought to the network's range."
+        default="auto", description="How intensities are brought to the network's range."
     )
 
 
 class AugmentSettings(_Section):
     """Shares (…_p) are the probability that a training patch gets the change."""
 
-    flip_p: Share = Field(0.5, description="Horizontal flip.")
-    affine_p: Share = Field(0.7, description="Rotation, shear and scale in one resampling.")
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = Field(15, description="Up to ±degrees.")
-    shear_deg: Annotated[float, Field(ge=0, le=45)] = Field(10, description="Up to ±degrees.")
-    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="Size changes by ±share.")
-    colour_p: Share = Field(0.3, description="Brightness and contrast; saturation and hue for RGB.")
-    brightness: Share = Field(0.15, description="Up to ±share of the slice's range.")
-    contrast: Share = Field(0.15, description="Up to ±share.")
-    saturation: Share = Field(0.15, description="Up to ±share (RGB only).")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.03, description="Up to ±turns (RGB only).")
-    blur_p: Share = Field(0.05, description="Gaussian blur.")
-    noise_p: Share = Field(0.1, description="Gaussian noise.")
-    salt_pepper_p: Share = Field(0.02, description="Salt-and-pepper noise.")
-    erase_p: Share = Field(0.05, description="Rectangles erased from the image; the mask stays.")
+    flip_p: Share = Field(default=0.5, description="Horizontal flip.")
+    affine_p: Share = Field(default=0.7, description="Rotation, shear and scale in one resampling.")
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=15, description="Up to ±degrees."
+    )
+    shear_deg: Annotated[float, Field(ge=0, le=45)] = Field(
+        default=10, description="Up to ±degrees."
+    )
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="Size changes by ±share."
+    )
+    colour_p: Share = Field(
+        default=0.3, description="Brightness and contrast; saturation and hue for RGB."
+    )
+    brightness: Share = Field(default=0.15, description="Up to ±share of the slice's range.")
+    contrast: Share = Field(default=0.15, description="Up to ±share.")
+    saturation: Share = Field(default=0.15, description="Up to ±share (RGB only).")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.03, description="Up to ±turns (RGB only)."
+    )
+    blur_p: Share = Field(default=0.05, description="Gaussian blur.")
+    noise_p: Share = Field(default=0.1, description="Gaussian noise.")
+    salt_pepper_p: Share = Field(default=0.02, description="Salt-and-pepper noise.")
+    erase_p: Share = Field(
+        default=0.05, description="Rectangles erased from the image; the mask stays."
+    )
 
 
 class ModelSettings(_Section):
     architecture: Literal["unet", "unetplusplus"] = "unet"
-    encoder: str = Field("resnet34", description="Any encoder of segmentation-models-pytorch.")
+    encoder: str = Field(
+        default="resnet34", description="Any encoder of segmentation-models-pytorch."
+    )
     encoder_weights: str = Field(
-        "auto",
+        default="auto",
         description="auto, imagenet, none, or a local .safetensors/.pth FILE of the encoder.",
     )
-    residual: bool = Field(True, description="Residual blocks in the decoder.")
+    residual: bool = Field(default=True, description="Residual blocks in the decoder.")
 
 
 class LossSettings(_Section):
     name: Literal["dice_ce", "ce"] = "dice_ce"
     dice_weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Weight of the Dice term beside the cross-entropy's 1."
+        default=1.0, description="Weight of the Dice term beside the cross-entropy's 1."
     )
 
 
 class OptimSettings(_Section):
-    max_lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="Peak of the one-cycle rate.")
+    max_lr: Annotated[float, Field(gt=0)] = Field(
+        default=2e-3, description="Peak of the one-cycle rate."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
     patch: Auto | Literal["full"] | Annotated[int, Field(ge=32)] = Field(
-        "auto", description="Side of the square training patches in pixels; full: whole slices."
+        default="auto",
+        description="Side of the square training patches in pixels; full: whole slices.",
     )
-    clip_norm: Annotated[float, Field(gt=0)] = Field(5.0, description="Gradients are clipped to it")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="Gradients are clipped to it"
+    )
 
 
 class TrainSettings(_Section):
-    out: Path | None = Field(None, description="Run folder; default runs/<config name>.")
+    out: Path | None = Field(default=None, description="Run folder; default runs/<config name>.")
     epochs: Annotated[int, Field(ge=1)] | None = None
     budget_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Wall-clock time from the command's start to the written model."
+        default=None, description="Wall-clock time from the command's start to the written model."
     )
     steps_per_epoch: Auto | Annotated[int, Field(ge=1)] = Field(
-        "auto", description="Optimiser steps between validations; auto: one pass, at least 40."
+        default="auto",
+        description="Optimiser steps between validations; auto: one pass, at least 40.",
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Stop after so many epochs without a better val mIoU."
+        default=None, description="Stop after so many epochs without a better val mIoU."
     )
     precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -82,8 +82,9 @@ def fit_preprocessing(
     """
     reasons = []
     channels = Counter(f.channels for f in facts).most_common(1)[0][0]
-    axis = settings.data.slice_axis
-    if axis == "auto":
+    if settings.data.slice_axis != "auto":
+        axis = settings.data.slice_axis
+    else:
         axis = Counter(f.thickest for f in facts).most_common(1)[0][0]
         reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
     longest = float(np.median([max(f.slice_size) for f in facts]))

@@ -187,7 +187,10 @@ def _read_pretrained(
             else:
                 state = load_file(path)
         except Exception as error:  # a damaged file fails in as many ways as there are bytes
-            raise _NoPretrainedError(f"{path} is damaged, delete it", encoder, repo) from error
+            log.info("%s: %s", path, error)
+            raise _NoPretrainedError(
+                "the file in the hub's cache is damaged, delete it", encoder, repo
+            ) from error
     return state, f"imagenet ({repo}@{Path(path).parent.name[:7]})"
 
 
@@ -234,7 +237,9 @@ def _read_weights_file(path: Path) -> tuple[dict[str, Tensor], str]:
             f"{key} can't be read: it is damaged, or holds more than tensors, which would run code "
             "when opened. Save the encoder's state dict alone, best as .safetensors."
         ) from error
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ConfigError(f"{key} holds no state dict (names → tensors). Save that alone.")
     if any(name.startswith("encoder.") for name in state):  # a whole smp model
         state = {k.removeprefix("encoder."): v for k, v in state.items() if k[:8] == "encoder."}

@@ -7,26 +7,25 @@ import logging
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.themes import Base
-from PIL import Image
 
-from segapp.errors import ConfigError, OutputError, ScanError
-from segapp.formats import Entry, find_scans, is_scan_file, stem
+from segapp.errors import ConfigError
+from segapp.formats import Entry
 from segapp.predict import Predictor
-from segapp.web.session import Session, SessionClosed, group_uploads, private_root, shown_name
-from segapp.web.view import EMPTY_VIEW, draw, facts_html, failures_html, view_html
+from segapp.web.handlers import Handlers, close
+from segapp.web.inputs import find_examples, shown_name
+from segapp.web.session import private_root
+from segapp.web.view import EMPTY_VIEW
 
 log = logging.getLogger("segapp")
 
 KEPT_SECONDS = 12 * 3600  # results of a tab that stays open; a closed one loses them at once
 _HERE = Path(__file__).parent
-_GONE = "This result is no longer kept. Drop the scan again."
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _INSTANT: dict[str, Any] = {
     **_PRIVATE,
@@ -55,14 +54,14 @@ def launch(models: list[Path], host: str = "127.0.0.1", port: int | None = None)
 def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) -> gr.Blocks:
     """The app around a predictor. `examples` are scans that a click segments."""
     private_root()
-    handlers = _Handlers(predictor, examples)
+    handlers = Handlers(predictor, examples)
     with gr.Blocks(
         title=f"{title} – segapp",
         analytics_enabled=False,
         delete_cache=(600, KEPT_SECONDS),
         fill_width=True,
     ) as app:
-        session = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=_close)
+        session = gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=close)
         found = ", ".join(escape(c.name) for c in predictor.classes[1:])
         gr.HTML(f'<header class="sa-header"><h1>{escape(title)}</h1><p>Finds {found}</p></header>')
         with gr.Row(elem_classes="sa-columns"):
@@ -100,8 +99,8 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
         # What the API speaks; the page itself goes through the same endpoint.
         outputs = gr.File(label="Segmentations", file_count="multiple", visible=False)
         summary = gr.JSON(label="Summary", visible=False)
-        shown = [chosen, number, view, facts, download]
-        after = [files, failures, download_all, *shown]
+        shown = [number, view, facts, download]
+        after = [files, failures, download_all, chosen, *shown]
         prediction: dict[str, Any] = {
             "outputs": [outputs, summary, session],
             "concurrency_limit": 1,
@@ -141,6 +140,7 @@ def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
             server_port=port or None,
             prevent_thread_lock=True,
             quiet=True,
+            inbrowser=False,
             share=False,
             run_history=False,
             enable_monitoring=False,
@@ -168,81 +168,25 @@ def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
     return url
 
 
-def find_examples(predictor: Predictor, own_data: bool = True) -> list[Entry]:
-    """A few scans of the model's data, if they are here: three of the test images, the volumes.
+def _slice_endpoint(handlers: Handlers, session: gr.State) -> None:
+    """The named endpoint /slice; its components are there for the API only."""
+    result = gr.Number(0, label="Result, counted from 0", precision=0, visible=False)
+    number = gr.Number(1, label="Slice, counted from 1", precision=0, visible=False)
+    opacity = gr.Number(0.5, label="Opacity of the overlay, 0 to 1", visible=False)
+    picture = gr.Image(label="Picture", type="filepath", format="png", visible=False)
+    gr.Button(visible=False).click(
+        handlers.slice,
+        [result, number, opacity, session],
+        picture,
+        queue=False,
+        api_name="slice",
+        api_description="Draw a slice of a result of this client's last /segment as a PNG.",
+    )
 
-    `own_data` allows those the model was trained on, wherever they are; they may show patients, so
-    only to whoever sits at this machine. data/brain, if it is what the model knows, is free.
-    """
-    roots = [Path(predictor.info.data.root)] if own_data and predictor.info else []
-    brain = Path("data/brain")
-    with suppress(OSError):
-        if (brain / "classes.txt").read_text("utf-8").split() == [
-            c.name for c in predictor.classes
-        ]:
-            roots.append(brain)
-    root = next((root for root in roots if root.is_dir()), None)
-    if root is None:
-        return []
-    count = predictor.preprocessing.channel_files
-    folders = ("test/images", "test/imagesTs", "imagesTs", "images", "imagesTr", "train/images")
-    folder = next((root / name for name in folders if (root / name).is_dir()), None)
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server bound to `host`."""
     try:
-        scans = find_scans(folder, count) if folder else []
-        alone = [Entry(stem(p), (p,)) for p in sorted(root.iterdir()) if is_scan_file(p)]
-    except (ScanError, OSError):
-        return []
-    spread = [scans[i] for i in sorted({len(scans) // 6, len(scans) // 2, len(scans) * 5 // 6})]
-    return (spread if scans else []) + (alone[:2] if count == 1 else [])
-
-
-class _Handlers:
-    """What the events call. Holds the predictor and, by tab, the open sessions."""
-
-    def __init__(self, predictor: Predictor, examples: Sequence[Entry]):
-        self.predictor = predictor
-        self.examples = list(examples)
-        self.open: dict[str, Session] = {}
-
-    def segment(
-        self,
-        files: list[str] | None,
-        session: Session | None,
-        request: gr.Request,
-        progress=gr.Progress(),
-    ):
-        paths = [Path(file) for file in files or []]
-        entries = group_uploads(paths, self.predictor.preprocessing.channel_files)
-        return self._segment(entries, session, request, progress)
-
-    def segment_example(
-        self,
-        index: int,
-        session: Session | None,
-        request: gr.Request,
-        progress=gr.Progress(),
-    ):
-        return self._segment([self.examples[index]], session, request, progress)
-
-    def _segment(
-        self,
-        entries: list[Entry],
-        previous: Session | None,
-        request: gr.Request,
-        progress: gr.Progress,
-    ) -> tuple[list[str], dict[str, Any], Session]:
-        _close(previous)
-        session = self.open[request.session_hash or ""] = Session(private_root())
-        try:
-            session.segment(self.predictor, entries, lambda part, what: progress(part, desc=what))
-        except SessionClosed as error:
-            raise gr.Error("The page was closed.", print_exception=False) from error
-        except (OSError, OutputError) as error:
-            session.close()
-            log.error("a session's folder can't be written (%s)", type(error).__name__)
-            raise gr.Error("The server can't store results now.", print_exception=False) from error
-        summary = {"results": [r.summary(index) for index, r in enumerate(session.results)]}
-        return [str(path) for path in session.outputs], summary, session
-
-    def unload(self, request: gr.Request) -> None:
-        _close(self.open.pop(request.session_hash or "", None))
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -21,10 +21,11 @@ import numpy as np
 
 from segapp.batch import Outcome, class_sizes, mean_confidence
 from segapp.errors import ScanError, SegappError
-from segapp.formats import Entry, output_suffix, read_scan, stem, write_segmentation
+from segapp.formats import Entry, output_suffix, read_scan, write_segmentation
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, scan_axis
 from segapp.report.overlay import busiest_slice, display_slices, display_window, pixel_aspect
+from segapp.web.inputs import shown_name
 
 log = logging.getLogger("segapp")
 
@@ -220,34 +221,6 @@ def _zip(outputs: Sequence[Path], path: Path) -> Path:
         for output in outputs:
             archive.write(output, output.name)
     return path
-
-
-def shown_name(entry: Entry) -> str:
-    """The uploaded file's name; the common one where a scan is a file per channel."""
-    return entry.paths[0].name if len(entry.paths) == 1 else entry.name
-
-
-def group_uploads(paths: Sequence[Path], channel_files: int) -> list[Entry]:
-    """Uploaded files as scans: one each, or NAME_0000 NAME_0001 … together as the model's channels.
-
-    Of an incomplete group the missing files are listed too, so that reading it names them.
-    """
-    endings = [f"_{channel:04d}" for channel in range(channel_files)]
-    groups: dict[str, dict[str, Path]] = {}
-    entries: list[Entry] = []
-    for path in paths:
-        base = stem(path)
-        if channel_files > 1 and base[-5:] in endings:
-            groups.setdefault(base[:-5], {})[base[-5:]] = path
-        else:
-            entries.append(Entry(base, (path,)))
-    for base, found in groups.items():
-        some = next(iter(found.values()))
-        suffix = some.name[len(stem(some)) :]
-        missing = (some.with_name(f"{base}{ending}{suffix}") for ending in endings)
-        files = (found.get(e, gone) for e, gone in zip(endings, missing, strict=True))
-        entries.append(Entry(base, tuple(files)))
-    return entries
 
 
 @cache

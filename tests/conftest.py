@@ -1,0 +1,37 @@
+"""Small data sets and models that several test files need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def draw_case(seed: int, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy dark picture (rows, columns) with a bright disc and a grey square, and its mask:
+    1 the disc, 2 the square."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    row, column = rng.integers(12, size[0] - 12), rng.integers(12, size[1] // 2)
+    disc = (rows - row) ** 2 + (columns - column) ** 2 < 64
+    square = (abs(rows - row) < 6) & (abs(columns - (column + size[1] // 3)) < 6) & ~disc
+    image = rng.normal(40, 8, size) + 150 * disc + 70 * square
+    return np.clip(image, 1, 255).astype(np.uint8), (disc + 2 * square).astype(np.uint8)
+
+
+def write_png_dataset(root: Path, count: int = 6, values: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """images/ + masks/ with `count` cases; mask values 0, 1, 2 are replaced by `values`."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for n in range(count):
+        image, mask = draw_case(n)
+        Image.fromarray(image).save(root / "images" / f"case{n}.png")
+        Image.fromarray(np.array(values, np.uint8)[mask]).save(root / "masks" / f"case{n}.png")
+    return root
+
+
+@pytest.fixture
+def png_dataset(tmp_path: Path) -> Path:
+    return write_png_dataset(tmp_path / "data")
