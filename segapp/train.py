@@ -89,6 +89,7 @@ def _run(plan: Plan, out: Path, started: float, resuming: bool) -> Path:
     keep_freed_memory()
     settings = plan.settings
     settings.train.out = out
+    write_text(out / "config.yaml", settings.to_yaml())  # from here on --resume finds the run
     with log_file(out / "log.txt"):
         for line in plan.reasons:
             log.info("%s", line)

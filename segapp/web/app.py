@@ -66,8 +66,12 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
         gr.HTML(f'<header class="sa-header"><h1>{escape(title)}</h1><p>Finds {found}</p></header>')
         with gr.Row(elem_classes="sa-columns"):
             with gr.Column(scale=5, min_width=260):
-                files = gr.File(label="Scans", file_count="multiple", height=170, elem_id="scans")
-                gr.HTML('<p class="sa-note">PNG, JPEG, BMP, TIFF or NIfTI; several at once.</p>')
+                files = gr.File(
+                    label="Scans: PNG, JPEG, BMP, TIFF, NIfTI",
+                    file_count="multiple",
+                    height=170,
+                    elem_id="scans",
+                )
                 samples = gr.Dataset(
                     label="Examples",
                     components=["textbox"],
@@ -80,12 +84,18 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
                 chosen = gr.Radio(label="Results", visible=False, elem_id="results")
             with gr.Column(scale=11, min_width=400):
                 view = gr.HTML(EMPTY_VIEW, elem_id="view")
-                number = gr.Slider(
-                    1, 2, 1, step=1, label="Slice", visible=False, precision=0, elem_id="slice"
-                )
-                opacity = gr.Slider(
-                    0, 100, 50, step=5, label="Overlay opacity (%)", precision=0, elem_id="opacity"
-                )
+                with gr.Row(visible=False) as controls:
+                    number = gr.Slider(1, 2, 1, step=1, precision=0, scale=3, elem_id="slice")
+                    opacity = gr.Slider(
+                        0,
+                        100,
+                        50,
+                        step=5,
+                        precision=0,
+                        scale=2,
+                        label="Overlay opacity (%)",
+                        elem_id="opacity",
+                    )
             with gr.Column(scale=6, min_width=280):
                 facts = gr.HTML('<div class="sa-facts"></div>', elem_id="facts")
                 download = gr.DownloadButton(
@@ -99,7 +109,7 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
         # What the API speaks; the page itself goes through the same endpoint.
         outputs = gr.File(label="Segmentations", file_count="multiple", visible=False)
         summary = gr.JSON(label="Summary", visible=False)
-        shown = [number, view, facts, download]
+        shown = [controls, number, view, facts, download]
         after = [files, failures, download_all, chosen, *shown]
         prediction: dict[str, Any] = {
             "outputs": [outputs, summary, session],
@@ -149,12 +159,7 @@ def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
             pwa=False,
             footer_links=["api"],
             allowed_paths=[],
-            theme=Base(
-                primary_hue="teal",
-                neutral_hue="slate",
-                font=["system-ui", "sans-serif"],
-                font_mono=["ui-monospace", "monospace"],
-            ),
+            theme=_theme(),
             css_paths=[_HERE / "style.css"],
             head=f"<script>{(_HERE / 'wheel.js').read_text(encoding='utf-8')}</script>",
         )
@@ -166,6 +171,27 @@ def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         app.block_thread()
     return url
+
+
+def _theme() -> Base:
+    """Fonts of the reader's system; greys and the button dark enough to read (4.5 to 1)."""
+    theme = Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        slider_color="*primary_600",
+    )
 
 
 def _slice_endpoint(handlers: Handlers, session: gr.State) -> None:

@@ -90,14 +90,15 @@ class Handlers:
         )
 
     def show(self, session: Session | None, index: int | None, percent: float) -> tuple[Any, ...]:
-        """A result at its busiest slice, for the outputs number, view, facts, download."""
+        """A result at its busiest slice, for controls, number, view, facts, download."""
         if index is None:
-            hidden = gr.Slider(visible=False), EMPTY_VIEW, ""
-            return *hidden, gr.DownloadButton(visible=False)
+            gone = gr.Row(visible=False), gr.skip(), EMPTY_VIEW, ""
+            return *gone, gr.DownloadButton(visible=False)
         result = _result(session, index)
         slices, output = result.size[0], result.outcome.output
         assert output is not None
         return (
+            gr.Row(visible=True),
             gr.Slider(
                 maximum=max(2, slices),
                 value=result.first,

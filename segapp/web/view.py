@@ -95,7 +95,7 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
 
 def _facts(result: Result) -> str:
     slices, rows, columns = result.size
-    size = f"{columns} × {rows}" + (f" × {slices} slices" if slices > 1 else " pixels")
+    size = f"{columns} × {rows}" + (f" × {slices}" if slices > 1 else " pixels")
     found = [("Size", size)]
     if result.spacing_mm:
         found.append(("Spacing", " × ".join(f"{s:.3g}" for s in result.spacing_mm) + " mm"))

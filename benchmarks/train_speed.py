@@ -1,0 +1,166 @@
+"""One training step of segapp against the plain loop, on the same network, weights and batches.
+
+    python benchmarks/train_speed.py [--steps 200] [--data data/brain]
+
+Plain: the network in float32, channels first, albumentations in the loop, AdamW, torch's own
+memory handling. segapp: bf16 autocast where the CPU has it, channels-last, freed memory kept, its
+own data pipeline. Both see the same 256×256 patches in batches of 8 in the same order; each side
+runs in a fresh process, so that neither inherits the other's memory settings. Printed are images a
+second over the steps after the tenth (data included), their ratio, peak memory, and the mean loss
+over the last quarter of the steps, which tells whether both learn the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIZE, BATCH, WARM_UP = 256, 8, 10
+MAX_LR = 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--data", type=Path, default=Path("data/brain"))
+    parser.add_argument("--side", choices=("plain", "segapp"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(run_side(args.side, args.data, args.steps)))
+        return
+    sides = {}
+    for side in ("segapp", "plain"):
+        print(f"{side}: {args.steps} steps of {BATCH} × {SIZE}² …", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "--side", side, "--data", str(args.data)]
+        done = subprocess.run(
+            [*command, "--steps", str(args.steps)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        sides[side] = json.loads(done.stdout.splitlines()[-1])
+    ours, plain = sides["segapp"], sides["plain"]
+    print(f"{'':8}{'images/s':>10}{'peak MB':>10}{'mean loss':>11}")
+    for name, figures in sides.items():
+        print(
+            f"{name:8}{figures['images_per_second']:10.2f}{figures['peak_memory_mb']:10.0f}"
+            f"{figures['loss']:11.4f}"
+        )
+    print(f"precision: {ours['precision']} against fp32, {ours['threads']} threads")
+    print(f"ratio: {ours['images_per_second'] / plain['images_per_second']:.2f} times the images/s")
+    difference = 100 * abs(ours["loss"] / plain["loss"] - 1)
+    print(f"loss: {difference:.2f} % apart over the last {max(1, args.steps // 4)} steps")
+
+
+def run_side(side: str, root: Path, steps: int) -> dict:
+    """Train for `steps` and measure. Imports stay inside: the segapp side sets up memory first."""
+    if side == "segapp":
+        from segapp.machine import keep_freed_memory
+
+        keep_freed_memory()
+    import torch
+
+    from segapp.config import load_settings
+    from segapp.data import SliceCache
+    from segapp.model import build_network
+    from segapp.plan import make_plan
+    from segapp.train import peak_memory_mb
+
+    settings = load_settings(None, [f"data.root={root}", f"optim.patch={SIZE}"])
+    plan = make_plan(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = SliceCache(Path(folder), plan.preprocessing.channels)
+        cases = plan.dataset.split("train")
+        cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore)
+        torch.manual_seed(0)
+        network = build_network("unet", "resnet34", plan.preprocessing.channels, len(plan.classes))
+        loop = segapp_loop if side == "segapp" else plain_loop
+        losses, seconds, precision = loop(network, cache, plan, steps)
+    last = losses[-max(1, steps // 4) :]
+    return {
+        "images_per_second": (steps - WARM_UP) * BATCH / seconds,
+        "loss": sum(last) / len(last),
+        "peak_memory_mb": peak_memory_mb(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def plain_loop(network, cache, plan, steps: int) -> tuple[list[float], float, str]:
+    """What one writes first: fp32, channels first, one sample after the other."""
+    import numpy as np
+    import torch
+
+    from segapp.augment import Augmentation
+    from segapp.data import sample_order
+    from segapp.losses import dice_ce_loss
+    from segapp.optim import make_optimizer
+
+    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
+    optimizer = make_optimizer(network, MAX_LR, plan.settings.optim.weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"], group["fused"] = MAX_LR, False
+    order = sample_order(cache.empty, 0)
+    network.train()
+    losses, began = [], time.perf_counter()
+    for step in range(steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        samples = []
+        for _ in range(BATCH):
+            number, index = next(order)
+            samples.append(augment(*cache[index], seed=(0, number, index)))
+        images = torch.from_numpy(np.stack([image for image, _ in samples]))
+        masks = torch.from_numpy(np.stack([mask for _, mask in samples]))
+        loss = dice_ce_loss(network(images), masks)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), plan.settings.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, time.perf_counter() - began, "fp32"
+
+
+def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, str]:
+    """The very steps and batches of `segapp train`."""
+    import torch
+
+    from segapp.augment import Augmentation
+    from segapp.data import Samples, make_batches
+    from segapp.engines.torch import choose_device, choose_precision
+    from segapp.optim import make_optimizer
+    from segapp.train import make_accelerator, training_step
+
+    device = choose_device("cpu")
+    precision = choose_precision("auto", device)
+    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
+    optimizer = make_optimizer(network, MAX_LR, plan.settings.optim.weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = MAX_LR
+    accelerator = make_accelerator(precision, device)
+    network = network.to(memory_format=torch.channels_last)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    batches = make_batches(Samples(cache, augment, 0), BATCH, workers=0)
+    network.train()
+    losses, began = [], time.perf_counter()
+    for step in range(steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        images, masks, _ = next(batches)
+        loss, _ = training_step(
+            accelerator,
+            network,
+            optimizer,
+            plan.settings.loss,
+            images,
+            masks,
+            plan.settings.optim.clip_norm,
+        )
+        losses.append(loss.item())
+    return losses, time.perf_counter() - began, precision
+
+
+if __name__ == "__main__":
+    main()
