@@ -47,13 +47,15 @@ def list_inputs(
     """Entries of files and folders, in the order given.
 
     A file named explicitly is one entry (several channel files of one scan must be given as their
-    folder); a folder is searched, but not below `exclude`, where the outputs go. Raises DataError
-    for a path that doesn't exist, and for a folder without scans.
+    folder); a folder is searched, but not below `exclude` inside it, where the outputs go. Raises
+    DataError for a path that doesn't exist, and for a folder without scans.
     """
     entries: list[Entry] = []
     for path in inputs:
         if path.is_dir():
-            found = [e for e in find_scans(path, channel_files) if not _below(e, exclude)]
+            found = find_scans(path, channel_files)
+            if exclude is not None and path.resolve() in exclude.resolve().parents:
+                found = [e for e in found if not _below(e, exclude)]
             if not found:
                 raise DataError(f"{path}: holds no scans (.png .jpg .bmp .tif .nii .nii.gz)")
             entries += found
@@ -64,8 +66,8 @@ def list_inputs(
     return entries
 
 
-def _below(entry: Entry, folder: Path | None) -> bool:
-    return folder is not None and entry.paths[0].resolve().is_relative_to(folder.resolve())
+def _below(entry: Entry, folder: Path) -> bool:
+    return entry.paths[0].resolve().is_relative_to(folder.resolve())
 
 
 def predict_entry(predictor: Predictor, entry: Entry, output: Path) -> tuple[Segmentation, Outcome]:
@@ -105,25 +107,35 @@ def predict_batch(
     outcomes: list[Outcome] = []
     with _CsvFile(out / "predictions.csv", predictor.classes) as table:
         for entry in entries:
-            output, clash = _free_name(out, entry, taken)
-            taken.add(output.resolve())
-            if skip_existing and output.exists():
-                outcome = Outcome(entry.paths[0], output, "skipped", "output exists")
-            else:
-                outcome = _predict_safely(predictor, entry, output, overlay)
-            outcome.warnings = (*outcome.warnings, *clash)
+            outcome = _predict_safely(predictor, entry, out, taken, overlay, skip_existing)
             outcomes.append(outcome)
             table.write(outcome)
             on_outcome(outcome)
     return outcomes
 
 
-def _predict_safely(predictor: Predictor, entry: Entry, output: Path, overlay: bool) -> Outcome:
+def _predict_safely(
+    predictor: Predictor,
+    entry: Entry,
+    out: Path,
+    taken: set[Path],
+    overlay: bool,
+    skip_existing: bool,
+) -> Outcome:
+    """The outcome of one entry, whatever happens to it. Adds the names it uses to `taken`."""
     try:
-        segmentation, outcome = predict_entry(predictor, entry, output)
+        output, clashes = _free_name(out, entry.name, output_suffix(entry.paths[0]), taken)
+        picture = None
         if overlay:
-            axis = predictor.preprocessing.slice_axis
-            write_overlay(segmentation, axis, output.with_name(f"{stem(output)}_overlay.png"))
+            name = output.relative_to(out).with_name(f"{stem(output)}_overlay").as_posix()
+            picture, more = _free_name(out, name, ".png", taken)
+            clashes += more
+        if skip_existing and output.exists():
+            return Outcome(entry.paths[0], output, "skipped", "output exists", warnings=clashes)
+        segmentation, outcome = predict_entry(predictor, entry, output)
+        outcome.warnings = (*outcome.warnings, *clashes)
+        if picture:
+            write_overlay(segmentation, predictor.preprocessing.slice_axis, picture)
         return outcome
     except SegappError as error:
         reason = error.problem if isinstance(error, ScanError) else str(error)
@@ -136,13 +148,15 @@ def _predict_safely(predictor: Predictor, entry: Entry, output: Path, overlay: b
         return Outcome(entry.paths[0], status="failed", reason=reason)
 
 
-def _free_name(out: Path, entry: Entry, taken: set[Path]) -> tuple[Path, tuple[str, ...]]:
-    suffix = output_suffix(entry.paths[0])
-    first = candidate = out / f"{entry.name}{suffix}"
+def _free_name(
+    out: Path, name: str, suffix: str, taken: set[Path]
+) -> tuple[Path, tuple[str, ...]]:
+    first = candidate = out / f"{name}{suffix}"
     number = 1
     while candidate.resolve() in taken:
         number += 1
-        candidate = out / f"{entry.name}_{number}{suffix}"
+        candidate = out / f"{name}_{number}{suffix}"
+    taken.add(candidate.resolve())
     if candidate == first:
         return first, ()
     return candidate, (f"{first.name} is taken; written as {candidate.name}",)
@@ -183,7 +197,8 @@ class _CsvFile:
     def __enter__(self) -> _CsvFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("w", newline="", encoding="utf-8")
+            # File names need not be UTF-8; surrogateescape writes the bytes they came with.
+            self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
         self.writer = csv.DictWriter(self.file, self.columns)
@@ -206,5 +221,8 @@ class _CsvFile:
         }
         for column, value in outcome.sizes.items():
             row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
-        self.writer.writerow(row)
-        self.file.flush()
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error

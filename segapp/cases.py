@@ -18,7 +18,7 @@ from segapp.scan import SegClass, make_classes
 SPLITS = ("train", "val", "test")
 IGNORE_INDEX = 255  # a label that counts nowhere: not in the loss, not in the metrics
 _UNKNOWN = 254  # marks a pixel that no class has claimed yet
-_SLICE_NUMBER = re.compile(r"[_-]?(slice|slc|frame|z)[_-]?\d+$", re.IGNORECASE)
+_SLICE_NUMBER = re.compile(r"([_-]?(slice|slc|frame)|(^|[_-])z)[_-]?\d+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ def find_cases(root: Path) -> Dataset:
 
     Layouts: `cases.csv`; `images/` + `masks/`; nnU-Net or MSD (`imagesTr/`, `labelsTr/`,
     `dataset.json`); either of the last two below `train/`, `val/`, `test/`.
-    Raises DataError where there is none of these, where it holds no image, or where a mask is
-    missing (naming the image and where its mask was looked for).
+    A `test/` without masks is left out. Raises DataError where there is none of these, where it
+    holds no image, where two cases have one name, or where a mask is missing (naming the image and
+    where its mask was looked for).
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data.root names the folder of the data set")
@@ -67,11 +68,17 @@ def find_cases(root: Path) -> Dataset:
     elif any((root / split).is_dir() for split in SPLITS):
         parts = [_from_folders(root / s, s, root) for s in SPLITS if (root / s).is_dir()]
         cases = tuple(case for part in parts for case in part.cases)
-        dataset = replace(parts[0], root=root, cases=cases)
+        notes = tuple(note for part in parts for note in part.notes)
+        dataset = replace(parts[0], root=root, cases=cases, notes=notes)
     else:
         dataset = _from_folders(root, "", root)
     if not dataset.cases:
         raise DataError(f"{root}: holds no images; expected images/ + masks/ or a cases.csv")
+    first: dict[tuple[str, str], Case] = {}
+    for case in dataset.cases:
+        twin = first.setdefault((case.split or "train", case.name), case)
+        if twin is not case:
+            raise DataError(f"{case.images[0]}: has the same name as {twin.images[0]}; rename one")
     if dataset.class_names is None and (root / "classes.txt").is_file():
         dataset = replace(dataset, class_names=_read_classes_txt(root / "classes.txt"))
     return dataset
@@ -112,7 +119,11 @@ def find_classes(
     for each value found. Raises DataError naming a mask with a value outside the classes.
     """
     values = sorted(set(first_seen) - {ignore})
-    declared = dict.fromkeys(names) if names else dataset.class_names
+    declared = dataset.class_names
+    if names and set(names) != set(declared or ()):  # the same names keep their declared values
+        declared = dict.fromkeys(names)
+    elif names and declared and None in declared.values():
+        declared = dict.fromkeys(names)
     if declared is None:
         titles = [("background" if v == 0 else f"class_{v}") for v in values]
         classes = make_classes(titles, values)

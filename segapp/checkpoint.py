@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -59,13 +59,21 @@ class ModelInfo(BaseModel):
     metrics: dict[str, Any]
     starting_weights: str
     data: DataRecord
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=lambda: _versions())
     licence_notes: str = (
         "The weights derive from the training data and the starting weights named here; their "
         "licences apply. Research use, not a medical device."
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelInfo:
+        if self.architecture.classes != len(self.classes):
+            raise ValueError(f"{self.architecture.classes} outputs, {len(self.classes)} classes")
+        if self.architecture.in_channels != self.preprocessing.channels:
+            raise ValueError("the network and the preprocessing differ in channels")
+        return self
 
 
 def _versions() -> dict[str, str]:
@@ -83,6 +91,8 @@ def save_model(path: Path, weights: dict[str, np.ndarray], info: ModelInfo) -> N
 
     Raises OutputError where the folder can't be written.
     """
+    # safetensors writes memory as it lies: a channels-last array would come back scrambled
+    weights = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata={_KEY: info.model_dump_json()})
 
@@ -106,18 +116,23 @@ def read_info(model: Path) -> ModelInfo:
         raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
     if text is None:
         raise ModelFileError(f"{path}: safetensors, but not written by segapp (no metadata)")
-    tree = json.loads(text)
-    if tree.get("format") != _FORMAT:
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: damaged metadata: not JSON ({error})") from error
+    found = tree.get("format") if isinstance(tree, dict) else None
+    if found != _FORMAT:
         raise ModelFileError(
-            f"{path}: model format {tree.get('format')}, this segapp reads {_FORMAT}; "
+            f"{path}: model format {found!r}, this segapp reads {_FORMAT}; "
             "use the segapp version that wrote it"
         )
     try:
         return ModelInfo.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ModelFileError(f"{path}: damaged metadata: {key}: {first['msg']}") from error
+        where = ".".join(map(str, first["loc"]))
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ModelFileError(f"{path}: damaged metadata: {problem}") from error
 
 
 def read_weights(model: Path) -> dict[str, np.ndarray]:

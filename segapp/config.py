@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from segapp.errors import ConfigError
 
@@ -25,16 +25,27 @@ def _comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _all_different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("every class needs a name of its own")
+    return names
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
+ClassNames = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    BeforeValidator(_comma_list),
+    AfterValidator(_all_different),
+]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class DataSettings(_Section):
     root: Path | None = Field(default=None, description="Folder of the data set.")
-    classes: Annotated[list[str], BeforeValidator(_comma_list)] | None = Field(
+    classes: ClassNames | None = Field(
         default=None,
         description="Class names in the order of their mask values; else from the data set.",
     )
@@ -161,6 +172,7 @@ class Settings(_Section):
 
 
 DEFAULT_BUDGET_MINUTES = 15.0
+_TEXT_KEYS = {"data.root", "train.out", "model.encoder", "model.encoder_weights"}
 
 
 def load_settings(config: Path | None, overrides: list[str]) -> Settings:
@@ -177,12 +189,13 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
     for key, value in changes:
         _set(tree, key, value)
     settings = _validate(tree, config, {key for key, _ in changes})
-    given = [key for key, _ in changes if key in ("train.epochs", "train.budget_minutes")]
-    if len(given) == 2:
+    lengths = {"train.epochs", "train.budget_minutes"}
+    given = {key for key, value in changes if key in lengths and value is not None}
+    if given == lengths:
         raise ConfigError("train.epochs and train.budget_minutes exclude each other; give one")
-    if given == ["train.epochs"]:
+    if given == {"train.epochs"}:
         settings.train.budget_minutes = None
-    elif given == ["train.budget_minutes"]:
+    elif given == {"train.budget_minutes"}:
         settings.train.epochs = None
     elif settings.train.epochs and settings.train.budget_minutes:
         raise ConfigError(f"{config}: train.epochs and train.budget_minutes exclude each other")
@@ -197,18 +210,22 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
 
 
 def built_in_config() -> Path:
-    """configs/brain.yaml of the working directory, else the copy inside the package."""
+    """configs/brain.yaml of the working directory, of the installed package or of the checkout."""
     local = Path("configs") / BUILT_IN_CONFIG
-    return local if local.is_file() else Path(__file__).parent / local
+    package = Path(__file__).parent
+    places = (local, package / local, package.parent / local)
+    return next((path for path in places if path.is_file()), local)
 
 
 def _parse_override(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals:
         raise ConfigError(f"{word!r} is neither a config file nor KEY=VALUE, e.g. train.epochs=20")
+    if key in _TEXT_KEYS:  # a folder named 2024 or 1e3 is no number
+        return key, text or None
     try:
-        return key, yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+        return key, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-13-45, a date that is none
         raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
 
 
@@ -217,20 +234,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the config file can't be read ({error})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as 'data:', found none")
-    return tree
+    return {key: {} if value is None else value for key, value in tree.items()}
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     section, dot, name = key.partition(".")
     if not dot:
         raise ConfigError(_unknown(key))
-    if not isinstance(tree.get(section), dict):
-        tree[section] = {}
-    tree[section][name] = value
+    content = tree.setdefault(section, {})
+    if isinstance(content, dict):  # if not, the check says so
+        content[name] = value
 
 
 def _validate(tree: dict[str, Any], config: Path | None, typed: set[str]) -> Settings:
@@ -240,6 +257,8 @@ def _validate(tree: dict[str, Any], config: Path | None, typed: set[str]) -> Set
         first = error.errors()[0]
         # Union members add their own names to the location; the key is its first two parts.
         key = ".".join(str(part) for part in first["loc"][:2])
+        if len(first["loc"]) == 1 and isinstance(first["input"], dict) and first["input"]:
+            key += f".{next(iter(first['input']))}"
         where = f"{config}: " if config and key not in typed else ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(where + _unknown(key)) from error

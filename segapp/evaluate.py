@@ -17,7 +17,7 @@ from segapp import metrics
 from segapp.cases import Case, find_cases, labels_to_indices
 from segapp.check import read_case
 from segapp.checkpoint import DataRecord
-from segapp.errors import DataError, ScanError
+from segapp.errors import DataError, OutputError, ScanError
 from segapp.files import require_writable, sha256, write_text
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
@@ -89,17 +89,18 @@ def evaluate_cases(
             truth = labels_to_indices(mask.voxels, classes, ignore)  # (1, I, J, K)
             axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
             in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
+            slabs: list[tuple[float, int]] = []
 
-            def add_nll(stop: int, _: int, slab: np.ndarray, in_slices=in_slices) -> None:
-                nll, counted = _negative_log_likelihood(slab, in_slices[stop - len(slab) : stop])
-                result.nll += nll
-                result.counted += counted
+            def measure(stop: int, _: int, slab: np.ndarray, t=in_slices, slabs=slabs) -> None:
+                slabs.append(_negative_log_likelihood(slab, t[stop - len(slab) : stop]))
 
-            segmentation = predictor(scan, on_slab=add_nll)
+            segmentation = predictor(scan, on_slab=measure)
         except (ScanError, ValueError) as error:
             message = str(error) if isinstance(error, ScanError) else f"{case.mask}: {error}"
             result.cases.append(CaseResult(case, _zeros(classes), message))
             continue
+        result.nll += sum(nll for nll, _ in slabs)
+        result.counted += sum(counted for _, counted in slabs)
         matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))
         result.cases.append(CaseResult(case, matrix, warnings=segmentation.warnings))
         on_segmentation(case, segmentation, truth[0])
@@ -194,6 +195,8 @@ def evaluate_model(
     model was trained on are counted in `n_seen_in_training` and warned about. Raises DataError for
     a data set without that split, ModelFileError, ConfigError, OutputError.
     """
+    if out.resolve() == data.resolve():
+        raise OutputError(f"{out}: is the data set itself, whose cases.csv would be overwritten")
     require_writable(out)
     predictor = Predictor.load(model, device)
     assert predictor.info is not None

@@ -15,7 +15,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
     truth, prediction: integer class indices of one shape. Truth outside 0…classes-1 (the ignore
     index) counts nowhere. Empty arrays give zeros.
     """
-    counted = truth < classes
+    counted = (truth >= 0) & (truth < classes)
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

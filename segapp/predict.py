@@ -9,6 +9,7 @@ import numpy as np
 
 from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, load_engine
+from segapp.errors import ScanError
 from segapp.preprocess import Prepared, Preprocessing, from_slices, slabs
 from segapp.scan import Scan, SegClass, Segmentation
 
@@ -59,7 +60,8 @@ class Predictor:
         """Segment a scan on its own grid, with the confidence of every voxel.
 
         on_slab(done, total, probabilities) is called after each slab, for progress and for whoever
-        needs the probabilities. Raises ScanError where the scan's channels don't fit the model.
+        needs the probabilities. Raises ScanError where the scan's channels don't fit the model, or
+        where no numbers come out.
         """
         prepared = self.preprocessing.prepare(scan)
         total, _, height, width = prepared.slices.shape
@@ -67,8 +69,11 @@ class Predictor:
         confidence = np.empty((total, 1, height, width), np.float16)
         for start, slab in self.probabilities(prepared):
             stop = start + len(slab)
+            best = slab.max(axis=1)
+            if not np.isfinite(best).all():
+                raise ScanError(scan.source, "the network's result is not finite (an overflow?)")
             labels[start:stop, 0] = slab.argmax(axis=1)
-            confidence[start:stop, 0] = slab.max(axis=1)
+            confidence[start:stop, 0] = best
             on_slab(stop, total, slab)
         back = (scan.affine, prepared.axis)
         return Segmentation(

@@ -24,6 +24,7 @@ Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
 # +world; rows and columns towards -world (posterior, inferior, left), as DICOM viewers show them.
 _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LARGEST = 1e30  # larger values make statistics in float32 overflow
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -62,8 +63,8 @@ def thickest_axis(scan: Scan) -> SliceAxis:
     world, _ = orientation(scan.affine)
     if scan.shape.count(1) == 1:
         return _axis_named(world[scan.shape.index(1)])
-    spacing = np.round(scan.spacing_mm, 3)
-    thickest = np.flatnonzero(spacing == spacing.max())
+    spacing = np.array(scan.spacing_mm)
+    thickest = np.flatnonzero(spacing > 0.999 * spacing.max())  # a microscope's mm are small
     return _axis_named(world[thickest[0]]) if len(thickest) == 1 else "axial"
 
 
@@ -167,11 +168,13 @@ class Preprocessing(BaseModel):
     def prepare(self, scan: Scan) -> Prepared:
         """Turn a scan into slices and find its normalisation.
 
-        Raises ScanError where the number of channels doesn't fit.
+        Raises ScanError where the number of channels doesn't fit, or values overflow float32.
         """
         scan, warnings = adapt_channels(scan, self.channels)
         axis = scan_axis(scan.shape, scan.affine, self.slice_axis)
         slices = np.ascontiguousarray(to_slices(scan.voxels, scan.affine, axis))
+        if slices.dtype.kind == "f" and max(slices.max(), -slices.min()) > _LARGEST:
+            raise ScanError(scan.source, f"holds values beyond ±{_LARGEST:g}; is it an image?")
         if axis != self.slice_axis:
             warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
         shift, scale, clip = self._statistics(slices)
@@ -209,9 +212,9 @@ def _spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, floa
         return 0.0, 1.0, 0.0, 0.0
     if kind == "percentile":  # 0.5 %…99.5 % becomes -1…1
         low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
-        return (low + high) / 2, (high - low) / 2 or 1.0, low, high
+        return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
     values = values.astype(np.float64)
-    return float(values.mean()), float(values.std()) or 1.0, 0.0, 0.0
+    return float(values.mean()), float(np.float32(values.std())) or 1.0, 0.0, 0.0
 
 
 def _per_channel(values) -> np.ndarray:

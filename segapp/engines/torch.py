@@ -66,7 +66,7 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(1, device=where)
+        torch.zeros(1, device=where).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"--device {device}: not available here; use cpu, cuda, cuda:N or auto"

@@ -67,7 +67,7 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
         with gr.Row(elem_classes="sa-columns"):
             with gr.Column(scale=5, min_width=260):
                 files = gr.File(
-                    label="Scans: PNG, JPEG, BMP, TIFF, NIfTI",
+                    label="Scans: images or NIfTI volumes",
                     file_count="multiple",
                     height=170,
                     elem_id="scans",
@@ -85,7 +85,9 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
             with gr.Column(scale=11, min_width=400):
                 view = gr.HTML(EMPTY_VIEW, elem_id="view")
                 with gr.Row(visible=False) as controls:
-                    number = gr.Slider(1, 2, 1, step=1, precision=0, scale=3, elem_id="slice")
+                    number = gr.Slider(
+                        1, 2, 1, step=1, precision=0, scale=3, buttons=[], elem_id="slice"
+                    )
                     opacity = gr.Slider(
                         0,
                         100,
@@ -93,7 +95,8 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
                         step=5,
                         precision=0,
                         scale=2,
-                        label="Overlay opacity (%)",
+                        label="Opacity (%)",
+                        buttons=[],
                         elem_id="opacity",
                     )
             with gr.Column(scale=6, min_width=280):

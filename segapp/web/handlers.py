@@ -73,11 +73,11 @@ class Handlers:
 
         For the outputs files, failures, download_all and those of `show`.
         """
-        results = session.results if session else []
+        results = session.results if session and not session.closed else []
         choices = [(r.name, index) for index, r in enumerate(results) if r.ok]
         first = choices[0][1] if choices else None
         radio = gr.Radio(choices=choices, value=first, visible=len(choices) > 1)
-        archive = session.zip if session else None
+        archive = session.zip if session and results else None
         download_all = gr.DownloadButton(
             f"Download all {len(choices)} (zip)", value=archive, visible=archive is not None
         )

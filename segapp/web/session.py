@@ -40,7 +40,7 @@ class SessionClosed(Exception):
 class Result:
     """One scan: how it went and, unless it failed, what it takes to draw any slice of it.
 
-    name: the uploaded file's. size: (slices, rows, columns) as displayed. first: the busiest slice,
+    name: the uploaded file's. size: (slices, rows, columns) as displayed, shape: the file's. first: the busiest slice,
     counted from 1. aspect: height of a displayed pixel over its width. The slices themselves lie
     in `folder` and are mapped into memory one at a time, so a session holds next to nothing.
     """
@@ -49,6 +49,7 @@ class Result:
     outcome: Outcome
     folder: Path
     size: tuple[int, int, int] = (0, 0, 0)
+    shape: tuple[int, int, int] = (0, 0, 0)
     first: int = 1
     axis: SliceAxis | None = None  # None where the file does not say how the patient lies
     spacing_mm: tuple[float, float, float] | None = None
@@ -81,6 +82,7 @@ class Result:
             "warnings": list(outcome.warnings),
             "slices": self.size[0],
             "busiest_slice": self.first,
+            "shape": self.shape,
             "spacing_mm": self.spacing_mm,
             "sizes": outcome.sizes,
         }
@@ -136,6 +138,9 @@ class Session:
                 self.results.append(_segment(predictor, entry, folder, taken, on_slab))
             if len(self.outputs) > 1:
                 self.zip = _zip(self.outputs, self.folder / "segmentations.zip")
+        except OSError:
+            if not self.closed:  # closing takes the folder away under our feet
+                raise
         finally:
             if self.closed:
                 self.close()
@@ -199,6 +204,7 @@ def _segment_or_raise(
         outcome=outcome,
         folder=folder,
         size=(labels.shape[0], labels.shape[1], labels.shape[2]),
+        shape=scan.shape,
         first=busiest_slice(labels) + 1,
         axis=None if scan.affine is None else scan_axis(scan.shape, scan.affine, axis),
         spacing_mm=scan.spacing_mm,

@@ -94,9 +94,8 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
 
 
 def _facts(result: Result) -> str:
-    slices, rows, columns = result.size
-    size = f"{columns} × {rows}" + (f" × {slices}" if slices > 1 else " pixels")
-    found = [("Size", size)]
+    i, j, k = result.shape
+    found = [("Size", f"{i} × {j} × {k}" if result.axis or k > 1 else f"{i} × {j} pixels")]
     if result.spacing_mm:
         found.append(("Spacing", " × ".join(f"{s:.3g}" for s in result.spacing_mm) + " mm"))
     if result.outcome.mean_confidence is not None:

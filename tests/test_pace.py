@@ -1,0 +1,36 @@
+"""Steps and time left, with clocks that the test sets."""
+
+import math
+import time
+
+import pytest
+
+from segapp.pace import CLOSING_S, Clock, Pace
+
+
+def test_epochs_count_exactly() -> None:
+    pace = Pace(Clock(time.time()), steps_per_epoch=5, total_steps=10)
+    assert [pace.steps_left(step, 1.0) for step in (1, 2, 10)] == [10, 9, 1]
+
+
+def test_a_budget_counts_what_is_left_after_validation_and_writing() -> None:
+    clock = Clock(time.time(), earlier=0.0, budget_minutes=1)
+    pace = Pace(clock, steps_per_epoch=10, total_steps=0)
+    assert pace.steps_left(1, 5.0) == math.inf  # the first steps say nothing yet
+    pace.step_seconds = 0.5
+    # 60 s less 5 s for the last validation and the closing; each step 0.5 s + 5 s / 10
+    assert pace.steps_left(4, 5.0) == pytest.approx(1 + (60 - 5 - CLOSING_S) / 1.0, abs=0.1)
+
+
+def test_a_spent_budget_ends_with_the_step_just_taken() -> None:
+    clock = Clock(time.time(), earlier=61, budget_minutes=1)
+    pace = Pace(clock, steps_per_epoch=10, total_steps=0)
+    assert pace.steps_left(1, 0.0) == 1  # also before any step was measured
+    pace.step_seconds = 0.5
+    assert pace.steps_left(9, 0.0) == 1
+
+
+def test_earlier_sittings_count() -> None:
+    clock = Clock(time.time(), earlier=30, budget_minutes=1)
+    assert clock.elapsed() == pytest.approx(30, abs=0.1)
+    assert clock.left() == pytest.approx(30, abs=0.1)
