@@ -148,9 +148,7 @@ def _predict_safely(
         return Outcome(entry.paths[0], status="failed", reason=reason)
 
 
-def _free_name(
-    out: Path, name: str, suffix: str, taken: set[Path]
-) -> tuple[Path, tuple[str, ...]]:
+def _free_name(out: Path, name: str, suffix: str, taken: set[Path]) -> tuple[Path, tuple[str, ...]]:
     first = candidate = out / f"{name}{suffix}"
     number = 1
     while candidate.resolve() in taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segapp.errors import DataError
-from segapp.formats import Entry, find_scans, is_scan_file, stem
+from segapp.formats import Entry, find_scans, stem
 from segapp.scan import SegClass, make_classes
 
 SPLITS = ("train", "val", "test")
@@ -56,13 +57,12 @@ def find_cases(root: Path) -> Dataset:
     """Recognise the layout below `root` and pair images with masks.
 
     Layouts: `cases.csv`; `images/` + `masks/`; nnU-Net or MSD (`imagesTr/`, `labelsTr/`,
-    `dataset.json`); either of the last two below `train/`, `val/`, `test/`.
-    A `test/` without masks is left out. Raises DataError where there is none of these, where it
-    holds no image, where two cases have one name, or where a mask is missing (naming the image and
-    where its mask was looked for).
+    `dataset.json`); either of the last two below `train/`, `val/`, `test/` (left out if it has no
+    masks). Raises DataError where there is none of these, where it holds no image, where two cases
+    have one name, or where a mask is missing (naming the image and where it was looked for).
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.root names the folder of the data set")
+        raise DataError(f"{root}: no such folder; expected the folder of a data set")
     if (root / "cases.csv").is_file():
         dataset = _from_csv(root)
     elif any((root / split).is_dir() for split in SPLITS):
@@ -74,21 +74,17 @@ def find_cases(root: Path) -> Dataset:
         dataset = _from_folders(root, "", root)
     if not dataset.cases:
         raise DataError(f"{root}: holds no images; expected images/ + masks/ or a cases.csv")
-    first: dict[tuple[str, str], Case] = {}
-    for case in dataset.cases:
-        twin = first.setdefault((case.split or "train", case.name), case)
-        if twin is not case:
-            raise DataError(f"{case.images[0]}: has the same name as {twin.images[0]}; rename one")
-    if dataset.class_names is None and (root / "classes.txt").is_file():
-        dataset = replace(dataset, class_names=_read_classes_txt(root / "classes.txt"))
-    return dataset
+    declared, ignore = _declared_labels(*_dataset_json(root, root))
+    if declared is None and (root / "classes.txt").is_file():
+        declared = _read_classes_txt(root / "classes.txt")
+    return replace(dataset, class_names=declared, ignore=ignore)
 
 
 def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:
     """Carve a missing `val` out of `train` by patient, at random with `seed`.
 
     Cases without a split count as `train`. A data set that has a val split is returned as it is.
-    Raises DataError where there are fewer than two patients to divide.
+    Raises DataError where there are fewer than two patients.
     """
     cases = tuple(c if c.split else replace(c, split="train") for c in dataset.cases)
     if any(c.split == "val" for c in cases):
@@ -100,10 +96,8 @@ def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:
             "needed to set some aside (add val/, or a cases.csv with image,mask,patient,split)"
         )
     n_val = min(len(patients) - 1, max(1, round(share * len(patients))))
-    chosen = set(np.random.default_rng(seed).permutation(patients)[:n_val].tolist())
-    cases = tuple(
-        replace(c, split="val") if c.split == "train" and c.patient in chosen else c for c in cases
-    )
+    chosen = {("train", p) for p in np.random.default_rng(seed).permutation(patients)[:n_val]}
+    cases = tuple(replace(c, split="val") if (c.split, c.patient) in chosen else c for c in cases)
     note = f"no val split: {n_val} of {len(patients)} training patients set aside (seed {seed})"
     return replace(dataset, cases=cases, notes=(*dataset.notes, note))
 
@@ -120,9 +114,8 @@ def find_classes(
     """
     values = sorted(set(first_seen) - {ignore})
     declared = dataset.class_names
-    if names and set(names) != set(declared or ()):  # the same names keep their declared values
-        declared = dict.fromkeys(names)
-    elif names and declared and None in declared.values():
+    with_values = {n for n, value in (declared or {}).items() if value is not None}
+    if names and set(names) != with_values:  # the same names, as of a resumed run, keep the values
         declared = dict.fromkeys(names)
     if declared is None:
         titles = [("background" if v == 0 else f"class_{v}") for v in values]
@@ -134,6 +127,8 @@ def find_classes(
         classes = make_classes(list(declared), values)  # e.g. 0/255 for background, lesion
     else:
         classes = make_classes(list(declared), list(range(len(declared))))
+    if len({c.value for c in classes}) < len(classes):
+        raise DataError(f"{dataset.root}: two classes are declared with the same mask value")
     outside = [v for v in values if v not in {c.value for c in classes}]
     if outside:
         known = ", ".join(f"{c.value} {c.name}" for c in classes)
@@ -142,11 +137,11 @@ def find_classes(
             "name every value in data.classes, or leave one out with data.ignore"
         )
     if len(classes) < 2:
-        raise DataError(
-            f"{dataset.root}: the masks hold one value only ({values}); nothing to learn"
-        )
-    if classes[0].value < 0 or classes[-1].value > 65535 or len(classes) > 250:
-        raise DataError(f"{dataset.root}: mask values must lie in 0…65535, at most 250 of them")
+        raise DataError(f"{dataset.root}: the masks hold one value only ({values})")
+    wrong = [c.value for c in classes if not 0 <= c.value <= 65535]
+    if wrong or len(classes) > 250:
+        where = first_seen.get(wrong[0] if wrong else classes[-1].value, dataset.root)
+        raise DataError(f"{where}: mask values must lie in 0…65535, at most 250 of them")
     return classes
 
 
@@ -170,32 +165,40 @@ def labels_to_indices(
 
 def _from_csv(root: Path) -> Dataset:
     path = root / "cases.csv"
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"image", "mask"} <= set(rows[0]):
-        raise DataError(f"{path}: expected a header with image,mask and optional patient,split")
-    cases = []
-    for number, row in enumerate(rows, start=2):
-        image, mask = root / (row["image"] or ""), root / (row["mask"] or "")
-        split = (row.get("split") or "").strip()
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), skipinitialspace=True)
+    cases: list[Case] = []
+    lines: dict[str, int] = {}  # name → line
+    for row in reader:
+        if not {"image", "mask"} <= set(row):
+            break
+        row = {key: value.strip() for key, value in row.items() if key and value}
+        where, split = f"({path.name} line {reader.line_num})", row.get("split", "")
         if split not in ("", *SPLITS):
-            raise DataError(f"{path}: line {number}: split {split!r} is not train, val or test")
-        for kind, file_path in (("image", image), ("mask", mask)):
-            if not file_path.is_file():
-                raise DataError(f"{file_path}: {kind} is missing ({path.name} line {number})")
+            raise DataError(f"{path}: split {split!r} is not train, val or test {where}")
+        image, mask = root / row.get("image", ""), root / row.get("mask", "")
+        if not image.is_file():
+            raise DataError(f"{image}: image is missing {where}")
+        if not mask.is_file():
+            raise DataError(f"{image}: its mask is missing; looked for {mask} {where}")
         name = (Path(row["image"]).parent / stem(image)).as_posix()
-        cases.append(Case(name, (image,), mask, row.get("patient") or name, split))
+        if lines.setdefault(name, reader.line_num) != reader.line_num:
+            raise DataError(f"{image}: its name stands in line {lines[name]} already {where}")
+        cases.append(Case(name, (image,), mask, row.get("patient", name), split))
+    if not cases:
+        raise DataError(f"{path}: expected a header image,mask[,patient,split] and lines below it")
     return Dataset(root, tuple(cases))
 
 
 def _from_folders(folder: Path, split: str, root: Path) -> Dataset:
     if (folder / "imagesTr").is_dir():
-        return _from_nnunet(folder, split)
+        return _from_nnunet(folder, split, root)
     images, masks = folder / "images", folder / "masks"
-    if not images.is_dir() or not masks.is_dir():
-        missing = "images/" if not images.is_dir() else "masks/"
+    missing = next((part.name for part in (images, masks) if not part.is_dir()), None)
+    if (split, missing) == ("test", "masks"):
+        return Dataset(root, (), notes=(f"{folder}: left out, it has no masks",))
+    if missing:
         raise DataError(
-            f"{folder}: {missing} is missing; expected images/ + masks/ (same stems), "
+            f"{folder}: {missing}/ is missing; expected images/ + masks/ (same stems), "
             "imagesTr/ + labelsTr/ + dataset.json, train/ val/ test/ above these, or cases.csv"
         )
     prefix = f"{folder.relative_to(root).as_posix()}/" if folder != root else ""
@@ -203,70 +206,86 @@ def _from_folders(folder: Path, split: str, root: Path) -> Dataset:
 
 
 def _pair(entries: list[Entry], masks: Path, split: str, prefix: str = "") -> tuple[Case, ...]:
-    by_stem = {entry.name: entry.paths[0] for entry in find_scans(masks)}
+    by_name = _by_name(find_scans(masks))
     cases = []
-    for entry in entries:
-        mask = by_stem.get(entry.name)
-        if mask is None:
-            raise DataError(
-                f"{entry.paths[0]}: its mask is missing; looked for {masks / entry.name}.*"
-            )
-        cases.append(Case(prefix + entry.name, entry.paths, mask, entry.name, split))
+    for name, images in _by_name(entries).items():
+        if name not in by_name:
+            raise DataError(f"{images[0]}: its mask is missing; looked for {masks / name}.*")
+        cases.append(Case(prefix + name, images, by_name[name][0], name, split))
     return tuple(cases)
 
 
-def _from_nnunet(folder: Path, split: str) -> Dataset:
-    path = folder / "dataset.json"
-    info = _read_json(path)
+def _by_name(entries: list[Entry]) -> dict[str, tuple[Path, ...]]:
+    found: dict[str, tuple[Path, ...]] = {}
+    for entry in entries:
+        twin = found.setdefault(entry.name, entry.paths)
+        if twin != entry.paths:
+            raise DataError(f"{entry.paths[0]}: has the same name as {twin[0]}; rename one")
+    return found
+
+
+def _from_nnunet(folder: Path, split: str, root: Path) -> Dataset:
+    _, info = _dataset_json(folder, root)
     channels = info.get("channel_names") or info.get("modality") or {"0": "image"}
-    first = next((p for p in sorted((folder / "imagesTr").iterdir()) if is_scan_file(p)), None)
+    masks = {entry.name for entry in find_scans(folder / "labelsTr")}
+    names = {entry.name for entry in find_scans(folder / "imagesTr")} - masks
     # nnU-Net numbers every channel's file, also a single one; MSD leaves the number out.
-    numbered = first is not None and re.search(r"_\d{4}\.[^/]+$", first.name) is not None
+    numbered = any(re.search(r"_\d{4}$", name) for name in names)
     channel_files = len(channels) if numbered else 1
     cases: list[Case] = []
-    for images, labels, name in (("imagesTr", "labelsTr", split), ("imagesTs", "labelsTs", "test")):
-        if not (folder / images).is_dir() or (
-            images == "imagesTs" and not (folder / labels).is_dir()
-        ):
+    for part, name in (("Tr", split), ("Ts", "test")):
+        images, labels = folder / f"images{part}", folder / f"labels{part}"
+        if part == "Ts" and not (images.is_dir() and labels.is_dir()):
             continue
-        entries = find_scans(folder / images, channel_files)
+        entries = find_scans(images, channel_files)
         if numbered and channel_files == 1:
             entries = [Entry(e.name.removesuffix("_0000"), e.paths) for e in entries]
-        cases += _pair(entries, folder / labels, name)
-    declared, ignore = _nnunet_labels(info, path)
-    return Dataset(folder, tuple(cases), declared, ignore, channel_files)
+        cases += _guess_patients(_pair(entries, labels, name))
+    return Dataset(folder, tuple(cases), channel_files=channel_files)
 
 
-def _nnunet_labels(info: dict[str, Any], path: Path) -> tuple[dict[str, int | None] | None, Any]:
+def _dataset_json(folder: Path, root: Path) -> tuple[Path, dict[str, Any]]:
+    places = [place / "dataset.json" for place in (folder, root, root / "train")]
+    path = next((path for path in places if path.is_file()), None)
+    try:
+        return (path, dict(json.loads(_read_text(path)))) if path else (places[0], {})
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: not readable as a JSON object ({error})") from error
+
+
+def _declared_labels(
+    path: Path, info: dict[str, Any]
+) -> tuple[dict[str, int | None] | None, int | None]:
+    """Name → mask value, and the value to ignore, as a dataset.json declares them."""
     labels = info.get("labels")
     if not labels:
         return None, None
-    if all(str(key).lstrip("-").isdigit() for key in labels):  # MSD: {"0": "background"}
-        return {str(name): int(value) for value, name in labels.items()}, None
-    regions = [name for name, value in labels.items() if isinstance(value, list)]
-    if regions:
-        raise DataError(f"{path}: region-based labels ({regions[0]}) are not supported")
-    named: dict[str, int | None] = {name: int(value) for name, value in labels.items()}
+    try:
+        if all(str(key).lstrip("-").isdigit() for key in labels):  # MSD: {"0": "background"}
+            return {str(name): int(value) for value, name in labels.items()}, None
+        regions = [name for name, value in labels.items() if isinstance(value, list)]
+        if regions:
+            raise DataError(f"{path}: region-based labels ({regions[0]}) are not supported")
+        named: dict[str, int | None] = {name: int(value) for name, value in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: labels should be like {{"background": 0}}') from error
     return named, named.pop("ignore", None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_text(path: Path) -> str:
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: expected an object with labels and channel_names")
-    return info
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as UTF-8 text ({error})") from error
 
 
 def _read_classes_txt(path: Path) -> dict[str, int | None]:
     """One class a line: a name, or a mask value and a name ("255 lesion")."""
     names: dict[str, int | None] = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in _read_text(path).splitlines():
         if match := re.fullmatch(r"\s*(?:(\d+)[\s:,]+)?(\S.*?)\s*", line):
+            if match[2] in names:
+                raise DataError(f"{path}: names {match[2]!r} twice")
             names[match[2]] = int(match[1]) if match[1] else None
     if len({value is None for value in names.values()}) > 1:
         raise DataError(f"{path}: either every line starts with its mask value, or none does")
@@ -274,11 +293,20 @@ def _read_classes_txt(path: Path) -> dict[str, int | None]:
 
 
 def _guess_patients(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Slices of one patient must stay in one split: group by subfolder, or by "…_slice012"."""
+    """Slices of one patient must stay in one split: group by subfolder, or by "…_slice012".
 
-    def patient(case: Case) -> str:
-        folder, _, name = case.patient.rpartition("/")
-        return folder or _SLICE_NUMBER.sub("", name) or name
+    Where that makes one patient of all, each case is taken as a patient of its own.
+    """
 
-    guessed = [replace(case, patient=patient(case)) for case in cases]
-    return tuple(guessed) if len({c.patient for c in guessed}) > 1 else cases
+    def by_name(case: Case) -> str:
+        folder, slash, name = case.patient.rpartition("/")
+        return folder + slash + (_SLICE_NUMBER.sub("", name) or name)
+
+    def by_folder(case: Case) -> str:
+        return case.patient.rpartition("/")[0] or by_name(case)
+
+    for patient in (by_folder, by_name):
+        guessed = [replace(case, patient=patient(case)) for case in cases]
+        if len({c.patient for c in guessed}) > 1:
+            return tuple(guessed)
+    return cases

@@ -13,15 +13,17 @@ from segapp.fingerprint import CaseFacts, measure
 from segapp.formats import read_labels, read_scan
 from segapp.scan import Scan
 
-_AFFINE_TOLERANCE_MM = 1e-2
+_TOLERANCE = 0.1  # voxels between the corners of two grids that are meant to be one
 
 
 def inspect(
     dataset: Dataset,
     progress: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+    ignore: int | None = None,
 ) -> tuple[list[CaseFacts], dict[int, Path], list[str]]:
     """Facts of every case, each mask value with a mask that holds it, and the readers' warnings.
 
+    `ignore` is the mask value that stands for nothing.
     Raises DataError that names the first unusable file and counts the others: an unreadable file,
     an image and a mask of different size or place.
     """
@@ -36,11 +38,12 @@ def inspect(
             problems.append(str(error))
             continue
         warnings += [f"{case.images[0]}: {w}" for w in scan.warnings]
-        facts.append(measure(case, scan, mask.voxels))
+        warnings += [f"{case.mask}: {w}" for w in mask.warnings]
+        facts.append(measure(case, scan, mask.voxels, ignore))
         for value in facts[-1].mask_counts:
             first_seen.setdefault(value, case.mask)
     if problems:
-        more = f" (and {len(problems) - 1} more unusable cases)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more that can't be used)" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
     return facts, first_seen, warnings
 
@@ -60,7 +63,7 @@ def read_case(case: Case) -> tuple[Scan, Scan]:
         corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
         corners[:, :3] *= np.array(scan.shape) - 1
         apart = np.abs(corners @ (scan.affine - mask.affine).T).max()
-        if apart > max(_AFFINE_TOLERANCE_MM, 0.1 * min(scan.spacing_mm or (0,))):
+        if apart > _TOLERANCE * min(scan.spacing_mm or (0,)):
             raise ScanError(
                 case.mask,
                 f"lies elsewhere in space than its image {case.images[0].name} (corners up to "

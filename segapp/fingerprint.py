@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -30,7 +31,8 @@ _SAMPLES = 20_000  # foreground intensities kept per case
 @dataclass(frozen=True)
 class CaseFacts:
     """Measurements of one case. `mask_counts`: mask value → voxels; `samples`: (n, C) intensities
-    of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K)."""
+    of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K); `slice_sizes`: (rows,
+    columns) of the slices that each direction of cutting gives."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -38,7 +40,7 @@ class CaseFacts:
     dtype: str
     spacing_mm: tuple[float, float, float] | None
     thickest: SliceAxis
-    slice_size: tuple[int, ...]
+    slice_sizes: dict[SliceAxis, tuple[int, ...]]
     mask_counts: dict[int, int]
     minimum: float
     maximum: float
@@ -46,12 +48,10 @@ class CaseFacts:
     samples: np.ndarray
 
 
-def measure(case: Case, scan: Scan, mask: np.ndarray, background: int = 0) -> CaseFacts:
-    """Facts of a scan (C, I, J, K) and its mask values (1, I, J, K)."""
+def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None) -> CaseFacts:
+    """Facts of a scan (C, I, J, K) and its mask values (1, I, J, K), 0 being the background."""
     values, counts = np.unique(mask, return_counts=True)
-    thickest = thickest_axis(scan)
-    axis = scan_axis(scan.shape, scan.affine, thickest)
-    inside = np.flatnonzero(mask.ravel() != background)
+    inside = np.flatnonzero((mask != 0) & (mask != (0 if ignore is None else ignore)))
     if inside.size > _SAMPLES:
         inside = np.random.default_rng(0).choice(inside, _SAMPLES, replace=False)
     return CaseFacts(
@@ -60,14 +60,19 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, background: int = 0) -> Ca
         channels=scan.channels,
         dtype=str(scan.voxels.dtype),
         spacing_mm=scan.spacing_mm,
-        thickest=thickest,
-        slice_size=to_slices(scan.voxels, scan.affine, axis).shape[2:],
+        thickest=thickest_axis(scan),
+        slice_sizes={axis: _slice_size(scan, axis) for axis in get_args(SliceAxis)},
         mask_counts={int(v): int(n) for v, n in zip(values, counts, strict=True)},
         minimum=float(scan.voxels.min()),
         maximum=float(scan.voxels.max()),
         zero_share=float(np.mean(scan.voxels == 0)),
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
+
+
+def _slice_size(scan: Scan, axis: SliceAxis) -> tuple[int, ...]:
+    axis = scan_axis(scan.shape, scan.affine, axis)
+    return to_slices(scan.voxels, scan.affine, axis).shape[2:]
 
 
 def fit_preprocessing(
@@ -82,12 +87,14 @@ def fit_preprocessing(
     """
     reasons = []
     channels = Counter(f.channels for f in facts).most_common(1)[0][0]
+    axis: SliceAxis
     if settings.data.slice_axis != "auto":
         axis = settings.data.slice_axis
     else:
-        axis = Counter(f.thickest for f in facts).most_common(1)[0][0]
+        axes: Counter[SliceAxis] = Counter(f.thickest for f in facts)
+        axis = axes.most_common(1)[0][0]
         reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
-    longest = float(np.median([max(f.slice_size) for f in facts]))
+    longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
     size = settings.preprocess.size
     if size == "auto":
         size = "native" if longest <= _NATIVE_UP_TO else _RESIZE_TO

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segapp.cases import Case, Dataset, find_cases, find_classes, with_val_split
+from segapp.cases import SPLITS, Case, Dataset, find_cases, find_classes, with_val_split
 from segapp.check import inspect
 from segapp.checkpoint import DataRecord
 from segapp.config import Settings
@@ -47,13 +47,14 @@ def make_plan(
     assert root is not None, "load_settings makes sure of it"
     dataset = with_val_split(find_cases(root), settings.data.val_share, settings.train.seed)
     ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
-    facts, first_seen, warnings = inspect(dataset, progress)
+    facts, first_seen, warnings = inspect(dataset, progress, ignore)
     classes = find_classes(dataset, first_seen, settings.data.classes, ignore)
     training = [f for f in facts if f.case.split == "train"]
     if not training:
         raise DataError(f"{root}: no case is in the split train")
     _require_foreground(training, classes, dataset)
     preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
+    _require_channels(facts, preprocessing.channels)
     resolved = settings.model_copy(deep=True)
     resolved.data.slice_axis = preprocessing.slice_axis
     resolved.data.classes = [c.name for c in classes]
@@ -77,7 +78,7 @@ def make_plan(
         preprocessing=preprocessing,
         record=_record(dataset),
         reasons=(*dataset.notes, *reasons),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_shared_patients(dataset)),
     )
 
 
@@ -89,8 +90,30 @@ def _require_foreground(
         raise DataError(f"{dataset.root}: no training mask holds any foreground; nothing to learn")
 
 
+def _require_channels(facts: list[CaseFacts], channels: int) -> None:
+    for f in facts:
+        if f.channels != channels and {f.channels, channels} != {1, 3}:  # grey and RGB adapt
+            raise DataError(
+                f"{f.case.images[0]}: has {f.channels} channel(s), most training images {channels}"
+            )
+
+
+def _shared_patients(dataset: Dataset) -> list[str]:
+    """What to say where the user's own table puts one patient into train and elsewhere."""
+    if not (dataset.root / "cases.csv").is_file():
+        return []  # patients are guessed from names, which start anew in each split's folder
+    patients = {s: {c.patient for c in dataset.split(s)} for s in SPLITS}
+    return [
+        f"patient {sorted(both)[0]} is in train and in {split} ({len(both)} such patients); "
+        f"the figures on {split} will be too good"
+        for split in ("val", "test")
+        if (both := patients["train"] & patients[split])
+    ]
+
+
 def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
-    sides = [np.mean(preprocessing.target_size(f.slice_size)) for f in facts]
+    axis = preprocessing.slice_axis
+    sides = [np.mean(preprocessing.target_size(f.slice_sizes[axis])) for f in facts]
     side = round(float(np.median(sides)) * _PATCH_SHARE / 32) * 32
     return int(np.clip(side, *_PATCH_LIMITS))
 

@@ -121,10 +121,14 @@ class Prepared:
         return len(self.slices)
 
     def network_input(self, start: int, stop: int) -> np.ndarray:
-        """Slices start…stop, normalised, resized, padded to the stride: (n, C, H', W') float32."""
+        """Slices start…stop, normalised, resized, padded to the stride: (n, C, H', W') float32.
+
+        At least two strides each way: where a stride-2 convolution's output is 1 wide, oneDNN's
+        bfloat16 kernel for AMX reads memory it should not, and the result is another every time.
+        """
         x = self.normalised(start, stop)
         x = resize(x, self.preprocessing.target_size(x.shape[2:]))
-        return pad(x, self.preprocessing.stride)
+        return pad(x, self.preprocessing.stride, least=2 * self.preprocessing.stride)
 
     def normalised(self, start: int, stop: int) -> np.ndarray:
         """Slices start…stop at their own size, normalised: (n, C, H, W) float32."""

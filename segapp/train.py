@@ -195,8 +195,7 @@ def fit(
             result = None
             if stop or validation.due(clock):
                 result = validation.run(clock)
-                if result.miou >= state.best_miou:  # of equals the later, trained longer
-                    state.best_miou, state.best_epoch = result.miou, state.epoch
+                if state.judge(result.miou):
                     state.best_metrics = summary(result, "val")
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in network.state_dict().items()
@@ -236,9 +235,14 @@ def training_step(
         loss = cross_entropy_loss(logits, masks)
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+    scaler = accelerator.scaler
+    scale = scaler.get_scale() if scaler else 0.0
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), not optimizer.step_was_skipped
+    # A skipped step shows in the scale alone: a fused optimiser is called and skips inside, which
+    # Accelerate's own step_was_skipped does not see.
+    taken = not scaler or scaler.get_scale() >= scale
+    return loss.detach(), taken
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
@@ -287,7 +291,7 @@ def _augmentation(plan: Plan, cache: SliceCache) -> Augmentation:
 def _figures(state: State, batch_size: int, pace: Pace, validation: Validation) -> str:
     speed = f"{batch_size / pace.step_seconds:.1f} images/s" if pace.step_seconds else ""
     left = clock_text(pace.seconds_left(state.step, validation.seconds))
-    best = f"best mIoU {state.best_miou:.3f}" if state.best_epoch else ""
+    best = f"val mIoU {state.best_metrics['miou']:.3f}" if state.best_epoch else ""
     loss = f"loss {state.loss_sum / state.loss_steps:.3f}"
     parts = (loss, best, speed, f"{peak_memory_mb():.0f} MB", f"{left} left")
     return " · ".join(part for part in parts if part)
@@ -362,4 +366,5 @@ def _write_results(
         "val": state.best_metrics,
     }
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    log.info("best epoch %d: val mIoU %.4f", state.best_epoch, state.best_miou)
+    miou = state.best_metrics["miou"]
+    log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)

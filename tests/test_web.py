@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -242,6 +243,13 @@ def test_examples_come_from_the_models_own_data(bands, tmp_path, monkeypatch):
 def test_launch_takes_one_model():
     with pytest.raises(ConfigError, match="exactly one model, got 2"):
         launch([Path("a"), Path("b")], "127.0.0.1", 0)
+
+
+def test_a_port_in_use_is_a_clear_error(bands):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}: can't listen"):
+            serve(build_app(bands, "hands"), "127.0.0.1", port, block=False)
 
 
 @pytest.fixture(scope="module")

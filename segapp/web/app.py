@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -146,6 +147,12 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
 
 def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
     """Start the server, print and return its URL. Raises ConfigError where it can't start."""
+    for name in (
+        "NO_PROXY",
+        "no_proxy",
+    ):  # Gradio calls itself once, not through a proxy
+        others = [os.environ[name]] if os.environ.get(name) else []
+        os.environ[name] = ",".join([*others, "localhost", "127.0.0.1", host])
     try:
         app.queue(default_concurrency_limit=1)
         _, url, _ = app.launch(
@@ -167,7 +174,10 @@ def serve(app: gr.Blocks, host: str, port: int | None, block: bool) -> str:
             head=f"<script>{(_HERE / 'wheel.js').read_text(encoding='utf-8')}</script>",
         )
     except OSError as error:
-        raise ConfigError(f"--port {port}: {error}") from error
+        where = f"{host}, port {port}" if port else host
+        raise ConfigError(
+            f"{where}: can't listen there; is the port in use? 0 takes the first free one"
+        ) from error
     print(f"segapp is at {url}  (Ctrl+C stops it)", flush=True)
     if block:
         if threading.current_thread() is threading.main_thread():

@@ -40,9 +40,10 @@ class SessionClosed(Exception):
 class Result:
     """One scan: how it went and, unless it failed, what it takes to draw any slice of it.
 
-    name: the uploaded file's. size: (slices, rows, columns) as displayed, shape: the file's. first: the busiest slice,
-    counted from 1. aspect: height of a displayed pixel over its width. The slices themselves lie
-    in `folder` and are mapped into memory one at a time, so a session holds next to nothing.
+    name: the uploaded file's. shape: the file's voxels. size: (slices, rows, columns) as displayed.
+    first: the busiest slice, counted from 1. aspect: height of a displayed pixel over its width.
+    The slices themselves lie in `folder` and are mapped into memory one at a time, so a session
+    holds next to nothing.
     """
 
     name: str

@@ -1,0 +1,266 @@
+"""The rules that choose a preprocessing, on cases small enough to count in one's head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segapp.cases import Case
+from segapp.config import Settings
+from segapp.fingerprint import CaseFacts, fit_preprocessing, measure
+from segapp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from segapp.scan import Scan
+
+CASE = Case("c", (Path("c"),), Path("m"), "p")
+
+
+def facts_of(
+    voxels: np.ndarray,
+    affine: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    ignore: int | None = None,
+) -> CaseFacts:
+    """voxels (C, I, J, K); the mask is 1 everywhere unless given."""
+    if mask is None:
+        mask = np.ones((1, *voxels.shape[1:]), np.uint8)
+    return measure(CASE, Scan(voxels, affine, Path("c")), mask, ignore)
+
+
+def fit(*facts: CaseFacts, channel_files: int = 1, **keys: object) -> Preprocessing:
+    settings = Settings()
+    for key, value in keys.items():
+        setattr(settings.data if key == "slice_axis" else settings.preprocess, key, value)
+    return fit_preprocessing(facts, settings, channel_files)[0]
+
+
+def grey(width: int = 8, height: int = 6, value: int = 7, dtype: type = np.uint8) -> CaseFacts:
+    return facts_of(np.full((1, width, height, 1), value, dtype))
+
+
+def test_facts_are_counted_by_hand() -> None:
+    voxels = np.array([[[[0], [5]], [[0], [9]], [[-3], [0]]]], np.int16)  # 3 columns, 2 rows
+    mask = np.array([[[[0], [2]], [[0], [2]], [[7], [0]]]], np.uint8)
+    facts = facts_of(voxels, None, mask)
+    assert facts.shape == (3, 2, 1)
+    assert facts.channels == 1
+    assert facts.dtype == "int16"
+    assert facts.spacing_mm is None
+    assert facts.mask_counts == {0: 3, 2: 2, 7: 1}
+    assert (facts.minimum, facts.maximum) == (-3, 9)
+    assert facts.zero_share == 0.5
+    assert facts.samples.tolist() == [[5], [9], [-3]]
+    assert set(facts.slice_sizes.values()) == {(2, 3)}  # rows, columns
+    # What is ignored is no foreground, though it is counted.
+    ignored = facts_of(voxels, None, mask, ignore=7)
+    assert ignored.samples.tolist() == [[5], [9]]
+    assert ignored.mask_counts == facts.mask_counts
+
+
+def test_samples_have_every_channel_and_are_drawn_alike() -> None:
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 99, (2, 200, 200, 1)).astype(np.float32)
+    voxels[1] = -voxels[0]
+    one, two = facts_of(voxels), facts_of(voxels)
+    assert one.samples.shape == (20_000, 2)
+    assert np.array_equal(one.samples[:, 0], -one.samples[:, 1])
+    assert np.array_equal(one.samples, two.samples)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        ([(640, 300)], None),
+        ([(300, 640)], None),
+        ([(641, 300)], 512),
+        ([(100, 100), (100, 100), (2000, 2000)], None),  # the median counts
+        ([(600, 600), (700, 700)], 512),
+    ],
+)
+def test_slices_up_to_640_stay_as_they_are(sides: list[tuple[int, int]], size: int | None) -> None:
+    assert fit(*(grey(*side) for side in sides)).size == size
+
+
+def test_a_size_that_is_set_wins() -> None:
+    assert fit(grey(2000, 100), size="native").size is None
+    assert fit(grey(100, 100), size=256).size == 256
+
+
+def test_ct_is_known_by_air() -> None:
+    assert fit(grey(value=-501, dtype=np.int16)).normalisation == "ct"
+    assert fit(grey(value=-500, dtype=np.int16)).normalisation == "zscore"
+    odd = [grey(value=v, dtype=np.int16) for v in (0, 0, -1000)]  # one odd file is no CT set
+    assert fit(*odd).normalisation == "zscore"
+
+
+def test_ct_is_clipped_and_standardised_by_its_foreground() -> None:
+    # 1001 foreground voxels -500…500: 0.5 % is -495, 99.5 % is 495; air outside does not count.
+    voxels = np.full((1, 1101, 1, 1), -1000, np.int16)
+    voxels[0, :1001, 0, 0] = np.arange(-500, 501)
+    mask = np.zeros((1, 1101, 1, 1), np.uint8)
+    mask[0, :1001] = 1
+    fitted = fit(facts_of(voxels, None, mask))
+    assert fitted.normalisation == "ct"
+    assert fitted.clip == ((-495.0, 495.0),)
+    assert fitted.shift == (0.0,)
+    clipped = np.clip(np.arange(-500, 501), -495, 495)
+    assert fitted.scale == (pytest.approx(clipped.std(), rel=1e-6),)
+
+
+def test_ct_of_one_value_or_of_none_divides_by_one() -> None:
+    flat = fit(grey(value=-1000, dtype=np.int16))
+    assert (flat.shift, flat.scale, flat.clip) == ((-1000.0,), (1.0,), ((-1000.0, -1000.0),))
+    voxels = np.full((1, 4, 4, 1), -1000, np.int16)
+    empty = fit(facts_of(voxels, None, np.zeros((1, 4, 4, 1), np.uint8)))
+    assert (empty.shift, empty.scale) == ((0.0,), (1.0,))
+
+
+def test_ct_samples_of_all_cases_count() -> None:
+    fitted = fit(*(grey(10, 10, v, np.int16) for v in (-600, -800)))
+    assert fitted.shift == (-700.0,)
+    assert fitted.scale == (100.0,)
+    assert fitted.clip == ((-800.0, -600.0),)
+
+
+def test_eight_bit_rgb_takes_imagenets_constants() -> None:
+    rgb = facts_of(np.full((3, 8, 6, 1), 9, np.uint8))
+    fitted = fit(rgb)
+    assert fitted.normalisation == "imagenet"
+    assert fitted.channels == 3
+    assert fitted.shift == pytest.approx([255 * m for m in IMAGENET_MEAN])
+    assert fitted.scale == pytest.approx([255 * s for s in IMAGENET_STD])
+
+
+def test_three_channels_that_are_no_picture_do_not() -> None:
+    assert fit(facts_of(np.ones((3, 8, 6, 1), np.uint16))).normalisation == "zscore"
+    assert fit(facts_of(np.ones((3, 8, 6, 1), np.uint8)), channel_files=3).normalisation == "zscore"
+    mixed = [facts_of(np.ones((3, 8, 6, 1), t)) for t in (np.uint8, np.uint16)]
+    assert fit(*mixed).normalisation == "zscore"
+    assert fit(grey()).normalisation == "zscore"
+
+
+def test_imagenets_constants_fit_other_images_on_request() -> None:
+    one = fit(grey(), normalisation="imagenet")
+    assert one.shift == pytest.approx([255 * np.mean(IMAGENET_MEAN)])
+    assert fit(grey(dtype=np.uint16), normalisation="imagenet").shift == pytest.approx(
+        [65535 * np.mean(IMAGENET_MEAN)]
+    )
+    floats = [grey(value=v, dtype=np.float32) for v in (50, 100)]  # the largest seen is white
+    assert fit(*floats, normalisation="imagenet").scale == pytest.approx(
+        [100 * np.mean(IMAGENET_STD)]
+    )
+    assert len(fit(facts_of(np.ones((2, 4, 4, 1))), normalisation="imagenet").shift) == 2
+
+
+def test_most_cases_decide_the_channels() -> None:
+    rgb = facts_of(np.ones((3, 8, 6, 1), np.uint8))
+    assert fit(rgb, grey(), grey()).channels == 1
+    assert fit(rgb, grey(), rgb).channels == 3
+
+
+@pytest.mark.parametrize(
+    ("zeros", "nonzero"), [((0, 0), False), ((2, 0), False), ((3, 0), True), ((2, 2), True)]
+)
+def test_zeros_are_left_out_beyond_a_tenth(zeros: tuple[int, int], nonzero: bool) -> None:
+    """The mean share over cases of 10 pixels: 2 zeros in one of two cases are a tenth."""
+    facts = []
+    for count in zeros:
+        voxels = np.ones((1, 10, 1, 1), np.uint8)
+        voxels[0, :count] = 0
+        facts.append(facts_of(voxels))
+    assert fit(*facts).nonzero is nonzero
+
+
+def test_statistics_are_of_a_slice_only_if_all_cases_are_one() -> None:
+    volume = facts_of(np.ones((1, 8, 6, 4), np.int16))
+    assert fit(grey(), grey()).over == "slice"
+    assert fit(grey(), volume).over == "scan"
+    assert fit(volume).over == "scan"
+
+
+def volume(spacing: tuple[float, ...], order: tuple[int, ...], signs: tuple[int, ...]) -> CaseFacts:
+    """20 × 30 × 40 voxels towards right, anterior, superior, stored in another order and sense.
+
+    spacing: towards right, anterior, superior; order: the world axis of each voxel axis.
+    """
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, world in enumerate(order):
+        affine[world, axis] = signs[axis] * spacing[world]
+    shape = [(20, 30, 40)[world] for world in order]
+    return facts_of(np.ones((1, *shape), np.int16), affine)
+
+
+ORDERS = [
+    ((0, 1, 2), (1, 1, 1)),
+    ((0, 1, 2), (-1, -1, 1)),
+    ((2, 0, 1), (1, 1, 1)),
+    ((1, 2, 0), (-1, 1, -1)),
+    ((2, 1, 0), (-1, -1, -1)),
+]
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS)
+@pytest.mark.parametrize(
+    ("spacing", "axis", "size"),
+    [
+        ((1, 1, 5), "axial", (30, 20)),  # rows towards posterior, columns towards left
+        ((1, 5, 1), "coronal", (40, 20)),
+        ((5, 1, 1), "sagittal", (40, 30)),
+        ((1, 1, 1), "axial", (30, 20)),  # a tie
+        ((3, 1, 3), "axial", (30, 20)),
+        ((1, 1, 1.0001), "axial", (30, 20)),
+    ],
+)
+def test_volumes_are_cut_across_their_thickest_direction(order, signs, spacing, axis, size) -> None:
+    facts = volume(spacing, order, signs)
+    assert facts.thickest == axis
+    assert facts.slice_sizes[axis] == size
+    assert fit(facts).slice_axis == axis
+    assert facts.slice_sizes == {"axial": (30, 20), "coronal": (40, 20), "sagittal": (40, 30)}
+
+
+def test_an_oblique_volume_goes_to_the_nearest_direction() -> None:
+    c, s = np.cos(0.4), np.sin(0.4)
+    tilted = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]])
+    affine = tilted @ np.diag([1, 1, 6, 1])
+    assert facts_of(np.ones((1, 4, 4, 4), np.int16), affine).thickest == "axial"
+
+
+def test_most_volumes_decide_the_direction_and_the_user_before_them() -> None:
+    axial, coronal = (volume(s, (0, 1, 2), (1, 1, 1)) for s in ((1, 1, 5), (1, 5, 1)))
+    assert fit(axial, coronal, coronal).slice_axis == "coronal"
+    assert fit(axial, coronal, coronal, slice_axis="sagittal").slice_axis == "sagittal"
+
+
+def test_the_size_is_that_of_the_slices_that_are_cut() -> None:
+    """100 × 100 × 700 is small cut axially, and large cut any other way."""
+    tall = facts_of(np.ones((1, 100, 100, 700), np.uint8), np.eye(4))
+    assert fit(tall).size is None
+    assert fit(tall, slice_axis="coronal").size == 512
+    assert fit(tall, slice_axis="sagittal").size == 512
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9, 8, 1), "axial"), ((9, 1, 8), "coronal"), ((1, 9, 8), "sagittal")]
+)
+def test_a_single_slice_is_cut_as_it_is(shape: tuple[int, ...], axis: str) -> None:
+    facts = facts_of(np.ones((1, *shape), np.int16), np.diag([1, 1, 1, 1.0]))
+    assert facts.thickest == axis
+    assert fit(facts).slice_axis == axis
+    assert sorted(facts.slice_sizes[facts.thickest]) == [8, 9]
+
+
+def test_every_automatic_choice_gives_its_reason() -> None:
+    _, reasons = fit_preprocessing([grey()], Settings(), 1)
+    assert [r.split(":")[0] for r in reasons] == [
+        "slices",
+        "size",
+        "normalisation",
+        "its statistics",
+    ]
+    settings = Settings()
+    settings.data.slice_axis, settings.preprocess.size = "axial", "native"
+    settings.preprocess.normalisation = "ct"
+    assert fit_preprocessing([grey()], settings, 1)[1] == []

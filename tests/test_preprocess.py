@@ -1,0 +1,400 @@
+import math
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segapp.errors import ScanError
+from segapp.preprocess import (
+    Preprocessing,
+    adapt_channels,
+    from_slices,
+    orientation,
+    pad,
+    resize,
+    scan_axis,
+    slabs,
+    slice_spacing,
+    thickest_axis,
+    to_slices,
+)
+from segapp.scan import Scan
+
+AXES = ("axial", "coronal", "sagittal")
+ORIENTATIONS = [
+    (order, signs) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)
+]
+
+
+def make_scan(voxels, affine=None):
+    return Scan(np.asarray(voxels), affine, Path("a.nii"))
+
+
+def raster(pixels, dtype=np.float32):
+    """A grey image from its rows."""
+    return make_scan(np.asarray(pixels, dtype).T[None, :, :, None])
+
+
+def make_affine(order, signs, spacing=(1, 1, 1)):
+    """Voxel axis n runs along world axis order[n] in the direction signs[n]."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for n in range(3):
+        affine[order[n], n] = signs[n] * spacing[n]
+    return affine
+
+
+def random_affine(seed):
+    """Rotated, scaled, and for odd seeds sheared; mirrored or not."""
+    rng = np.random.default_rng(seed)
+    matrix = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    if seed % 2:
+        matrix = matrix + rng.uniform(-0.3, 0.3, (3, 3))
+    affine = np.eye(4)
+    affine[:3, :3] = matrix * rng.uniform(0.3, 5, 3)
+    affine[:3, 3] = rng.uniform(-100, 100, 3)
+    return affine
+
+
+def canonical(voxels, affine):
+    """(C, I, J, K) → (C, R, A, S) by nibabel."""
+    moved = np.moveaxis(voxels, 0, -1)
+    image = nib.as_closest_canonical(nib.Nifti1Image(moved, affine))
+    return np.moveaxis(np.asarray(image.dataobj), -1, 0)
+
+
+def laid_out(ras, axis):
+    """(C, R, A, S) → slices: rows and columns towards posterior, inferior, left, as named."""
+    if axis == "axial":  # slices S, rows P, columns L
+        return ras[:, ::-1, ::-1].transpose(3, 0, 2, 1)
+    if axis == "coronal":  # slices A, rows I, columns L
+        return ras[:, ::-1, :, ::-1].transpose(2, 0, 3, 1)
+    return ras[:, :, ::-1, ::-1].transpose(1, 0, 3, 2)  # slices R, rows I, columns P
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_slices_and_back_for_every_axis_order(axis, order, signs):
+    voxels = np.arange(120, dtype=np.int32).reshape(2, 3, 4, 5)
+    affine = make_affine(order, signs)
+    slices = to_slices(voxels, affine, axis)
+    assert np.array_equal(slices, laid_out(canonical(voxels, affine), axis))
+    assert np.array_equal(from_slices(slices, affine, axis), voxels)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_the_layout_is_anatomical_also_for_oblique_and_sheared_grids(axis, seed):
+    affine = random_affine(seed)
+    expected = nib.io_orientation(affine)
+    world, sign = orientation(affine)
+    assert (list(world), list(sign)) == (expected[:, 0].tolist(), expected[:, 1].tolist())
+    voxels = np.arange(120, dtype=np.int32).reshape(2, 3, 4, 5)
+    slices = to_slices(voxels, affine, axis)
+    assert np.array_equal(slices, laid_out(canonical(voxels, affine), axis))
+    assert np.array_equal(from_slices(slices, affine, axis), voxels)
+
+
+def test_the_layout_in_words():
+    voxels = np.zeros((1, 2, 2, 2))
+    voxels[0, 1, 0, 0] = 1  # right, posterior, inferior in a RAS grid
+    affine = np.eye(4)
+    for axis, place in (("axial", (0, 0, 1, 0)), ("coronal", (0, 0, 1, 0))):
+        assert to_slices(voxels, affine, axis)[place] == 1  # left column: the patient's right
+    assert to_slices(voxels, affine, "sagittal")[1, 0, 1, 1] == 1  # below, behind
+
+
+def test_a_raster_has_columns_and_rows():
+    image = raster([[1, 2, 3], [4, 5, 6]])
+    slices = to_slices(image.voxels, None, "axial")
+    assert slices.tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
+    assert np.array_equal(from_slices(slices, None, "axial"), image.voxels)
+    assert np.array_equal(to_slices(image.voxels, None, "sagittal"), slices)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS[::7])
+def test_a_single_slice_is_cut_along_itself(order, signs):
+    affine = make_affine(order, signs)
+    shape = [4, 5, 6]
+    shape[order.index(1)] = 1  # one coronal slice
+    assert scan_axis(tuple(shape), affine, "axial") == "coronal"
+    assert thickest_axis(make_scan(np.zeros((1, *shape)), affine)) == "coronal"
+    prepared = Preprocessing(channels=1).prepare(make_scan(np.zeros((1, *shape)), affine))
+    assert len(prepared) == 1
+    assert "coronal" in prepared.warnings[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (4, 5, 6), (1, 1, 1)])
+def test_what_is_no_single_slice_keeps_the_models_axis(shape):
+    assert scan_axis(shape, np.eye(4), "sagittal") == "sagittal"
+    prepared = Preprocessing(channels=1).prepare(make_scan(np.zeros((1, *shape)), np.eye(4)))
+    assert prepared.warnings == ()
+
+
+@pytest.mark.parametrize("scale", [1, 1e-4])  # a clinical scanner, a microscope
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [
+        ((1, 1, 1), "axial"),
+        ((1, 1, 3), "axial"),
+        ((1, 3, 1), "coronal"),
+        ((3, 1, 1), "sagittal"),
+        ((3, 3, 1), "axial"),  # a tie
+        ((1.00001, 1, 1), "axial"),  # as good as a tie
+    ],
+)
+def test_the_thickest_axis_is_anatomical(spacing, axis, scale):
+    for order, signs in ORIENTATIONS[::5]:
+        there = [spacing[w] * scale for w in order]
+        scan = make_scan(np.zeros((1, 4, 5, 6)), make_affine(order, signs, there))
+        assert thickest_axis(scan) == axis
+    assert thickest_axis(make_scan(np.zeros((1, 4, 5, 1)))) == "axial"
+
+
+def test_spacing_of_slices_rows_and_columns():
+    affine = make_affine((1, 2, 0), (1, -1, 1), (2, 3, 4))  # A: 2 mm, S: 3 mm, R: 4 mm
+    scan = make_scan(np.zeros((1, 5, 5, 5)), affine)
+    assert slice_spacing(scan, "axial") == (3, 2, 4)
+    assert slice_spacing(scan, "coronal") == (2, 3, 4)
+    assert slice_spacing(scan, "sagittal") == (4, 3, 2)
+
+
+# Normalisation
+
+
+def test_zscore_by_hand():
+    prepared = Preprocessing(channels=1).prepare(raster([[0, 2], [4, 6]]))
+    expected = (np.array([[0, 2], [4, 6]]) - 3) / math.sqrt(5)
+    np.testing.assert_allclose(prepared.normalised(0, 1)[0, 0], expected, rtol=1e-6)
+    assert prepared.normalised(0, 1).dtype == np.float32
+
+
+def test_zscore_over_what_is_not_zero():
+    prepared = Preprocessing(channels=1, nonzero=True).prepare(raster([[0, 2], [4, 6]]))
+    expected = (np.array([[0, 2], [4, 6]]) - 4) / math.sqrt(8 / 3)
+    np.testing.assert_allclose(prepared.normalised(0, 1)[0, 0], expected, rtol=1e-6)
+
+
+def test_percentiles_become_minus_one_and_one():
+    pixels = np.arange(201).reshape(1, 201)  # 0.5 % is 1, 99.5 % is 199
+    prepared = Preprocessing(channels=1, normalisation="percentile").prepare(raster(pixels))
+    expected = (np.clip(pixels, 1, 199) - 100) / 99
+    np.testing.assert_allclose(prepared.normalised(0, 1)[0, 0], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_imagenet_is_a_constant_for_each_channel():
+    prep = Preprocessing(channels=3, normalisation="imagenet", shift=(1, 2, 3), scale=(1, 2, 4))
+    x = prep.prepare(make_scan(np.full((3, 4, 5, 1), 7, np.uint8))).normalised(0, 1)
+    assert x[0, :, 0, 0].tolist() == [6, 2.5, 1]
+
+
+def test_ct_is_clipped_first():
+    prep = Preprocessing(
+        channels=1, normalisation="ct", shift=(50,), scale=(25,), clip=((-100, 300),)
+    )
+    x = prep.prepare(raster([[-2000, 50, 3000]], np.int16)).normalised(0, 1)
+    assert x.ravel().tolist() == [-6, 0, 10]
+
+
+def test_statistics_of_channels_are_their_own():
+    voxels = np.stack([np.arange(6.0), 100 * np.arange(6.0) + 7]).reshape(2, 2, 3, 1)
+    x = Preprocessing(channels=2).prepare(make_scan(voxels)).normalised(0, 1)
+    np.testing.assert_allclose(x[0, 0], x[0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["zscore", "percentile"])
+def test_statistics_of_a_slice_or_of_the_scan(kind):
+    voxels = np.random.default_rng(0).normal(100, 20, (1, 7, 8, 5)) * np.arange(1, 6)
+    scan = make_scan(voxels, np.eye(4))
+    of_slices = Preprocessing(channels=1, normalisation=kind, over="slice").prepare(scan)
+    of_scan = Preprocessing(channels=1, normalisation=kind, over="scan").prepare(scan)
+    assert len(of_slices.shift) == 5
+    assert len(of_scan.shift) == 1
+    for k in range(5):
+        alone = Preprocessing(channels=1, normalisation=kind).prepare(
+            make_scan(voxels[..., k : k + 1], np.eye(4))
+        )
+        assert np.array_equal(of_slices.normalised(k, k + 1), alone.normalised(0, 1))
+    assert np.array_equal(of_slices.normalised(0, 5)[3:5], of_slices.normalised(3, 5))
+    assert np.array_equal(of_scan.normalised(0, 5)[3:5], of_scan.normalised(3, 5))
+    if kind == "zscore":
+        everything = of_scan.normalised(0, 5)
+        assert everything.mean() == pytest.approx(0, abs=1e-5)
+        assert everything.std() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("nonzero", [True, False])
+@pytest.mark.parametrize("over", ["slice", "scan"])
+@pytest.mark.parametrize("kind", ["zscore", "percentile"])
+@pytest.mark.parametrize("value", [0, 0.1, 1e-38, -1e-44, 1000, 1e29])
+def test_a_constant_image_is_finite(kind, over, nonzero, value):
+    prep = Preprocessing(channels=1, normalisation=kind, over=over, nonzero=nonzero)
+    for dtype in (np.float32, np.float64):
+        x = prep.prepare(make_scan(np.full((1, 9, 8, 3), value, dtype), np.eye(4)))
+        found = x.network_input(0, 3)
+        assert found.shape == (3, 1, 64, 64)
+        assert (found == 0).all()
+
+
+@pytest.mark.parametrize("value", [1e31, -1e300])
+def test_values_that_overflow_are_refused(value):
+    voxels = np.zeros((1, 4, 4, 1))
+    voxels[0, 1, 1] = value
+    with pytest.raises(ScanError, match="beyond"):
+        Preprocessing(channels=1).prepare(make_scan(voxels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float64])
+def test_the_file_s_type_does_not_matter(dtype):
+    pixels = np.arange(100).reshape(10, 10)
+    reference = Preprocessing(channels=1).prepare(raster(pixels)).network_input(0, 1)
+    found = Preprocessing(channels=1).prepare(raster(pixels, dtype)).network_input(0, 1)
+    assert np.array_equal(reference, found)
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "target"),
+    [
+        (None, (100, 37), (100, 37)),
+        (64, (128, 64), (64, 32)),
+        (64, (64, 10), (64, 10)),
+        (128, (64, 32), (128, 64)),
+        (10, (1000, 3), (10, 1)),
+    ],
+)
+def test_the_longest_side_is_brought_to_size(size, shape, target):
+    prep = Preprocessing(channels=1, size=size)
+    assert prep.target_size(shape) == target
+    x = prep.prepare(raster(np.zeros(shape))).network_input(0, 1)
+    assert x.shape[2:] == tuple(max(64, -(-n // 32) * 32) for n in target)
+
+
+def test_padding_repeats_the_edge_and_is_cut_off():
+    prep = Preprocessing(channels=1, normalisation="imagenet", shift=(0,), scale=(1,), stride=2)
+    prepared = prep.prepare(raster([[1, 2, 3], [4, 5, 6]]))
+    x = prepared.network_input(0, 1)
+    assert x[0, 0].tolist() == [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]]
+    logits = np.concatenate([x, np.zeros_like(x)], axis=1)
+    p = prepared.probabilities(logits)
+    assert p.shape == (1, 2, 2, 3)
+    np.testing.assert_allclose(p[0, 0], 1 / (1 + np.exp(-np.array([[1, 2, 3], [4, 5, 6]]))), 1e-6)
+
+
+def test_pad_to_a_least_size():
+    assert pad(np.zeros((1, 1, 33, 64)), 32).shape == (1, 1, 64, 64)
+    assert pad(np.zeros((1, 1, 3, 64)), 32, least=96).shape == (1, 1, 96, 96)
+    x = np.zeros((1, 1, 32, 64))
+    assert pad(x, 32) is x
+
+
+def test_temperature_flattens_and_huge_logits_are_finite():
+    prepared = Preprocessing(channels=1).prepare(raster(np.zeros((32, 32))))
+    logits = np.zeros((1, 2, 32, 32), np.float32)
+    logits[:, 1] = 2
+    assert prepared.probabilities(logits, 2.0)[0, 1, 0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
+    logits[:, 1] = 1e30
+    assert prepared.probabilities(logits)[0, :, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("own", [40, 64, 65, 100, 127, 128, 200, 300])
+def test_resized_and_back_nothing_moves(own):
+    """A centred square through a resize to 96 and back stays centred and symmetric."""
+    pixels = np.zeros((own, own))
+    edge = own // 4
+    pixels[edge : own - edge, edge : own - edge] = 1
+    prep = Preprocessing(
+        channels=1, size=96, normalisation="imagenet", shift=(0.5,), scale=(0.05,), stride=32
+    )
+    prepared = prep.prepare(raster(pixels))
+    x = prepared.network_input(0, 1)
+    p = prepared.probabilities(np.concatenate([np.zeros_like(x), x], axis=1))
+    assert p.shape == (1, 2, own, own)
+    inside = p[0, 1]
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(inside, inside[::-1], atol=1e-4)
+    np.testing.assert_allclose(inside, inside[:, ::-1], atol=1e-4)
+    np.testing.assert_allclose(inside, inside.T, atol=1e-4)
+    wrong = (inside > 0.5) != (pixels > 0)
+    assert wrong.sum() <= 8 * own / 96  # at most about the corners
+
+
+@pytest.mark.parametrize("target", [(32, 32), (50, 40), (50, 50), (96, 96), (100, 70)])
+def test_a_ramp_keeps_its_place(target):
+    """With half-pixel centres the value at a point stays; corner alignment or an offset shows."""
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    found = resize((rows + 10 * columns).astype(np.float32)[None, None], target)[0, 0]
+    rows, columns = np.mgrid[: target[0], : target[1]] + 0.5
+    expected = rows * 64 / target[0] + 10 * columns * 64 / target[1]
+    inner = (slice(2, -2), slice(2, -2))
+    error = (found - expected)[inner]  # half a pixel would be 5
+    assert abs(error).max() < 1, "area averages are off by less than a tenth of a pixel"
+    assert abs(error.mean()) < 0.01, "and on average not at all"
+
+
+def test_masks_are_resized_by_the_nearest_and_keep_their_type():
+    labels = np.array([[0, 200], [7, 255]], np.uint8)[None, None]
+    found = resize(labels, (4, 4), nearest=True)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found[0, 0], np.kron(labels[0, 0], np.ones((2, 2), np.uint8)))
+
+
+def test_more_channels_than_opencv_takes():
+    assert resize(np.zeros((2, 7, 8, 8), np.float32), (4, 4)).shape == (2, 7, 4, 4)
+
+
+# Channels
+
+
+def test_colour_turns_grey_by_luminance():
+    scan = make_scan(np.array([255, 0, 100], np.uint8).reshape(3, 1, 1, 1))
+    grey, warnings = adapt_channels(scan, 1)
+    assert grey.voxels.ravel() == pytest.approx([0.299 * 255 + 11.4])
+    assert "luminance" in warnings[0]
+    assert grey.source == scan.source
+    assert Preprocessing(channels=1).prepare(scan).warnings == warnings
+
+
+def test_grey_serves_a_colour_model_without_a_warning():
+    scan = raster([[1, 2]], np.uint8)
+    colour, warnings = adapt_channels(scan, 3)
+    assert colour.voxels[:, :, 0, 0].tolist() == [[1, 2]] * 3
+    assert warnings == ()
+
+
+@pytest.mark.parametrize(("has", "wants"), [(2, 1), (4, 3), (3, 4), (1, 2), (3, 2)])
+def test_other_channels_are_refused(has, wants):
+    with pytest.raises(ScanError, match=rf"has {has} channel\(s\).* trained on {wants}"):
+        Preprocessing(channels=wants).prepare(make_scan(np.zeros((has, 4, 4, 1))))
+
+
+def test_slabs_cover_everything_once():
+    assert list(slabs(7, 3)) == [(0, 3), (3, 6), (6, 7)]
+    assert list(slabs(3, 3)) == [(0, 3)]
+    assert list(slabs(0, 3)) == []
+
+
+def test_preprocessing_travels_as_json():
+    prep = Preprocessing(
+        channels=2, normalisation="ct", shift=(1, 2), scale=(3, 4), clip=((0, 1), (2, 3))
+    )
+    assert Preprocessing.model_validate_json(prep.model_dump_json()) == prep
+
+
+def test_slices_are_the_same_bytes_whatever_the_axis_order():
+    """Statistics are sums, and sums depend on the order: it must not be the file's."""
+    rng = np.random.default_rng(0)
+    image = nib.Nifti1Image(rng.normal(100, 30, (9, 10, 11)).astype(np.float32), np.eye(4))
+    prep = Preprocessing(channels=1, size=16)
+    reference = prep.prepare(make_scan(np.asarray(image.dataobj)[None], image.affine))
+    for order, signs in ORIENTATIONS:
+        turned = image.as_reoriented(np.array(list(zip(order, signs, strict=True))))
+        found = prep.prepare(make_scan(np.asarray(turned.dataobj)[None], turned.affine))
+        assert found.network_input(0, 11).tobytes() == reference.network_input(0, 11).tobytes()

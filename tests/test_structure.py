@@ -1,0 +1,198 @@
+"""What holds for the source as a whole: who imports whom, and what nobody does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "segapp"
+MODULES = {
+    ".".join(("segapp", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p
+    for p in sorted(ROOT.rglob("*.py"))
+}
+# A module imports only modules above it. `engines.torch` and `report.training` stand where what
+# they need does; a package's name stands for what is in it and is not listed itself.
+ORDER = """
+    errors config files progress scan formats formats.nifti formats.raster cases preprocess
+    fingerprint metrics check checkpoint plan engines predict report report.overlay report.training
+    batch evaluate augment model engines.torch losses optim pace data machine resume validation
+    train web cli
+""".split()
+# Lazy or for types only: importing the module does not import these.
+LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
+LATER |= {("segapp.formats", f"segapp.formats.{name}") for name in ("nifti", "raster")}
+OWNERS = {
+    "torch": {"model", "losses", "augment", "data", "optim", "resume", "train", "engines.torch"},
+    "albumentations": {"augment"},
+    "gradio": {"web"},
+    "nibabel": {"formats"},
+    "tifffile": {"formats"},
+    "segmentation_models_pytorch": {"model"},
+    "accelerate": {"train"},
+}
+MAX_LINES = 330
+
+
+def imports(path, top_only=False):
+    """Full names of what a file imports, also inside functions unless `top_only`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in whole)
+
+
+def place(module):
+    """Position in ORDER; of a package's module that is not listed, the package's."""
+    name = module.removeprefix("segapp.")
+    return ORDER.index(name if name in ORDER else name.split(".")[0])
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "segapp"])
+def test_a_module_imports_only_modules_above_it(module):
+    for other in imports(MODULES[module]):
+        if other == "segapp" or not other.startswith("segapp") or (module, other) in LATER:
+            continue
+        same_package = place(other) == place(module) and module.count(".") == 2
+        assert place(other) < place(module) or same_package, f"{module} imports {other}"
+
+
+def test_what_is_imported_later_is_not_at_the_top():
+    for module, other in LATER:
+        assert other not in set(imports(MODULES[module], top_only=True))
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_packages_have_owners(package):
+    for module, path in MODULES.items():
+        if package in {name.split(".")[0] for name in imports(path)}:
+            name = module.removeprefix("segapp.")
+            owned = name in OWNERS[package] or name.split(".")[0] in OWNERS[package]
+            assert owned, f"{module} imports {package}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_long(module):
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_LINES
+    assert max(map(len, lines), default=0) <= 100
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_runs_code_it_was_given_or_hides_an_error(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    broad = {"Exception", "BaseException"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else ""
+            assert called not in {"eval", "exec"}
+            keywords = {k.arg: k.value for k in node.keywords}
+            shell = keywords.get("shell")
+            assert not (isinstance(shell, ast.Constant) and shell.value)
+            names = [a.id for a in node.args if isinstance(a, ast.Name)]
+            if called == "suppress":
+                assert not broad & set(names)
+            # torch.load unpickles unless it is told to read weights only
+            if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
+                only = keywords.get("weights_only")
+                assert isinstance(only, ast.Constant)
+                assert only.value is True
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, "a bare except"
+            caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+            if broad & caught:
+                assert not all(isinstance(n, ast.Pass | ast.Continue) for n in node.body)
+    roots = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert not roots & {"pickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def run(code, *args):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WITHOUT_TORCH = """
+import sys
+from importlib import import_module
+from pathlib import Path
+
+BLOCKED = {"torch", "torchvision", "accelerate", "albumentations", "gradio"}
+BLOCKED |= {"segmentation_models_pytorch", "timm"}
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for name in sys.argv[2].split():
+    import_module(f"segapp.{name}")
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+from segapp.batch import list_inputs, predict_batch
+from segapp.cases import find_cases
+from segapp.evaluate import evaluate_cases, write_evaluation
+from segapp.predict import Predictor
+from segapp.preprocess import Preprocessing
+from segapp.scan import make_classes
+
+class Threshold:
+    batch_size = 2
+    def __call__(self, batch):
+        return np.concatenate([0 * batch, batch - 100], axis=1)
+
+root = Path(sys.argv[1])
+pixels = np.arange(240, dtype=np.uint8).reshape(12, 20)
+for part, array in (("images", pixels), ("masks", (pixels > 100) * np.uint8(255))):
+    (root / part).mkdir()
+    Image.fromarray(array).save(root / part / "a.png")
+    nib.save(nib.Nifti1Image(np.stack([array] * 3, 2), np.eye(4)), root / part / "b.nii.gz")
+classes = make_classes(["background", "lesion"], [0, 255])
+prep = Preprocessing(channels=1, normalisation="imagenet", shift=(0,), scale=(1,))
+predictor = Predictor(Threshold(), prep, classes)
+outcomes = predict_batch(predictor, list_inputs([root / "images"]), root / "out", overlay=True)
+assert [o.status for o in outcomes] == ["ok", "ok"], outcomes
+evaluation = evaluate_cases(predictor, find_cases(root).cases, None)
+print(write_evaluation(evaluation, "all", root / "out")["miou"])
+assert not BLOCKED & set(sys.modules)
+"""
+
+
+def test_prediction_and_evaluation_need_no_torch(tmp_path):
+    names = ORDER[: ORDER.index("evaluate") + 1]
+    assert run(WITHOUT_TORCH, tmp_path, " ".join(names)) == "1.0\n"
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == [
+        *("a.png", "a_overlay.png", "b.nii.gz", "b_overlay.png", "cases.csv"),
+        *("predictions.csv", "summary.json"),
+    ]
+
+
+def test_help_is_instant():
+    code = """
+import sys
+from segapp.cli import main
+sys.argv = ["segapp", "--help"]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+heavy = {"torch", "gradio", "albumentations", "numpy", "cv2", "nibabel", "matplotlib", "pydantic"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    assert "predict" in run(code)

@@ -1,0 +1,274 @@
+"""Training from settings to run folder, on a data set of seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import draw_case
+from PIL import Image
+
+from segapp.checkpoint import read_info, read_weights
+from segapp.config import load_settings
+from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
+from segapp.evaluate import evaluate_model
+from segapp.predict import Predictor
+from segapp.train import resume_run, train
+
+QUICK = (
+    "model.encoder=resnet18",
+    "model.encoder_weights=none",
+    "optim.patch=32",
+    "optim.batch_size=4",
+    "train.precision=fp32",
+    "train.epochs=2",
+    "train.steps_per_epoch=3",
+)
+
+
+def run(data: Path, out: Path, *words: str) -> Path:
+    given = {word.split("=")[0] for word in words}
+    quick = [word for word in QUICK if word.split("=")[0] not in given]
+    if "train.budget_minutes" in given:
+        quick.remove("train.epochs=2")
+    return train(load_settings(None, [f"data.root={data}", f"train.out={out}", *quick, *words]))
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path) -> None:
+    out = run(png_dataset, tmp_path / "run")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("model.safetensors", "last", "config.yaml", "history.csv", "metrics.json"),
+        *("curves.png", "augmentations.png", "overlays", "log.txt"),
+    }
+    assert len(list((out / "overlays").glob("*.png"))) == 1  # one val case of six
+    rows = history(out)
+    assert list(rows[0]) == [
+        *("epoch", "step", "lr", "train_loss", "val_loss", "val_miou", "val_dice"),
+        *("iou_background", "iou_class_1", "iou_class_2"),
+        *("seconds", "images_per_second", "peak_memory_mb"),
+    ]
+    assert [row["step"] for row in rows] == ["3", "6"]
+    resolved = yaml.safe_load((out / "config.yaml").read_text())
+    assert "auto" not in json.dumps(resolved).replace('"encoder_weights": "auto"', "")
+    info = read_info(out)
+    assert info.starting_weights == "none"
+    assert {s: len(cases) for s, cases in info.data.images.items()} == {"train": 5, "val": 1}
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["steps"] == 6
+    chosen = rows[figures["best_epoch"] - 1]
+    assert figures["val"]["miou"] == pytest.approx(float(chosen["val_miou"]), abs=1e-5)
+
+
+def test_the_written_model_scores_what_training_said(png_dataset: Path, tmp_path: Path) -> None:
+    """The file, read back by the path users walk, is the network that was validated."""
+    out = run(png_dataset, tmp_path / "run", "train.epochs=4", "train.steps_per_epoch=10")
+    said = json.loads((out / "metrics.json").read_text())["val"]
+    weights = read_weights(out)
+    predictor = Predictor.load(out)
+    network = predictor.engine.network  # type: ignore[attr-defined]
+    for name, tensor in network.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), weights[name])
+    cases = tmp_path / "val"
+    rows = read_info(out).data.images["val"]
+    for part in ("images", "masks"):
+        (cases / part).mkdir(parents=True)
+        for name in rows:
+            source = png_dataset / part / f"{name}.png"
+            (cases / part / f"{name}.png").write_bytes(source.read_bytes())
+    measured = evaluate_model(out, cases, None, tmp_path / "evaluation")
+    assert said["miou"] > 0.4, "it learned nothing, so equal figures would say nothing"
+    assert measured["n_seen_in_training"] == 1
+    # Validation ran in fp32; a loaded model takes the machine's own precision.
+    assert measured["miou"] == pytest.approx(said["miou"], abs=0.01)
+
+
+def test_two_runs_of_one_seed_are_equal(png_dataset: Path, tmp_path: Path) -> None:
+    one, other = (run(png_dataset, tmp_path / name) for name in ("one", "other"))
+    assert [r["train_loss"] for r in history(one)] == [r["train_loss"] for r in history(other)]
+    a, b = read_weights(one), read_weights(other)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    another = run(png_dataset, tmp_path / "another", "train.seed=1")
+    assert [r["train_loss"] for r in history(one)] != [r["train_loss"] for r in history(another)]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the `step`-th optimiser step."""
+    import segapp.train as module
+
+    real, count = module.training_step, 0
+
+    def counted(*args: object) -> object:
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "training_step", counted)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_interrupt_saves_and_resume_ends_where_the_whole_run_does(
+    png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = run(png_dataset, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(Interrupted, match="--resume"):
+            run(png_dataset, tmp_path / "part")
+    part = tmp_path / "part"
+    assert not (part / "metrics.json").exists()
+    assert not (part / ".cache").exists()
+    resume_run(part, load_settings(part / "config.yaml", []))
+    assert [r["train_loss"] for r in history(part)] == [r["train_loss"] for r in history(whole)]
+    a, b = read_weights(whole), read_weights(part)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_resume_of_a_finished_run_says_so(
+    png_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = run(png_dataset, tmp_path / "run", "train.epochs=1")
+    before = (out / "model.safetensors").read_bytes()
+    logging.getLogger("segapp").propagate = True
+    with caplog.at_level("INFO", "segapp"):
+        resume_run(out, load_settings(out / "config.yaml", []))
+    assert "finished" in caplog.text
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_resume_of_a_run_killed_before_its_first_save_starts_again(
+    png_dataset: Path, tmp_path: Path
+) -> None:
+    out = run(png_dataset, tmp_path / "run")
+    for name in ("metrics.json", "model.safetensors", "last/state.safetensors"):
+        (out / name).unlink()
+    (out / ".cache").mkdir()  # what a kill leaves
+    resume_run(out, load_settings(out / "config.yaml", []))
+    assert (out / "metrics.json").is_file()
+    assert not (out / ".cache").exists()
+
+
+def test_resume_refuses_changed_data(
+    png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(Interrupted):
+            run(png_dataset, tmp_path / "run")
+    image, _ = draw_case(99)
+    Image.fromarray(image).save(png_dataset / "images" / "case0.png")
+    with pytest.raises(DataError, match="changed"):
+        resume_run(tmp_path / "run", load_settings(tmp_path / "run" / "config.yaml", []))
+
+
+def test_an_occupied_folder_is_refused(png_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="not empty"):
+        run(png_dataset, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(png_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        run(png_dataset, tmp_path / "file" / "run")
+
+
+def test_bad_data_leaves_no_run_behind(png_dataset: Path, tmp_path: Path) -> None:
+    (png_dataset / "masks" / "case3.png").unlink()
+    with pytest.raises(DataError, match=r"case3\.png: its mask is missing"):
+        run(png_dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(
+    png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import segapp.train as module
+
+    broken = (torch.tensor(float("nan")), True)
+    monkeypatch.setattr(module, "training_step", lambda *_: broken)
+    with pytest.raises(TrainingError, match=r"nan.*case\d"):
+        run(png_dataset, tmp_path / "run")
+
+
+def test_a_budget_is_kept(png_dataset: Path, tmp_path: Path) -> None:
+    began = time.time()
+    out = run(png_dataset, tmp_path / "run", "train.budget_minutes=0.15")
+    rows = history(out)
+    assert float(rows[-1]["lr"]) < 1e-6, "the schedule must end with the budget"
+    assert int(rows[-1]["step"]) > 6
+    # 9 s for the model; the pictures come after it. Loose, for machines under load.
+    assert sum(float(row["seconds"]) for row in rows) < 14
+    assert time.time() - began < 30
+
+
+def test_patience_stops(png_dataset: Path, tmp_path: Path) -> None:
+    words = ("train.epochs=50", "train.steps_per_epoch=1", "train.patience=2", "optim.max_lr=1e-9")
+    out = run(png_dataset, tmp_path / "run", *words)
+    assert len(history(out)) < 50
+    assert json.loads((out / "metrics.json").read_text())["epochs"] == len(history(out))
+
+
+def test_training_outside_the_main_thread(png_dataset: Path, tmp_path: Path) -> None:
+    """Signals can't be caught there; it must work all the same."""
+    thread = threading.Thread(target=run, args=(png_dataset, tmp_path / "run", "train.epochs=1"))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("architecture", ["unet", "unetplusplus"])
+@pytest.mark.parametrize("patch", ["full", "32"])
+def test_architectures_and_whole_slices(
+    png_dataset: Path, tmp_path: Path, architecture: str, patch: str
+) -> None:
+    words = (f"model.architecture={architecture}", f"optim.patch={patch}", "train.epochs=1")
+    out = run(png_dataset, tmp_path / "run", *words)
+    assert read_info(out).architecture.name == architecture
+    assert Predictor.load(out)
+
+
+def test_png_slices_and_the_volumes_they_came_from_both_train(tmp_path: Path) -> None:
+    """The same pictures as PNG slices and as NIfTI volumes; each serves a volume of the other."""
+    pairs = [draw_case(n) for n in range(8)]
+    png, nifti = tmp_path / "png", tmp_path / "nifti"
+    for root in (png, nifti):
+        for part in ("images", "masks"):
+            (root / part).mkdir(parents=True)
+    for n, pair in enumerate(pairs):
+        for part, array in zip(("images", "masks"), pair, strict=True):
+            Image.fromarray(array).save(png / part / f"p{n // 2}_slice{n % 2}.png")
+    affine = np.diag([-1.0, -1.0, 3.0, 1.0])  # columns to the left, rows to posterior
+    for n in range(4):
+        for position, part in enumerate(("images", "masks")):
+            slices = [pairs[2 * n + k][position].T for k in range(2)]
+            nib.save(nib.Nifti1Image(np.stack(slices, 2), affine), nifti / part / f"p{n}.nii.gz")
+    from_png = run(png, tmp_path / "run_png")
+    from_nifti = run(nifti, tmp_path / "run_nifti")
+    val = {name.split("_")[0] for name in read_info(from_png).data.images["val"]}
+    assert len(val) == 1, "slices of one patient stay in one split"
+    for model in (from_png, from_nifti):
+        assert read_info(model).preprocessing.slice_axis == "axial"
+        result = evaluate_model(model, nifti, "all", tmp_path / f"{model.name}_evaluation")
+        assert result["n"] == 4
+        assert result["n_failed"] == 0
