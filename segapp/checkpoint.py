@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import segapp
-from segapp.errors import ModelFileError
+from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 from segapp.preprocess import Preprocessing
 from segapp.scan import SegClass
@@ -94,7 +94,10 @@ def save_model(path: Path, weights: dict[str, np.ndarray], info: ModelInfo) -> N
     # safetensors writes memory as it lies: a channels-last array would come back scrambled
     weights = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata={_KEY: info.model_dump_json()})
+        try:
+            save_file(weights, temporary, metadata={_KEY: info.model_dump_json()})
+        except SafetensorError as error:  # its word for a full disk
+            raise OutputError(f"{path}: can't be written ({error})") from error
 
 
 def model_path(model: Path) -> Path:

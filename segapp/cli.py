@@ -73,11 +73,17 @@ def train(
         typer.echo(settings.to_yaml(), nl=False)
         return
     _start_logging()
-    from segapp.train import resume_run
-    from segapp.train import train as run_training
+    from segapp.plan import open_run, reopen_run
 
-    started = _command_started()
-    out = resume_run(resume, settings, started) if resume else run_training(settings, started)
+    if resume:
+        settings.train.out = resume
+    plan = reopen_run(settings) if resume else open_run(settings)
+    if plan:  # torch takes seconds to import, and bad data is known before
+        from segapp.train import run_plan
+
+        run_plan(plan, _command_started())
+    out = settings.train.out
+    assert out is not None
     typer.echo(f"model: {out / 'model.safetensors'}")
     typer.echo(f"next:  segapp evaluate {out} {settings.data.root} --out {out / 'evaluation'}")
 
@@ -250,6 +256,9 @@ def main() -> None:
     except SegappError as error:
         print(f"segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a folder that can't be entered, a disk that is gone
+        print(f"segapp: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("segapp: stopped", file=sys.stderr)
         sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,16 +24,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=path.parent)
+        temporary = path.parent / f".partial-{secrets.token_hex(8)}{suffix}"
+        temporary.touch(exist_ok=False)  # not mkstemp, whose files only their owner may read
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from error
-    temporary = Path(name)
     try:
-        os.close(handle)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it 0600; give it the usual mode
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from error
@@ -63,9 +62,3 @@ def require_writable(folder: Path) -> None:
         raise OutputError(
             f"{folder}: no file can be written there ({error.strerror}); choose another folder"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

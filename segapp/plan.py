@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,11 +13,14 @@ from segapp.cases import SPLITS, Case, Dataset, find_cases, find_classes, with_v
 from segapp.check import inspect
 from segapp.checkpoint import DataRecord
 from segapp.config import Settings
-from segapp.errors import DataError
-from segapp.files import sha256
+from segapp.errors import ConfigError, DataError
+from segapp.files import require_writable, sha256
 from segapp.fingerprint import CaseFacts, fit_preprocessing
 from segapp.preprocess import Preprocessing
+from segapp.progress import track
 from segapp.scan import SegClass
+
+log = logging.getLogger("segapp")
 
 _BATCH_SIZE = 8
 _PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
@@ -34,6 +39,49 @@ class Plan:
     record: DataRecord
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        assert self.settings.train.out is not None, "load_settings makes sure of it"
+        return self.settings.train.out
+
+
+def open_run(settings: Settings) -> Plan:
+    """Take the run folder train.out, check the data and plan the training.
+
+    Raises ConfigError for a folder that is not empty, OutputError for one that can't be written,
+    DataError for data that can't be trained on. After an error the folder is as it was before.
+    """
+    out = settings.train.out
+    assert out is not None, "load_settings makes sure of it"
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
+            "or choose another train.out"
+        )
+    is_new = not out.exists()
+    require_writable(out)
+    try:
+        return make_plan(settings, lambda cases: track(cases, "reading the data"))
+    except BaseException:
+        if is_new:
+            out.rmdir()  # nothing is in it yet
+        raise
+
+
+def reopen_run(settings: Settings) -> Plan | None:
+    """Plan the rest of an interrupted run in train.out; None (and a message) for a finished one.
+
+    A run killed before its first save starts again. Raises OutputError, DataError.
+    """
+    out = settings.train.out
+    assert out is not None
+    if (out / "metrics.json").is_file():
+        log.info("%s is finished; nothing to do", out)
+        return None
+    require_writable(out)
+    return make_plan(settings, lambda cases: track(cases, "reading the data"))
 
 
 def make_plan(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segapp.errors import ModelFileError
+from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 
 _STATE = "state.safetensors"
@@ -68,7 +68,10 @@ def save_state(
     meta = {"run": asdict(state_of_run), "groups": state["param_groups"], "scalars": scalars}
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with atomic_path(folder / _STATE) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
+        try:
+            save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
+        except SafetensorError as error:  # its word for a full disk
+            raise OutputError(f"{folder / _STATE}: can't be written ({error})") from error
 
 
 def has_state(folder: Path) -> bool:

@@ -13,26 +13,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from segapp import metrics, resume
+from segapp import resume
 from segapp.augment import Augmentation
 from segapp.checkpoint import MODEL_NAME, Architecture, ModelInfo, read_weights, save_model
 from segapp.config import LossSettings, Settings
 from segapp.data import Samples, SliceCache, make_batches, pass_length
 from segapp.engines.torch import TorchEngine, choose_device, choose_precision
 from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
-from segapp.evaluate import Evaluation, summary
-from segapp.files import require_writable, write_text
+from segapp.evaluate import summary
+from segapp.files import write_text
+from segapp.history import figures_text, record_epoch
 from segapp.losses import cross_entropy_loss, dice_ce_loss
 from segapp.machine import catch_interrupt, keep_freed_memory, log_file
 from segapp.model import build_network, load_encoder_weights
 from segapp.optim import OneCycle, make_optimizer
 from segapp.pace import Clock, Pace
-from segapp.plan import Plan, make_plan
+from segapp.plan import Plan, open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
 from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
@@ -50,87 +52,70 @@ def train(settings: Settings, started: float | None = None) -> Path:
     """Train a model as `settings` say; returns the run folder.
 
     started: time.time() when the command began (a budget counts from there); now if None.
-    Raises ConfigError for an occupied run folder or one that can't be written, DataError for data
-    that can't be trained on, TrainingError for a loss that is not finite, Interrupted on Ctrl-C
-    (after saving).
+    Raises what `open_run` and `run_plan` raise.
     """
-    out = settings.train.out
-    assert out is not None, "load_settings makes sure of it"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
-            "or choose another train.out"
-        )
-    is_new = not out.exists()
-    require_writable(out)
-    try:
-        plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
-    except BaseException:
-        if is_new:
-            out.rmdir()  # nothing is in it yet; a failed check must not occupy the place
-        raise
-    return _run(plan, out, started or time.time(), resuming=False)
+    return run_plan(open_run(settings), started)
 
 
-def resume_run(run: Path, settings: Settings, started: float | None = None) -> Path:
-    """Go on with an interrupted run; one that never saved starts again, a finished one is left.
+def resume_run(settings: Settings, started: float | None = None) -> Path:
+    """Go on with the run in train.out; one that is finished is left as it is."""
+    plan = reopen_run(settings)
+    assert settings.train.out is not None
+    return run_plan(plan, started) if plan else settings.train.out
 
-    settings: the run's own, from its config.yaml. Raises DataError where the data changed since.
+
+def run_plan(plan: Plan, started: float | None = None) -> Path:
+    """Train what is planned, from the run's saved state where it has one; returns its folder.
+
+    Raises ConfigError for settings that this machine or the network can't follow (nothing is left
+    behind then), DataError where the data changed since an interrupted run began, TrainingError
+    for a loss that is not finite, Interrupted on Ctrl-C or SIGTERM (after saving).
     """
-    if (run / "metrics.json").is_file():
-        log.info("%s is finished; nothing to do", run)
-        return run
-    settings.train.out = run
-    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
-    return _run(plan, run, started or time.time(), resuming=resume.has_state(run / "last"))
-
-
-def _run(plan: Plan, out: Path, started: float, resuming: bool) -> Path:
     keep_freed_memory()
-    settings = plan.settings
-    settings.train.out = out
-    write_text(out / "config.yaml", settings.to_yaml())  # from here on --resume finds the run
+    s, out = plan.settings, plan.out
+    resuming = resume.has_state(out / "last")
+    write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
     with log_file(out / "log.txt"):
         for line in plan.reasons:
             log.info("%s", line)
         for line in plan.warnings:
             log.warning("%s", line)
-        device = choose_device("auto")
-        settings.train.precision = choose_precision(settings.train.precision, device)  # type: ignore[assignment]
         cache = SliceCache(out / ".cache", plan.preprocessing.channels)
         try:
+            device = choose_device("auto")
+            s.train.precision = choose_precision(s.train.precision, device)  # type: ignore[assignment]
+            architecture, network = _build(plan)
+            origin = "" if resuming else _load_starting_weights(s, architecture, network)
             cases = track(plan.dataset.split("train"), "preparing slices")
             cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore)
-            _resolve(settings, cache, device)
-            write_text(out / "config.yaml", settings.to_yaml())
-            return fit(plan, cache, out, device, started, resuming)
+            _resolve(s, cache, device)
+            write_text(out / "config.yaml", s.to_yaml())
+            fit(plan, cache, architecture, network, origin, device, started or time.time())
+        except ConfigError:
+            if not resuming:
+                shutil.rmtree(out)  # it was empty before; a corrected command must find it so
+            raise
         finally:
             shutil.rmtree(out / ".cache", ignore_errors=True)
+    return out
 
 
 def fit(
-    plan: Plan, cache: SliceCache, out: Path, device: torch.device, started: float, resuming: bool
-) -> Path:
-    """The recipe: build, then step, validate and save until the schedule has ended."""
-    s = plan.settings
-    torch.manual_seed(s.train.seed)
-    architecture = Architecture(
-        name=s.model.architecture,
-        encoder=s.model.encoder,
-        in_channels=plan.preprocessing.channels,
-        classes=len(plan.classes),
-        residual=s.model.residual,
-    )
-    network = build_network(**architecture.model_dump())
-    state = State(data=plan.record.model_dump())
-    if not resuming:
-        state.starting_weights = load_encoder_weights(
-            network, s.model.encoder, architecture.in_channels, s.model.encoder_weights
-        )
-        log.info("encoder weights: %s", state.starting_weights)
+    plan: Plan,
+    cache: SliceCache,
+    architecture: Architecture,
+    network: nn.Module,
+    starting_weights: str,
+    device: torch.device,
+    started: float,
+) -> None:
+    """The recipe: step, validate and save until the schedule has ended."""
+    s, out = plan.settings, plan.out
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, s.optim.max_lr, s.optim.weight_decay)
+    state = State(data=plan.record.model_dump(), starting_weights=starting_weights)
     best: dict[str, torch.Tensor] = {}
+    resuming = resume.has_state(out / "last")
     if resuming:
         state = resume.load_state(out / "last", network, optimizer)
         if state.data != plan.record.model_dump():
@@ -163,7 +148,8 @@ def fit(
             save_model(out / MODEL_NAME, weights, _model_info(plan, architecture, state))
         resume.save_state(out / "last", network, optimizer, state)
 
-    stop, saved_at = "", time.time()
+    stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
+    saved_at = time.time()
     with catch_interrupt() as interrupted, TrainingBar() as bar:
         while not stop:
             epoch_began, trained = clock.elapsed(), 0
@@ -182,12 +168,15 @@ def fit(
                 pace.step_done()
                 if taken:
                     schedule.advance(pace.steps_left(state.step, validation.seconds))
-                bar.show(state.epoch + 1, schedule.done, _figures(state, size, pace, validation))
-                if interrupted:
-                    save()
-                    raise Interrupted(f"stopped and saved; go on with: segapp train --resume {out}")
-                if schedule.done >= 1 or state.step % per_epoch == 0:
+                bar.show(
+                    state.epoch + 1,
+                    schedule.done,
+                    figures_text(state, size, pace, validation.seconds, peak_memory_mb()),
+                )
+                if interrupted or schedule.done >= 1 or state.step % per_epoch == 0:
                     break
+            if interrupted and state.step % per_epoch:  # in the middle of an epoch
+                break
             speed = trained * size / (clock.elapsed() - epoch_began)
             state.epoch += 1
             if schedule.done >= 1:
@@ -195,22 +184,28 @@ def fit(
             result = None
             if stop or validation.due(clock):
                 result = validation.run(clock)
-                if state.judge(result.miou):
+                if not result.failed() and state.judge(result.miou):
                     state.best_metrics = summary(result, "val")
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in network.state_dict().items()
                     }
                 elif s.train.patience and state.epoch - state.best_epoch >= s.train.patience:
                     stop = f"no better val mIoU for {s.train.patience} epochs"
-            _record(state, result, plan, schedule.lr, speed, clock)
+            record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
             write_history(state.history, out / "history.csv")
+            if interrupted and not stop:
+                break
             if stop or time.time() - saved_at > _SAVE_EVERY_S:
                 save()
                 saved_at = time.time()
+    if interrupted and not stop:
+        save()
+        raise Interrupted(f"stopped and saved; go on with: segapp train --resume {out}")
+    if not best:
+        raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
     log.info("%s; the model is written after %s", stop, clock_text(clock.elapsed()))
     network.load_state_dict(best)
-    _write_results(state, predictor, validation, plan, out, clock)
-    return out
+    _write_results(state, predictor, validation, plan, clock)
 
 
 def training_step(
@@ -256,6 +251,27 @@ def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     return accelerator
 
 
+def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
+    """The network that the settings name, its weights drawn with the run's seed."""
+    torch.manual_seed(plan.settings.train.seed)
+    architecture = Architecture(
+        name=plan.settings.model.architecture,
+        encoder=plan.settings.model.encoder,
+        in_channels=plan.preprocessing.channels,
+        classes=len(plan.classes),
+        residual=plan.settings.model.residual,
+    )
+    return architecture, build_network(**architecture.model_dump())
+
+
+def _load_starting_weights(s: Settings, architecture: Architecture, network: nn.Module) -> str:
+    origin = load_encoder_weights(
+        network, s.model.encoder, architecture.in_channels, s.model.encoder_weights
+    )
+    log.info("encoder weights: %s", origin)
+    return origin
+
+
 def _resolve(settings: Settings, cache: SliceCache, device: torch.device) -> None:
     """Decide what depends on the machine and on the number of slices."""
     if settings.data.workers == "auto":
@@ -279,51 +295,12 @@ def _augmentation(plan: Plan, cache: SliceCache) -> Augmentation:
     patch = plan.settings.optim.patch
     if patch == "full":  # one size for all, so that slices fit into a batch
         stride = plan.preprocessing.stride
-        height, width = (
-            -(-max(side) // stride) * stride for side in zip(*cache.sizes, strict=True)
-        )
-        size = (height, width)
+        largest = np.max(cache.sizes, axis=0)
+        height, width = np.maximum(-(-largest // stride), 2) * stride  # see network_input
+        size = (int(height), int(width))
     else:
         size = (int(patch), int(patch))
     return Augmentation(plan.settings.augment, plan.preprocessing.channels, size)
-
-
-def _figures(state: State, batch_size: int, pace: Pace, validation: Validation) -> str:
-    speed = f"{batch_size / pace.step_seconds:.1f} images/s" if pace.step_seconds else ""
-    left = clock_text(pace.seconds_left(state.step, validation.seconds))
-    best = f"val mIoU {state.best_metrics['miou']:.3f}" if state.best_epoch else ""
-    loss = f"loss {state.loss_sum / state.loss_steps:.3f}"
-    parts = (loss, best, speed, f"{peak_memory_mb():.0f} MB", f"{left} left")
-    return " · ".join(part for part in parts if part)
-
-
-def _record(
-    state: State,
-    result: Evaluation | None,
-    plan: Plan,
-    lr: float,
-    images_per_second: float,
-    clock: Clock,
-) -> None:
-    """Add the epoch's line to the history. `seconds` of all lines add up to the run's time."""
-    before = sum(row["seconds"] for row in state.history)
-    row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr}
-    row["train_loss"] = state.loss_sum / max(1, state.loss_steps)
-    row["val_loss"] = result.loss if result else None
-    row["val_miou"] = result.miou if result else None
-    row["val_dice"] = result.dice if result else None
-    scores = metrics.iou(result.matrix).tolist() if result else [None] * len(plan.classes)
-    row |= {f"iou_{c.name}": score for c, score in zip(plan.classes, scores, strict=True)}
-    row["seconds"] = clock.elapsed() - before
-    row |= {"images_per_second": images_per_second, "peak_memory_mb": peak_memory_mb()}
-    state.history.append(row)
-    state.loss_sum, state.loss_steps = 0.0, 0
-    shown = f"val mIoU {result.miou:.4f}, Dice {result.dice:.4f}" if result else "not validated"
-    log.info(
-        "epoch %d: step %d, loss %.4f, %s, %.1f images/s, %s",
-        *(state.epoch, state.step, row["train_loss"], shown, images_per_second),
-        clock_text(clock.elapsed()),
-    )
 
 
 def peak_memory_mb() -> float:
@@ -348,12 +325,13 @@ def _model_info(plan: Plan, architecture: Architecture, state: State) -> ModelIn
 
 
 def _write_results(
-    state: State, predictor: Predictor, validation: Validation, plan: Plan, out: Path, clock: Clock
+    state: State, predictor: Predictor, validation: Validation, plan: Plan, clock: Clock
 ) -> None:
     """Pictures, then metrics.json, whose being there says that the run is finished."""
+    out = plan.out
     write_curves(state.history, plan.classes, out / "curves.png")
-    step = max(1, len(validation.cases) // _OVERLAYS)
-    validation.cases = validation.cases[::step][:_OVERLAYS]
+    shown = np.unique(np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int))
+    validation.cases = tuple(validation.cases[n] for n in shown)
     results: list[Any] = []
     validation.run(clock, on_segmentation=lambda *result: results.append(result))
     write_overlays(results, plan.preprocessing.slice_axis, out / "overlays")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -12,6 +13,8 @@ from segapp.pace import Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
 from segapp.scan import Scan
+
+log = logging.getLogger("segapp")
 
 _SHARE = 0.1  # of a budget's time may go into validation
 _KEPT_BYTES = 1 << 29  # scans kept in memory between epochs
@@ -47,6 +50,8 @@ class Validation:
         result = evaluate_cases(
             self._predictor, self.cases, self._ignore, read=self._read, **kwargs
         )
+        for failed in result.failed():
+            log.warning("validation: %s", failed.error)
         self._last_end = clock.elapsed()
         self.seconds = self._last_end - began
         return result

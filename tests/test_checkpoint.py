@@ -49,7 +49,6 @@ def model(tmp_path):
     return path
 
 
-
 def refused(path, match):
     with pytest.raises(ModelFileError, match=match) as caught:
         read_info(path)
@@ -104,7 +103,8 @@ def test_a_truncated_file(model, keep):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a model at all", os.urandom(5000), b"\0" * 64, b"\xff" * 64, b"PK\x03\x04" * 9]
+    "content",
+    [b"not a model at all", os.urandom(5000), b"\0" * 64, b"\xff" * 64, b"PK\x03\x04" * 9],
 )
 def test_a_file_of_another_kind(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)

@@ -4,10 +4,11 @@ import logging
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from test_predict import brightness
+from test_predict import BrightnessEngine, brightness
 
 from segapp import evaluate
 from segapp.cases import find_cases
@@ -102,21 +103,25 @@ def test_a_case_that_fails_is_recorded_and_the_others_go_on(two_cases, tmp_path)
     assert "mask value 3" in rows[1]["reason"]
 
 
-def test_a_failure_half_way_leaves_no_trace_in_the_loss(two_cases):
+class BrokenOnce(BrightnessEngine):
+    """The second of its results is no number."""
+
+    def __call__(self, batch):
+        return super().__call__(batch) * (np.nan if len(self.shapes) == 2 else 1)
+
+
+def test_a_failure_half_way_leaves_no_trace_in_the_loss(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            volume = nib.Nifti1Image(np.zeros((3, 4, 6), np.uint8), np.eye(4))
+            nib.save(volume, tmp_path / part / f"{name}.nii")
     predictor = brightness()
-    good, calls = predictor.engine, []
-
-    def engine(batch):
-        calls.append(1)
-        return good(batch) * (np.nan if len(calls) == 1 else 1)
-
-    engine.batch_size = 2
-    predictor.engine = engine
-    cases = find_cases(two_cases).cases
-    result = evaluate_cases(predictor, cases, None)
-    assert len(result.failed()) == 1
-    assert result.counted == 4
-    assert math.isfinite(result.loss)
+    predictor.engine = BrokenOnce()
+    result = evaluate_cases(predictor, find_cases(tmp_path).cases, None)
+    assert [r.case.name for r in result.failed()] == ["a"]
+    assert result.counted == 72
+    assert result.loss == pytest.approx(-math.log(EDGE), abs=1e-6)
 
 
 def test_each_segmentation_is_shown_with_its_truth(two_cases):
@@ -129,8 +134,6 @@ def test_each_segmentation_is_shown_with_its_truth(two_cases):
 
 
 def test_volumes_are_compared_on_their_own_grid(tmp_path):
-    import nibabel as nib
-
     voxels = np.random.default_rng(0).choice([0, 100, 200], (5, 6, 7)).astype(np.uint8)
     mask = np.where(voxels == 200, 255, voxels).astype(np.uint8)
     affine = np.diag([1.0, -1.0, 3.0, 1.0])[[1, 2, 0, 3]]

@@ -1,6 +1,7 @@
 import math
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +35,7 @@ def make_scan(voxels, affine=None):
     return Scan(np.asarray(voxels), affine, Path("a.nii"))
 
 
-def raster(pixels, dtype=np.float32):
+def raster(pixels, dtype: Any = np.float32):
     """A grey image from its rows."""
     return make_scan(np.asarray(pixels, dtype).T[None, :, :, None])
 
@@ -104,8 +105,9 @@ def test_the_layout_in_words():
     voxels = np.zeros((1, 2, 2, 2))
     voxels[0, 1, 0, 0] = 1  # right, posterior, inferior in a RAS grid
     affine = np.eye(4)
-    for axis, place in (("axial", (0, 0, 1, 0)), ("coronal", (0, 0, 1, 0))):
-        assert to_slices(voxels, affine, axis)[place] == 1  # left column: the patient's right
+    # The patient's right is the left column, posterior and inferior the last row.
+    assert to_slices(voxels, affine, "axial")[0, 0, 1, 0] == 1
+    assert to_slices(voxels, affine, "coronal")[0, 0, 1, 0] == 1
     assert to_slices(voxels, affine, "sagittal")[1, 0, 1, 1] == 1  # below, behind
 
 
@@ -120,9 +122,9 @@ def test_a_raster_has_columns_and_rows():
 @pytest.mark.parametrize(("order", "signs"), ORIENTATIONS[::7])
 def test_a_single_slice_is_cut_along_itself(order, signs):
     affine = make_affine(order, signs)
-    shape = [4, 5, 6]
-    shape[order.index(1)] = 1  # one coronal slice
-    assert scan_axis(tuple(shape), affine, "axial") == "coronal"
+    k = order.index(1)
+    shape = (1 if k == 0 else 4, 1 if k == 1 else 5, 1 if k == 2 else 6)  # one coronal slice
+    assert scan_axis(shape, affine, "axial") == "coronal"
     assert thickest_axis(make_scan(np.zeros((1, *shape)), affine)) == "coronal"
     prepared = Preprocessing(channels=1).prepare(make_scan(np.zeros((1, *shape)), affine))
     assert len(prepared) == 1
@@ -395,6 +397,6 @@ def test_slices_are_the_same_bytes_whatever_the_axis_order():
     prep = Preprocessing(channels=1, size=16)
     reference = prep.prepare(make_scan(np.asarray(image.dataobj)[None], image.affine))
     for order, signs in ORIENTATIONS:
-        turned = image.as_reoriented(np.array(list(zip(order, signs, strict=True))))
+        turned = image.as_reoriented(list(zip(order, signs, strict=True)))
         found = prep.prepare(make_scan(np.asarray(turned.dataobj)[None], turned.affine))
         assert found.network_input(0, 11).tobytes() == reference.network_input(0, 11).tobytes()

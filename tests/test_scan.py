@@ -67,9 +67,9 @@ def test_a_slice_has_areas_also_where_it_is_oblique_or_sheared():
 
 def test_unknown_spacing_has_no_sizes():
     s = Segmentation(np.zeros((2, 2, 1), np.uint8), scan((2, 2, 1)), CLASSES)
-    with pytest.raises(DataError, match="a.nii: no volumes"):
+    with pytest.raises(DataError, match=r"a\.nii: no volumes"):
         s.volumes_ml()
-    with pytest.raises(DataError, match="a.nii: no areas"):
+    with pytest.raises(DataError, match=r"a\.nii: no areas"):
         s.areas_mm2()
 
 

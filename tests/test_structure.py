@@ -13,13 +13,14 @@ MODULES = {
     for p in sorted(ROOT.rglob("*.py"))
 }
 # A module imports only modules above it. `engines.torch` and `report.training` stand where what
-# they need does; a package's name stands for what is in it and is not listed itself.
-ORDER = """
-    errors config files progress scan formats formats.nifti formats.raster cases preprocess
-    fingerprint metrics check checkpoint plan engines predict report report.overlay report.training
-    batch evaluate augment model engines.torch losses optim pace data machine resume validation
-    train web cli
-""".split()
+# they need does; other modules of a package stand where the package does.
+ORDER = [
+    *("errors", "config", "files", "progress", "scan", "formats", "formats.nifti"),
+    *("formats.raster", "cases", "preprocess", "fingerprint", "metrics", "check", "checkpoint"),
+    *("plan", "engines", "predict", "report", "report.overlay", "report.training", "batch"),
+    *("evaluate", "augment", "model", "engines.torch", "losses", "optim", "pace", "data"),
+    *("machine", "resume", "validation", "train", "web", "cli"),
+]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
 LATER |= {("segapp.formats", f"segapp.formats.{name}") for name in ("nifti", "raster")}

@@ -45,6 +45,12 @@ def run(data: Path, out: Path, *words: str) -> Path:
     return train(load_settings(None, [f"data.root={data}", f"train.out={out}", *quick, *words]))
 
 
+def resume(out: Path) -> Path:
+    settings = load_settings(out / "config.yaml", [])
+    settings.train.out = out
+    return resume_run(settings)
+
+
 def history(out: Path) -> list[dict[str, str]]:
     with (out / "history.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -124,7 +130,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "training_step", counted)
 
 
-@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
 def test_interrupt_saves_and_resume_ends_where_the_whole_run_does(
     png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -136,7 +142,7 @@ def test_interrupt_saves_and_resume_ends_where_the_whole_run_does(
     part = tmp_path / "part"
     assert not (part / "metrics.json").exists()
     assert not (part / ".cache").exists()
-    resume_run(part, load_settings(part / "config.yaml", []))
+    resume(part)
     assert [r["train_loss"] for r in history(part)] == [r["train_loss"] for r in history(whole)]
     a, b = read_weights(whole), read_weights(part)
     assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -149,7 +155,7 @@ def test_resume_of_a_finished_run_says_so(
     before = (out / "model.safetensors").read_bytes()
     logging.getLogger("segapp").propagate = True
     with caplog.at_level("INFO", "segapp"):
-        resume_run(out, load_settings(out / "config.yaml", []))
+        resume(out)
     assert "finished" in caplog.text
     assert (out / "model.safetensors").read_bytes() == before
 
@@ -161,7 +167,7 @@ def test_resume_of_a_run_killed_before_its_first_save_starts_again(
     for name in ("metrics.json", "model.safetensors", "last/state.safetensors"):
         (out / name).unlink()
     (out / ".cache").mkdir()  # what a kill leaves
-    resume_run(out, load_settings(out / "config.yaml", []))
+    resume(out)
     assert (out / "metrics.json").is_file()
     assert not (out / ".cache").exists()
 
@@ -176,7 +182,7 @@ def test_resume_refuses_changed_data(
     image, _ = draw_case(99)
     Image.fromarray(image).save(png_dataset / "images" / "case0.png")
     with pytest.raises(DataError, match="changed"):
-        resume_run(tmp_path / "run", load_settings(tmp_path / "run" / "config.yaml", []))
+        resume(tmp_path / "run")
 
 
 def test_an_occupied_folder_is_refused(png_dataset: Path, tmp_path: Path) -> None:
@@ -191,6 +197,15 @@ def test_a_folder_that_cannot_be_written_is_refused(png_dataset: Path, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         run(png_dataset, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("word", ["model.encoder=resnet35", "model.encoder_weights=no.pth"])
+def test_settings_that_cannot_be_followed_leave_no_run_behind(
+    png_dataset: Path, tmp_path: Path, word: str
+) -> None:
+    with pytest.raises(ConfigError):
+        run(png_dataset, tmp_path / "run", word)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_data_leaves_no_run_behind(png_dataset: Path, tmp_path: Path) -> None:
@@ -223,9 +238,9 @@ def test_a_budget_is_kept(png_dataset: Path, tmp_path: Path) -> None:
 
 
 def test_patience_stops(png_dataset: Path, tmp_path: Path) -> None:
-    words = ("train.epochs=50", "train.steps_per_epoch=1", "train.patience=2", "optim.max_lr=1e-9")
+    words = ("train.epochs=12", "train.steps_per_epoch=1", "train.patience=2", "optim.max_lr=1e-9")
     out = run(png_dataset, tmp_path / "run", *words)
-    assert len(history(out)) < 50
+    assert len(history(out)) < 12
     assert json.loads((out / "metrics.json").read_text())["epochs"] == len(history(out))
 
 
