@@ -70,11 +70,19 @@ def _below(entry: Entry, folder: Path) -> bool:
     return entry.paths[0].resolve().is_relative_to(folder.resolve())
 
 
-def predict_entry(predictor: Predictor, entry: Entry, output: Path) -> tuple[Segmentation, Outcome]:
-    """Segment one scan and write the result to `output`. Raises ScanError, OutputError."""
+def predict_entry(
+    predictor: Predictor,
+    entry: Entry,
+    output: Path,
+    on_slab: Callable[[int, int, np.ndarray], None] = lambda *_: None,
+) -> tuple[Segmentation, Outcome]:
+    """Segment one scan and write the result to `output`. Raises ScanError, OutputError.
+
+    on_slab: see Predictor.
+    """
     began = time.perf_counter()
     scan = read_scan(entry.paths[0] if len(entry.paths) == 1 else entry.paths)
-    segmentation = predictor(scan)
+    segmentation = predictor(scan, on_slab)
     write_segmentation(segmentation, output)
     outcome = Outcome(
         file=entry.paths[0],

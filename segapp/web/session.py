@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from segapp.batch import Outcome, class_sizes, mean_confidence
+from segapp.batch import Outcome, predict_entry
 from segapp.errors import ScanError, SegappError
-from segapp.formats import Entry, output_suffix, read_scan, write_segmentation
+from segapp.formats import Entry, output_suffix
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, scan_axis
 from segapp.report.overlay import busiest_slice, display_slices, display_window, pixel_aspect
@@ -182,20 +182,9 @@ def _segment_or_raise(
     taken: set[str],
     on_slab: Callable[[int, int, np.ndarray], None],
 ) -> Result:
-    began = time.perf_counter()
-    suffix = output_suffix(entry.paths[0])
-    scan = read_scan(entry.paths[0] if len(entry.paths) == 1 else entry.paths)
-    segmentation = predictor(scan, on_slab)
-    output = folder.parent / "out" / _free_name(entry.name, suffix, taken)
-    write_segmentation(segmentation, output)
-    outcome = Outcome(
-        file=entry.paths[0],
-        output=output,
-        warnings=segmentation.warnings,
-        mean_confidence=mean_confidence(segmentation),
-        sizes=class_sizes(segmentation),
-        seconds=time.perf_counter() - began,
-    )
+    output = folder.parent / "out" / _free_name(entry.name, output_suffix(entry.paths[0]), taken)
+    segmentation, outcome = predict_entry(predictor, entry, output, on_slab)
+    scan = segmentation.scan
     axis = predictor.preprocessing.slice_axis
     images, labels = display_slices(segmentation, axis)  # (K, C, H, W), (K, H, W)
     np.save(folder / "image.npy", images if images.shape[1] == 3 else images[:, :1])
