@@ -144,9 +144,7 @@ def evaluate(
     model: Model,
     data: Annotated[Path, typer.Argument(help="A labelled data set, in any layout of train.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
-    split: Annotated[
-        Split | None, typer.Option(help="Default: test, or all without splits.")
-    ] = None,
+    split: Annotated[Split | None, typer.Option(help="Default: test, else val, else all.")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

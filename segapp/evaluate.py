@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,11 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate a model file on a split of a labelled data set; write and return the figures.
 
-    split None means test where there is one, else all of a data set without splits. Cases that the
-    model was trained on are counted in `n_seen_in_training` and warned about. Raises DataError for
-    a data set without that split, ModelFileError, ConfigError, OutputError.
+    Where the data set declares no split, or no val, cases have the split in which this model's
+    training took them, known by their hash. split None means test where there is one, else val,
+    else all. Cases that the model was trained or chosen on are counted in `n_seen_in_training` and
+    warned about. Raises DataError for a data set without that split, ModelFileError, ConfigError,
+    OutputError.
     """
     if out.resolve() == data.resolve():
         raise OutputError(f"{out}: is the data set itself, whose cases.csv would be overwritten")
@@ -201,8 +203,14 @@ def evaluate_model(
     predictor = Predictor.load(model, device)
     assert predictor.info is not None
     dataset = find_cases(data)
+    recorded = _recorded_splits(dataset.cases, predictor.info.data)
+    known = [
+        c if c.split in ("val", "test") else replace(c, split=recorded.get(c.name, c.split))
+        for c in dataset.cases
+    ]
+    dataset = replace(dataset, cases=tuple(known))
     if split is None:
-        split = "test" if any(c.split for c in dataset.cases) else "all"
+        split = next((s for s in ("test", "val") if dataset.split(s)), "all")
     cases = dataset.split(split)
     if not cases:
         there = ", ".join(sorted({c.split for c in dataset.cases if c.split})) or "none"
@@ -210,7 +218,7 @@ def evaluate_model(
     result = evaluate_cases(predictor, track(cases, "evaluating"), predictor.info.ignore)
     for r in result.failed():
         log.error("%s", r.error)
-    seen = _seen_in_training(cases, predictor.info.data)
+    seen = sum(recorded[c.name] in ("train", "val") for c in cases if c.name in recorded)
     if seen:
         log.warning(
             "%d of these %d cases were used to train or choose this model; "
@@ -221,13 +229,16 @@ def evaluate_model(
     return write_evaluation(result, split, out, seen)
 
 
-def _seen_in_training(cases: Sequence[Case], record: DataRecord) -> int:
-    known = {h for s in ("train", "val") for h in record.images.get(s, {}).values()}
-    return sum("+".join(sha256(p) for p in c.images) in known for c in cases if _readable(c))
-
-
-def _readable(case: Case) -> bool:
-    return all(path.is_file() for path in case.images)
+def _recorded_splits(cases: Sequence[Case], record: DataRecord) -> dict[str, str]:
+    """Case name → the split in which the model's training had these very images, where it did."""
+    split_of = {h: split for split, hashes in record.images.items() for h in hashes.values()}
+    found = {}
+    for case in cases:
+        if all(path.is_file() for path in case.images):
+            known = split_of.get("+".join(sha256(path) for path in case.images))
+            if known:
+                found[case.name] = known
+    return found
 
 
 def _cell(value: float) -> str:

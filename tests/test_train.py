@@ -91,14 +91,8 @@ def test_the_written_model_scores_what_training_said(png_dataset: Path, tmp_path
     network = predictor.engine.network  # type: ignore[attr-defined]
     for name, tensor in network.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[name])
-    cases = tmp_path / "val"
-    rows = read_info(out).data.images["val"]
-    for part in ("images", "masks"):
-        (cases / part).mkdir(parents=True)
-        for name in rows:
-            source = png_dataset / part / f"{name}.png"
-            (cases / part / f"{name}.png").write_bytes(source.read_bytes())
-    measured = evaluate_model(out, cases, None, tmp_path / "evaluation")
+    measured = evaluate_model(out, png_dataset, None, tmp_path / "evaluation")
+    assert measured["split"] == "val", "set aside by the run, and known by its hash"
     assert said["miou"] > 0.4, "it learned nothing, so equal figures would say nothing"
     assert measured["n_seen_in_training"] == 1
     # Validation ran in fp32; a loaded model takes the machine's own precision.
