@@ -66,7 +66,7 @@ def run_side(side: str, root: Path, steps: int) -> dict:
     from segapp.data import SliceCache
     from segapp.model import build_network
     from segapp.plan import make_plan
-    from segapp.train import peak_memory_mb
+    from segapp.step import peak_memory_mb
 
     settings = load_settings(None, [f"data.root={root}", f"optim.patch={SIZE}"])
     plan = make_plan(settings)
@@ -131,7 +131,7 @@ def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, s
     from segapp.data import Samples, make_batches
     from segapp.engines.torch import choose_device, choose_precision
     from segapp.optim import make_optimizer
-    from segapp.train import make_accelerator, training_step
+    from segapp.step import make_accelerator, training_step
 
     device = choose_device("cpu")
     precision = choose_precision("auto", device)

@@ -17,6 +17,7 @@ from segapp.preprocess import (
     Preprocessing,
     SliceAxis,
     scan_axis,
+    spread,
     thickest_axis,
     to_slices,
 )
@@ -32,7 +33,8 @@ _SAMPLES = 20_000  # foreground intensities kept per case
 class CaseFacts:
     """Measurements of one case. `mask_counts`: mask value → voxels; `samples`: (n, C) intensities
     of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K); `slice_sizes`: (rows,
-    columns) of the slices that each direction of cutting gives."""
+    columns) of the slices that each direction of cutting gives; `spreads`: mean and standard
+    deviation of each channel, over its non-zero voxels (True) or all (False)."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -45,6 +47,7 @@ class CaseFacts:
     minimum: float
     maximum: float
     zero_share: float
+    spreads: dict[bool, tuple[tuple[float, float], ...]]
     samples: np.ndarray
 
 
@@ -66,6 +69,10 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
         minimum=float(scan.voxels.min()),
         maximum=float(scan.voxels.max()),
         zero_share=float(np.mean(scan.voxels == 0)),
+        spreads={
+            nonzero: tuple(spread(channel, "zscore", nonzero)[:2] for channel in scan.voxels)
+            for nonzero in (True, False)
+        },
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
 
@@ -111,6 +118,9 @@ def fit_preprocessing(
     fixed = _fixed_normalisation(kind, channels, facts)
     if kind in ("zscore", "percentile"):
         reasons.append(f"its statistics: of each {over}" + (", non-zero pixels" if nonzero else ""))
+        spreads = [f.spreads[nonzero] for f in facts if f.channels == channels]
+        medians = np.median(np.array(spreads, float), axis=0)  # (channels, 2)
+        fixed["typical"] = tuple((float(mean), float(std)) for mean, std in medians)
     return (
         Preprocessing(
             channels=channels,

@@ -113,7 +113,9 @@ def make_plan(
         resolved.optim.batch_size = _BATCH_SIZE
     if resolved.optim.patch == "auto":
         resolved.optim.patch = _choose_patch(training, preprocessing)
-        reasons.append(f"patches: {resolved.optim.patch}² pixels, three quarters of a slice's side")
+        reasons.append(
+            f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
+        )
     counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")

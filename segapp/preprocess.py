@@ -25,6 +25,7 @@ Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
 _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 1e30  # larger values make statistics in float32 overflow
+_LEAST_SHARE = 0.01  # of an image's pixels: fewer non-zero ones say nothing about its range
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -165,6 +166,7 @@ class Preprocessing(BaseModel):
     normalisation: Normalisation = "zscore"
     over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
     nonzero: bool = False  # zeros are background outside the field of view: leave them out
+    typical: tuple[tuple[float, float], ...] = ()  # per channel a training image's, see spread
     shift: tuple[float, ...] = ()  # per channel, for imagenet and ct
     scale: tuple[float, ...] = ()
     clip: tuple[tuple[float, float], ...] = ()  # per channel, for ct
@@ -201,7 +203,10 @@ class Preprocessing(BaseModel):
             return shift, scale, (_per_channel(low_high[0]), _per_channel(low_high[1]))
         groups = slices[:, None] if self.over == "slice" else slices[None]  # (G, k, C, H, W)
         found = [
-            [_spread(group[:, c], self.normalisation, self.nonzero) for c in range(self.channels)]
+            [
+                spread(group[:, c], self.normalisation, self.nonzero, typical)
+                for c, typical in enumerate(self.typical or (None,) * self.channels)
+            ]
             for group in groups
         ]
         values = np.array(found, np.float32)[..., None, None]  # (G, C, 4, 1, 1)
@@ -209,16 +214,30 @@ class Preprocessing(BaseModel):
         return shift, scale, (low, high) if self.normalisation == "percentile" else None
 
 
-def _spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, float, float]:
-    """(shift, scale, low, high) of one channel; a constant image gives shift = value, scale 1."""
+def spread(
+    x: np.ndarray, kind: str, nonzero: bool, typical: tuple[float, float] | None = None
+) -> tuple[float, float, float, float]:
+    """(shift, scale, low, high) of one channel, for the kinds zscore and percentile.
+
+    An image that says nothing about its own range, because it is constant or (with `nonzero`)
+    nearly empty, takes the `typical` (mean, standard deviation) of the training images: else the
+    black slices beside a volume's content would look like its average tissue. Without a typical
+    one a constant image gives shift = value, scale 1.
+    """
     values = x[x != 0] if nonzero else x.ravel()
-    if values.size == 0:
-        return 0.0, 1.0, 0.0, 0.0
-    if kind == "percentile":  # 0.5 %…99.5 % becomes -1…1
+    mean = deviation = 0.0
+    if values.size:
+        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    if typical and (np.float32(deviation) == 0 or values.size < _LEAST_SHARE * x.size):
+        mean, deviation = typical
+        values = values[:0]
+    if kind == "zscore":
+        return mean, float(np.float32(deviation)) or 1.0, 0.0, 0.0
+    if values.size:  # 0.5 %…99.5 % becomes -1…1
         low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
-        return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
-    values = values.astype(np.float64)
-    return float(values.mean()), float(np.float32(values.std())) or 1.0, 0.0, 0.0
+    else:  # the same share of a normal distribution
+        low, high = mean - 2.576 * deviation, mean + 2.576 * deviation
+    return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
 
 
 def _per_channel(values) -> np.ndarray:

@@ -6,30 +6,25 @@ import json
 import logging
 import math
 import os
-import resource
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from segapp import resume
 from segapp.augment import Augmentation
 from segapp.checkpoint import MODEL_NAME, Architecture, ModelInfo, read_weights, save_model
-from segapp.config import LossSettings, Settings
+from segapp.config import Settings
 from segapp.data import Samples, SliceCache, make_batches, pass_length
 from segapp.engines.torch import TorchEngine, choose_device, choose_precision
 from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
 from segapp.evaluate import summary
 from segapp.files import write_text
 from segapp.history import figures_text, record_epoch
-from segapp.losses import cross_entropy_loss, dice_ce_loss
 from segapp.machine import catch_interrupt, keep_freed_memory, log_file
 from segapp.model import build_network, load_encoder_weights
 from segapp.optim import OneCycle, make_optimizer
@@ -39,6 +34,7 @@ from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
 from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
 from segapp.resume import State
+from segapp.step import make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
 
 log = logging.getLogger("segapp")
@@ -83,7 +79,7 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
         cache = SliceCache(out / ".cache", plan.preprocessing.channels)
         try:
             device = choose_device("auto")
-            s.train.precision = choose_precision(s.train.precision, device)  # type: ignore[assignment]
+            s.train.precision = choose_precision(s.train.precision, device)
             architecture, network = _build(plan)
             origin = "" if resuming else _load_starting_weights(s, architecture, network)
             cases = track(plan.dataset.split("train"), "preparing slices")
@@ -208,49 +204,6 @@ def fit(
     _write_results(state, predictor, validation, plan, clock)
 
 
-def training_step(
-    accelerator: Accelerator,
-    network: nn.Module,
-    optimizer: Any,
-    loss_settings: LossSettings,
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    clip_norm: float,
-) -> tuple[torch.Tensor, bool]:
-    """One optimiser step on (N, C, h, w) images and (N, h, w) masks.
-
-    Returns the loss, and whether the step was taken: a gradient scaler skips it on overflow.
-    """
-    images = images.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
-    masks = masks.to(accelerator.device, non_blocking=True)
-    logits = network(images)  # (N, classes, h, w)
-    if loss_settings.name == "dice_ce":
-        loss = dice_ce_loss(logits, masks, loss_settings.dice_weight)
-    else:
-        loss = cross_entropy_loss(logits, masks)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(network.parameters(), clip_norm)
-    scaler = accelerator.scaler
-    scale = scaler.get_scale() if scaler else 0.0
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    # A skipped step shows in the scale alone: a fused optimiser is called and skips inside, which
-    # Accelerate's own step_was_skipped does not see.
-    taken = not scaler or scaler.get_scale() >= scale
-    return loss.detach(), taken
-
-
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """An Accelerator for one process. Raises ConfigError under a launcher of several."""
-    AcceleratorState._reset_state(True)  # runs of one process may differ in precision
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
-    )
-    if accelerator.num_processes > 1:
-        raise ConfigError("training over several processes is not supported yet; start one")
-    return accelerator
-
-
 def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
     """The network that the settings name, its weights drawn with the run's seed."""
     torch.manual_seed(plan.settings.train.seed)
@@ -301,14 +254,6 @@ def _augmentation(plan: Plan, cache: SliceCache) -> Augmentation:
     else:
         size = (int(patch), int(patch))
     return Augmentation(plan.settings.augment, plan.preprocessing.channels, size)
-
-
-def peak_memory_mb() -> float:
-    """Most memory in use so far: the GPU's where there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _model_info(plan: Plan, architecture: Architecture, state: State) -> ModelInfo:

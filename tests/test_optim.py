@@ -5,7 +5,7 @@ import torch
 
 from segapp.config import LossSettings
 from segapp.optim import OneCycle, make_optimizer, one_cycle
-from segapp.train import make_accelerator, training_step
+from segapp.step import make_accelerator, training_step
 
 
 def test_one_cycle_equals_torch() -> None:

@@ -400,3 +400,29 @@ def test_slices_are_the_same_bytes_whatever_the_axis_order():
         turned = image.as_reoriented(list(zip(order, signs, strict=True)))
         found = prep.prepare(make_scan(np.asarray(turned.dataobj)[None], turned.affine))
         assert found.network_input(0, 11).tobytes() == reference.network_input(0, 11).tobytes()
+
+
+def test_black_slices_look_like_background_not_like_tissue() -> None:
+    """A slice that says nothing about its own range takes the training images'."""
+    voxels = np.zeros((1, 10, 10, 3), np.float32)
+    voxels[0, 2:8, 2:8, 1] = np.arange(36).reshape(6, 6) + 82.5  # mean 100
+    voxels[0, 5, 5, 2] = 7  # a constant has no range
+    fitted = Preprocessing(channels=1, over="slice", nonzero=True, typical=((100.0, 20.0),))
+    prepared = fitted.prepare(Scan(voxels, None, Path("volume")))
+    black, tissue, nearly = prepared.normalised(0, 3)[:, 0]
+    np.testing.assert_allclose(black, -5)  # (0 - 100) / 20, as in the training images
+    assert tissue[2:8, 2:8].mean() == pytest.approx(0, abs=1e-5)
+    assert nearly[5, 5] == pytest.approx((7 - 100) / 20)
+    without = Preprocessing(channels=1, over="slice", nonzero=True)
+    np.testing.assert_array_equal(
+        without.prepare(Scan(voxels, None, Path("volume"))).normalised(0, 1), 0
+    )
+
+
+@pytest.mark.parametrize("kind", ["zscore", "percentile"])
+def test_a_constant_image_takes_the_typical_range(kind: str) -> None:
+    voxels = np.full((1, 6, 6, 1), 140, np.uint8)
+    fitted = Preprocessing(channels=1, normalisation=kind, typical=((100.0, 20.0),))
+    got = fitted.prepare(Scan(voxels, None, Path("flat.png"))).normalised(0, 1)
+    expected = 2.0 if kind == "zscore" else 40 / (2.576 * 20)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

@@ -19,19 +19,20 @@ ORDER = [
     *("formats.raster", "cases", "preprocess", "fingerprint", "metrics", "check", "checkpoint"),
     *("plan", "engines", "predict", "report", "report.overlay", "report.training", "batch"),
     *("evaluate", "augment", "model", "engines.torch", "losses", "optim", "pace", "data"),
-    *("machine", "resume", "validation", "train", "web", "cli"),
+    *("machine", "step", "resume", "history", "validation", "train", "web", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
 LATER |= {("segapp.formats", f"segapp.formats.{name}") for name in ("nifti", "raster")}
 OWNERS = {
-    "torch": {"model", "losses", "augment", "data", "optim", "resume", "train", "engines.torch"},
+    "torch": {"model", "losses", "augment", "data", "optim", "step", "resume", "train"}
+    | {"engines.torch"},
     "albumentations": {"augment"},
     "gradio": {"web"},
     "nibabel": {"formats"},
     "tifffile": {"formats"},
     "segmentation_models_pytorch": {"model"},
-    "accelerate": {"train"},
+    "accelerate": {"step"},
 }
 MAX_LINES = 330
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,7 +75,9 @@ def choose_device(device: str) -> torch.device:
     return where
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+def choose_precision(
+    precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> Literal["fp32", "bf16", "fp16"]:
     """auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32.
 
     Raises ConfigError for fp16 on a CPU, whose kernels are missing or slow.
