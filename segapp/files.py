@@ -26,10 +26,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".partial-{secrets.token_hex(8)}{suffix}"
         temporary.touch(exist_ok=False)  # not mkstemp, whose files only their owner may read
+        mode = temporary.stat().st_mode & 0o777
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from error
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers put a private file of their own in its place
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

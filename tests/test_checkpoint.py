@@ -165,3 +165,12 @@ def test_the_file_says_what_made_it(model):
     assert {"segapp", "python", "torch", "numpy"} <= info.versions.keys()
     assert "licence" in info.licence_notes
     assert info.created.endswith("+00:00")
+
+
+def test_others_may_read_a_model_file_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_model(tmp_path / "model.safetensors", WEIGHTS, make_info())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
