@@ -7,33 +7,24 @@ FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 HF_HOME=/tmp/huggingface
 RUN useradd --create-home --uid 10001 segapp
 WORKDIR /app
+EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD \
+    ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7860/', timeout=3)"]
+ENTRYPOINT ["segapp"]
+CMD ["app", "/model", "--host", "0.0.0.0", "--port", "7860"]
 
 FROM base AS cpu
 # What to hand to pip for torch: as it stands PyPI's build, which brings CUDA along. For a smaller
 # image pass what pytorch.org prints for CPU: --build-arg TORCH="torch torchvision --index-url …"
 ARG TORCH="torch torchvision"
 RUN pip install $TORCH
-COPY pyproject.toml README.md LICENSE ./
-COPY segapp segapp
-COPY configs configs
+COPY . .
 RUN pip install .
 USER segapp
-EXPOSE 7860
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=3)"]
-ENTRYPOINT ["segapp"]
-CMD ["app", "/model", "--host", "0.0.0.0", "--port", "7860"]
 
 FROM base AS cuda
 # PyPI's Linux build of torch carries the CUDA libraries; the host brings its driver (--gpus all).
 RUN pip install torch torchvision
-COPY pyproject.toml README.md LICENSE ./
-COPY segapp segapp
-COPY configs configs
+COPY . .
 RUN pip install .
 USER segapp
-EXPOSE 7860
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=3)"]
-ENTRYPOINT ["segapp"]
-CMD ["app", "/model", "--host", "0.0.0.0", "--port", "7860"]

@@ -192,10 +192,10 @@ def evaluate_model(
     """Evaluate a model file on a split of a labelled data set; write and return the figures.
 
     Where the data set declares no split, or no val, cases have the split in which this model's
-    training took them, known by their hash. split None means test where there is one, else val,
-    else all. Cases that the model was trained or chosen on are counted in `n_seen_in_training` and
-    warned about. Raises DataError for a data set without that split, ModelFileError, ConfigError,
-    OutputError.
+    training took them, known by their hash. split None means test where there is one; else val,
+    unless there are cases of no split, new to the model; else all. Cases that the model was
+    trained or chosen on are counted in `n_seen_in_training` and warned about. Raises DataError for
+    a data set without that split, ModelFileError, ConfigError, OutputError.
     """
     if out.resolve() == data.resolve():
         raise OutputError(f"{out}: is the data set itself, whose cases.csv would be overwritten")
@@ -210,7 +210,9 @@ def evaluate_model(
     ]
     dataset = replace(dataset, cases=tuple(known))
     if split is None:
-        split = next((s for s in ("test", "val") if dataset.split(s)), "all")
+        split = "test" if dataset.split("test") else "all"
+        if split == "all" and dataset.split("val") and all(c.split for c in dataset.cases):
+            split = "val"
     cases = dataset.split(split)
     if not cases:
         there = ", ".join(sorted({c.split for c in dataset.cases if c.split})) or "none"

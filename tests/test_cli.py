@@ -463,13 +463,13 @@ def test_a_device_that_is_not_there_is_one_line(trained, tmp_path: Path) -> None
 
 def test_evaluate_prints_figures_and_warns_about_training_cases(trained, tmp_path: Path) -> None:
     model, data, _ = trained
-    result = run("evaluate", model, data, "--out", tmp_path, "--json")
+    result = run("evaluate", model, data, "--out", tmp_path, "--json", "--split", "all")
     assert result.code == 0
     figures = json.loads(result.out)
     assert figures == json.loads((tmp_path / "summary.json").read_text())
     assert (figures["split"], figures["n"], figures["n_failed"]) == ("all", 6, 0)
     assert "6 of these 6 cases" in result.err
-    table = run("evaluate", model, data, "--out", tmp_path).out
+    table = run("evaluate", model, data, "--out", tmp_path, "--split", "all").out
     assert f"{figures['miou']:.4f}" in table
     assert "class_2" in table
 
