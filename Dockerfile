@@ -1,7 +1,7 @@
 # docker build --target cpu  -t segapp .        (see TORCH below)
 # docker build --target cuda -t segapp:cuda .
 # docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/brain:/model:ro" segapp
-# docker run --rm -v "$PWD:/data" segapp predict /data/runs/brain /data/scans --out /data/results
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" segapp predict /data/runs/brain /data/scans --out /data/results
 
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 HF_HOME=/tmp/huggingface

@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/brain"))
     parser.add_argument("--side", choices=("plain", "segapp"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.steps <= WARM_UP:
+        parser.error(f"--steps must be more than the {WARM_UP} that are not timed")
     if args.side:
         print(json.dumps(run_side(args.side, args.data, args.steps)))
         return

@@ -59,6 +59,7 @@ class Augmentation:
 def _geometry(s: AugmentSettings) -> list[A.BasicTransform | A.BaseCompose]:
     # OpenCV's warp takes any number of channels; the border repeats the image in a mirror, in the
     # mask too, so that no label is invented or lost.
+    assert s.flip_p != "auto", "make_plan decides it"
     return [
         A.HorizontalFlip(p=s.flip_p),
         A.Affine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -113,7 +114,9 @@ def predict_batch(
     entries = list(entries)
     taken = {path.resolve() for entry in entries for path in entry.paths}
     outcomes: list[Outcome] = []
-    with _CsvFile(out / "predictions.csv", predictor.classes) as table:
+    table_path = out / "predictions.csv"
+    earlier = _read_rows(table_path) if skip_existing else {}
+    with _CsvFile(table_path, predictor.classes, earlier) as table:
         for entry in entries:
             outcome = _predict_safely(predictor, entry, out, taken, overlay, skip_existing)
             outcomes.append(outcome)
@@ -190,11 +193,26 @@ def class_sizes(segmentation: Segmentation) -> dict[str, float]:
     return sizes
 
 
+_OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """Output → line of an earlier predictions.csv; empty where there is none to read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return {}
+    return {row["output"]: row for row in csv.DictReader(io.StringIO(text)) if row.get("output")}
+
+
 class _CsvFile:
     """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
 
-    def __init__(self, path: Path, classes: tuple[SegClass, ...]):
+    def __init__(
+        self, path: Path, classes: tuple[SegClass, ...], earlier: dict[str, dict[str, str]]
+    ):
         self.path = path
+        self.earlier = earlier  # output → its line; a skipped scan keeps its figures
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
         self.columns += ["warnings"]
         for unit in ("voxels", "ml", "mm2"):
@@ -218,13 +236,17 @@ class _CsvFile:
         confidence = outcome.mean_confidence
         row: dict[str, object] = {
             "file": outcome.file,
-            "output": outcome.output or "",
+            "output": str(outcome.output or ""),
             "status": outcome.status,
             "reason": outcome.reason,
             "seconds": f"{outcome.seconds:.3f}",
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
             "warnings": "; ".join(outcome.warnings),
         }
+        if outcome.status == "skipped":
+            before = self.earlier.get(row["output"], {})  # type: ignore[call-overload]
+            kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
+            row |= kept
         for column, value in outcome.sizes.items():
             row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from segapp.errors import DataError
+from segapp.files import sha256
 from segapp.formats import Entry, find_scans, stem
 from segapp.scan import SegClass, make_classes
 
@@ -77,7 +78,21 @@ def find_cases(root: Path) -> Dataset:
     declared, ignore = _declared_labels(*_dataset_json(root, root))
     if declared is None and (root / "classes.txt").is_file():
         declared = _read_classes_txt(root / "classes.txt")
-    return replace(dataset, class_names=declared, ignore=ignore)
+    cases = _with_unique_names(dataset.cases, root)
+    return replace(dataset, cases=cases, class_names=declared, ignore=ignore)
+
+
+def _with_unique_names(cases: tuple[Case, ...], root: Path) -> tuple[Case, ...]:
+    """nnU-Net's imagesTr and imagesTs may number their cases alike: then the folder tells them."""
+    if len({c.name for c in cases}) == len(cases):
+        return cases
+    folders = (c.images[0].parent.relative_to(root).as_posix() for c in cases)
+    return tuple(replace(c, name=f"{f}/{c.name}") for c, f in zip(cases, folders, strict=True))
+
+
+def image_hash(case: Case) -> str:
+    """SHA-256 of a case's image; of several channel files, one after the other."""
+    return "+".join(sha256(path) for path in case.images)
 
 
 def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:

@@ -38,11 +38,14 @@ class Architecture(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """Which data the model saw: file hashes by split, so that evaluation can tell what is new."""
+    """Which data the model saw: file hashes by split, so that evaluation can tell what is new.
+
+    No file names: they may name patients, and the model file travels.
+    """
 
     root: str
-    images: dict[str, dict[str, str]] = Field(default_factory=dict)  # split → case → SHA-256
-    masks: dict[str, dict[str, str]] = Field(default_factory=dict)
+    images: dict[str, list[str]] = Field(default_factory=dict)  # split → SHA-256 of each case
+    masks: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class ModelInfo(BaseModel):

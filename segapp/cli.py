@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -255,11 +256,15 @@ def main() -> None:
         print(f"segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:  # a folder that can't be entered, a disk that is gone
-        print(f"segapp: {error.filename}: {error.strerror}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"segapp: {what}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("segapp: stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception:  # a bug of ours: show where, but 1 means that some inputs failed
+        traceback.print_exc()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class PreprocessSettings(_Section):
 class AugmentSettings(_Section):
     """Shares (…_p) are the probability that a training patch gets the change."""
 
-    flip_p: Share = Field(default=0.5, description="Horizontal flip.")
+    flip_p: Auto | Share = Field(
+        default="auto", description="Horizontal flip; auto: 0.5, or 0 where it would swap classes."
+    )
     affine_p: Share = Field(default=0.7, description="Rotation, shear and scale in one resampling.")
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = Field(
         default=15, description="Up to ±degrees."
@@ -131,7 +133,7 @@ class OptimSettings(_Section):
     )
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
-    patch: Auto | Literal["full"] | Annotated[int, Field(ge=32)] = Field(
+    patch: Auto | Literal["full"] | Annotated[int, Field(ge=64, multiple_of=32)] = Field(
         default="auto",
         description="Side of the square training patches in pixels; full: whole slices.",
     )
@@ -201,7 +203,9 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         raise ConfigError(f"{config}: train.epochs and train.budget_minutes exclude each other")
     if settings.train.epochs is None and settings.train.budget_minutes is None:
         settings.train.budget_minutes = DEFAULT_BUDGET_MINUTES
-    if settings.data.root is None:
+    if settings.data.root is not None:
+        settings.data.root = settings.data.root.expanduser()
+    else:
         raise ConfigError("data.root is missing: name the folder of the data set, data.root=DIR")
     if settings.train.out is None:
         name = config.stem if config else settings.data.root.resolve().name

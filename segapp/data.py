@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from segapp.augment import Augmentation
 from segapp.cases import Case, labels_to_indices
 from segapp.check import read_case
+from segapp.errors import OutputError
 from segapp.preprocess import Preprocessing, resize, to_slices
 from segapp.scan import SegClass
 
@@ -42,7 +44,21 @@ class SliceCache:
         classes: tuple[SegClass, ...],
         ignore: int | None,
     ) -> None:
-        """Prepare every slice of `cases`. Raises ScanError; ENOSPC and the like as OSError."""
+        """Prepare every slice of `cases`. Raises ScanError, OutputError (a full disk)."""
+        try:
+            self._fill(cases, preprocessing, classes, ignore)
+        except OSError as error:
+            raise OutputError(
+                f"{self._files[0].parent}: the prepared slices can't be written ({error.strerror})"
+            ) from error
+
+    def _fill(
+        self,
+        cases: Iterable[Case],
+        preprocessing: Preprocessing,
+        classes: tuple[SegClass, ...],
+        ignore: int | None,
+    ) -> None:
         total = 0
         with self._files[0].open("wb") as images, self._files[1].open("wb") as masks:
             for case in cases:
@@ -134,6 +150,11 @@ class _Batches:
             yield share[self.rank :: self.world]
 
 
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one saves, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_batches(
     samples: Samples,
     batch_size: int,
@@ -156,5 +177,6 @@ def make_batches(
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_ignore_interrupts,
         )
     )

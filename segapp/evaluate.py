@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from segapp import metrics
-from segapp.cases import Case, find_cases, labels_to_indices
+from segapp.cases import Case, find_cases, image_hash, labels_to_indices
 from segapp.check import read_case
 from segapp.checkpoint import DataRecord
 from segapp.errors import DataError, OutputError, ScanError
-from segapp.files import require_writable, sha256, write_text
+from segapp.files import require_writable, write_text
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
@@ -203,12 +203,8 @@ def evaluate_model(
     predictor = Predictor.load(model, device)
     assert predictor.info is not None
     dataset = find_cases(data)
-    recorded = _recorded_splits(dataset.cases, predictor.info.data)
-    known = [
-        c if c.split in ("val", "test") else replace(c, split=recorded.get(c.name, c.split))
-        for c in dataset.cases
-    ]
-    dataset = replace(dataset, cases=tuple(known))
+    earlier = _splits_in_training(dataset.cases, predictor.info.data)
+    dataset = replace(dataset, cases=tuple(map(_with_split_of_training, dataset.cases, earlier)))
     if split is None:
         split = "test" if dataset.split("test") else "all"
         if split == "all" and dataset.split("val") and all(c.split for c in dataset.cases):
@@ -220,7 +216,12 @@ def evaluate_model(
     result = evaluate_cases(predictor, track(cases, "evaluating"), predictor.info.ignore)
     for r in result.failed():
         log.error("%s", r.error)
-    seen = sum(recorded[c.name] in ("train", "val") for c in cases if c.name in recorded)
+    used = {
+        c.images
+        for c, splits in zip(dataset.cases, earlier, strict=True)
+        if splits & {"train", "val"}
+    }
+    seen = sum(c.images in used for c in cases)
     if seen:
         log.warning(
             "%d of these %d cases were used to train or choose this model; "
@@ -231,16 +232,25 @@ def evaluate_model(
     return write_evaluation(result, split, out, seen)
 
 
-def _recorded_splits(cases: Sequence[Case], record: DataRecord) -> dict[str, str]:
-    """Case name → the split in which the model's training had these very images, where it did."""
-    split_of = {h: split for split, hashes in record.images.items() for h in hashes.values()}
-    found = {}
-    for case in cases:
-        if all(path.is_file() for path in case.images):
-            known = split_of.get("+".join(sha256(path) for path in case.images))
-            if known:
-                found[case.name] = known
-    return found
+def _splits_in_training(cases: Sequence[Case], record: DataRecord) -> list[set[str]]:
+    """For each case the splits in which the model's training had this very image."""
+    splits_of: dict[str, set[str]] = {}
+    for split, hashes in record.images.items():
+        for known in hashes:
+            splits_of.setdefault(known, set()).add(split)
+    readable = (all(path.is_file() for path in c.images) for c in cases)
+    return [
+        splits_of.get(image_hash(c), set()) if ok else set()
+        for c, ok in zip(cases, readable, strict=True)
+    ]
+
+
+def _with_split_of_training(case: Case, splits: set[str]) -> Case:
+    """A case the data set leaves open goes where training had it; twins of a training image, such
+    as black slices, count as trained on."""
+    if case.split in ("val", "test") or not splits:
+        return case
+    return replace(case, split="train" if "train" in splits else sorted(splits)[-1])
 
 
 def _cell(value: float) -> str:

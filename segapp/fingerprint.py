@@ -26,6 +26,7 @@ from segapp.scan import Scan
 _NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
 _RESIZE_TO = 512
 _AIR_HU = -500  # no other modality stores values as low as air in CT
+_SAME_SIDE, _OFF_CENTRE = 0.9, 0.15  # share of cases; mean distance from the middle, of half
 _SAMPLES = 20_000  # foreground intensities kept per case
 
 
@@ -34,7 +35,8 @@ class CaseFacts:
     """Measurements of one case. `mask_counts`: mask value → voxels; `samples`: (n, C) intensities
     of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K); `slice_sizes`: (rows,
     columns) of the slices that each direction of cutting gives; `spreads`: mean and standard
-    deviation of each channel, over its non-zero voxels (True) or all (False)."""
+    deviation of each channel, over its non-zero voxels (True) or all (False); `sides`: where each
+    foreground value lies across the columns, -1 first … 1 last of all foreground."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -48,6 +50,7 @@ class CaseFacts:
     maximum: float
     zero_share: float
     spreads: dict[bool, tuple[tuple[float, float], ...]]
+    sides: dict[SliceAxis, dict[int, float]]
     samples: np.ndarray
 
 
@@ -73,6 +76,7 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
             nonzero: tuple(spread(channel, "zscore", nonzero)[:2] for channel in scan.voxels)
             for nonzero in (True, False)
         },
+        sides={axis: _sides(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
 
@@ -80,6 +84,32 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
 def _slice_size(scan: Scan, axis: SliceAxis) -> tuple[int, ...]:
     axis = scan_axis(scan.shape, scan.affine, axis)
     return to_slices(scan.voxels, scan.affine, axis).shape[2:]
+
+
+def _sides(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
+    """Mask value → centre of its columns relative to those of all foreground; {} for one value."""
+    slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))
+    values = [int(v) for v in np.unique(mask) if v != 0 and v != ignore]
+    if len(values) < 2:
+        return {}
+    profiles = {v: np.count_nonzero(slices == v, axis=(0, 1, 2)) for v in values}
+    columns = np.flatnonzero(sum(profiles.values()))
+    middle, half = (columns[0] + columns[-1]) / 2, max(1.0, (columns[-1] - columns[0]) / 2)
+    place = np.arange(slices.shape[3])
+    return {v: float((p @ place / p.sum() - middle) / half) for v, p in profiles.items()}
+
+
+def sides_that_flips_swap(facts: Sequence[CaseFacts], axis: SliceAxis) -> tuple[int, int] | None:
+    """Two mask values that lie on opposite sides in (nearly) all cases, such as a left and a right
+    organ: a mirrored patch would show one under the other's name. None where there are none."""
+    first = last = None
+    for value in sorted({v for f in facts for v in f.sides[axis]}):
+        places = np.array([f.sides[axis][value] for f in facts if value in f.sides[axis]])
+        if np.mean(places < 0) >= _SAME_SIDE and places.mean() < -_OFF_CENTRE:
+            first = value
+        if np.mean(places > 0) >= _SAME_SIDE and places.mean() > _OFF_CENTRE:
+            last = value
+    return None if first is None or last is None else (first, last)
 
 
 def fit_preprocessing(
@@ -143,7 +173,8 @@ def _fixed_normalisation(kind: str, channels: int, facts: Sequence[CaseFacts]) -
             v if channels == 3 else (float(np.mean(v)),) * channels
             for v in (IMAGENET_MEAN, IMAGENET_STD)
         )
-        return {"shift": tuple(white * m for m in mean), "scale": tuple(white * s for s in std)}
+        shift, scale = (tuple(white * v for v in values) for values in (mean, std))
+        return {"white": white, "shift": shift, "scale": scale}
     if kind == "ct":
         samples = np.concatenate([f.samples for f in facts if f.channels == channels])
         if not len(samples):  # masks without any foreground; the check refuses these before

@@ -51,6 +51,19 @@ def catch_interrupt() -> Iterator[list[int]]:
 
 
 @contextmanager
+def end_cleanly() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def log_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

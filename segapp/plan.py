@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from segapp.cases import SPLITS, Case, Dataset, find_cases, find_classes, with_val_split
+from segapp.cases import (
+    SPLITS,
+    Case,
+    Dataset,
+    find_cases,
+    find_classes,
+    image_hash,
+    with_val_split,
+)
 from segapp.check import inspect
 from segapp.checkpoint import DataRecord
 from segapp.config import Settings
 from segapp.errors import ConfigError, DataError
 from segapp.files import require_writable, sha256
-from segapp.fingerprint import CaseFacts, fit_preprocessing
+from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
 from segapp.preprocess import Preprocessing
 from segapp.progress import track
 from segapp.scan import SegClass
@@ -39,6 +47,7 @@ class Plan:
     record: DataRecord
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    fresh: bool = True  # the run folder was empty when it was taken
 
     @property
     def out(self) -> Path:
@@ -80,8 +89,11 @@ def reopen_run(settings: Settings) -> Plan | None:
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None
+    if not (out / "log.txt").is_file():
+        raise ConfigError(f"{out}: holds no run of segapp train; --resume takes a run folder")
     require_writable(out)
-    return make_plan(settings, lambda cases: track(cases, "reading the data"))
+    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
+    return replace(plan, fresh=False)
 
 
 def make_plan(
@@ -102,7 +114,8 @@ def make_plan(
         raise DataError(f"{root}: no case is in the split train")
     _require_foreground(training, classes, dataset)
     preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
-    _require_channels(facts, preprocessing.channels)
+    _require_channels(facts, preprocessing)
+    _require_counted(facts, ignore, dataset)
     resolved = settings.model_copy(deep=True)
     resolved.data.slice_axis = preprocessing.slice_axis
     resolved.data.classes = [c.name for c in classes]
@@ -116,6 +129,12 @@ def make_plan(
         reasons.append(
             f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
         )
+    if resolved.augment.flip_p == "auto":
+        swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
+        resolved.augment.flip_p = 0.0 if swapped else 0.5
+        if swapped:
+            names = " and ".join(c.name for c in classes if c.value in swapped)
+            reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
     counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")
@@ -128,7 +147,7 @@ def make_plan(
         preprocessing=preprocessing,
         record=_record(dataset),
         reasons=(*dataset.notes, *reasons),
-        warnings=(*warnings, *_shared_patients(dataset)),
+        warnings=(*warnings, *_shared_patients(dataset), *_odd_background(classes)),
     )
 
 
@@ -140,12 +159,30 @@ def _require_foreground(
         raise DataError(f"{dataset.root}: no training mask holds any foreground; nothing to learn")
 
 
-def _require_channels(facts: list[CaseFacts], channels: int) -> None:
+def _require_counted(facts: list[CaseFacts], ignore: int | None, dataset: Dataset) -> None:
+    val = [f for f in facts if f.case.split == "val"]
+    if not any(set(f.mask_counts) - {ignore} for f in val):
+        raise DataError(f"{dataset.root}: every voxel of the val masks is ignored ({ignore})")
+
+
+def _require_channels(facts: list[CaseFacts], preprocessing: Preprocessing) -> None:
+    channels = preprocessing.channels
     for f in facts:
-        if f.channels != channels and {f.channels, channels} != {1, 3}:  # grey and RGB adapt
+        adapts = preprocessing.channel_files == 1 and {f.channels, channels} == {1, 3}
+        if f.channels != channels and not adapts:  # grey and RGB adapt
             raise DataError(
                 f"{f.case.images[0]}: has {f.channels} channel(s), most training images {channels}"
             )
+
+
+def _odd_background(classes: tuple[SegClass, ...]) -> list[str]:
+    first = classes[0]
+    if first.value == 0:
+        return []
+    return [
+        f"no class has the mask value 0, so {first.name} (value {first.value}) is the background: "
+        "it is not drawn, and not in Dice"
+    ]
 
 
 def _shared_patients(dataset: Dataset) -> list[str]:
@@ -171,7 +208,6 @@ def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
 def _record(dataset: Dataset) -> DataRecord:
     record = DataRecord(root=str(dataset.root))
     for case in dataset.cases:
-        images = "+".join(sha256(path) for path in case.images)
-        record.images.setdefault(case.split, {})[case.name] = images
-        record.masks.setdefault(case.split, {})[case.name] = sha256(case.mask)
+        record.images.setdefault(case.split, []).append(image_hash(case))
+        record.masks.setdefault(case.split, []).append(sha256(case.mask))
     return record

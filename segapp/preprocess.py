@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -167,6 +168,7 @@ class Preprocessing(BaseModel):
     over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
     nonzero: bool = False  # zeros are background outside the field of view: leave them out
     typical: tuple[tuple[float, float], ...] = ()  # per channel a training image's, see spread
+    white: float = 0  # what stands for white in the training images, for imagenet
     shift: tuple[float, ...] = ()  # per channel, for imagenet and ct
     scale: tuple[float, ...] = ()
     clip: tuple[tuple[float, float], ...] = ()  # per channel, for ct
@@ -176,14 +178,14 @@ class Preprocessing(BaseModel):
 
         Raises ScanError where the number of channels doesn't fit, or values overflow float32.
         """
-        scan, warnings = adapt_channels(scan, self.channels)
+        scan, warnings = adapt_channels(scan, self.channels, self.channel_files)
         axis = scan_axis(scan.shape, scan.affine, self.slice_axis)
         slices = np.ascontiguousarray(to_slices(scan.voxels, scan.affine, axis))
         if slices.dtype.kind == "f" and max(slices.max(), -slices.min()) > _LARGEST:
             raise ScanError(scan.source, f"holds values beyond ±{_LARGEST:g}; is it an image?")
         if axis != self.slice_axis:
             warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
-        shift, scale, clip = self._statistics(slices)
+        shift, scale, clip = self._statistics(slices, scan.source)
         return Prepared(scan, slices, axis, self, shift, scale, clip, warnings)
 
     def target_size(self, size: tuple[int, ...]) -> tuple[int, int]:
@@ -194,9 +196,22 @@ class Preprocessing(BaseModel):
         factor = self.size / max(size)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    def _statistics(self, slices: np.ndarray):
+    def _own_white(self, dtype: np.dtype, source: Path) -> float:
+        """ImageNet's constants are shares of white; `shift` and `scale` hold them for `white`."""
+        if dtype.kind == "u":
+            return np.iinfo(dtype).max / self.white if self.white else 1.0
+        if self.white in (255, 65535):
+            raise ScanError(
+                source,
+                f"holds values of type {dtype}, whose white is unknown; the model was trained on "
+                f"images of 0…{self.white:g}",
+            )
+        return 1.0
+
+    def _statistics(self, slices: np.ndarray, source: Path):
         if self.normalisation in ("imagenet", "ct"):
-            shift, scale = _per_channel(self.shift), _per_channel(self.scale)
+            own = self._own_white(slices.dtype, source) if self.normalisation == "imagenet" else 1.0
+            shift, scale = _per_channel(self.shift) * own, _per_channel(self.scale) * own
             low_high = np.array(self.clip, np.float32).T
             if not self.clip:
                 return shift, scale, None
@@ -244,13 +259,22 @@ def _per_channel(values) -> np.ndarray:
     return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
 
 
-def adapt_channels(scan: Scan, channels: int) -> tuple[Scan, tuple[str, ...]]:
+def adapt_channels(
+    scan: Scan, channels: int, channel_files: int = 1
+) -> tuple[Scan, tuple[str, ...]]:
     """Make grey from RGB by luminance (Rec. 601; a warning), RGB from grey by repeating.
 
-    Raises ScanError for any other mismatch.
+    Raises ScanError for any other mismatch, and where channels are files of their own: these are
+    different measurements, not colours.
     """
     if scan.channels == channels:
         return scan, ()
+    if channel_files > 1:
+        raise ScanError(
+            scan.source,
+            f"has {scan.channels} channel(s); the model takes {channels}, each a file of its own "
+            "(NAME_0000, NAME_0001, … in one folder; name the folder)",
+        )
     if (scan.channels, channels) == (3, 1):
         weights = np.array([0.299, 0.587, 0.114], np.float32)
         grey = np.tensordot(weights, scan.voxels.astype(np.float32), axes=1)[None]

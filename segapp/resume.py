@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class State:
         the mIoU of a network that still learns fast jumps by several points between epochs, and
         the epoch of a lucky jump is worse on new scans than the end of the schedule.
         """
+        if math.isnan(miou):
+            return False
         self.score = miou if self.score is None else self.score + _NEW_SHARE * (miou - self.score)
         if self.score < self.best_score:
             return False

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
 from segapp.evaluate import summary
 from segapp.files import write_text
 from segapp.history import figures_text, record_epoch
-from segapp.machine import catch_interrupt, keep_freed_memory, log_file
+from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_file
 from segapp.model import build_network, load_encoder_weights
 from segapp.optim import OneCycle, make_optimizer
 from segapp.pace import Clock, Pace
@@ -71,7 +72,7 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     s, out = plan.settings, plan.out
     resuming = resume.has_state(out / "last")
     write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
-    with log_file(out / "log.txt"):
+    with end_cleanly(), log_file(out / "log.txt"):
         for line in plan.reasons:
             log.info("%s", line)
         for line in plan.warnings:
@@ -88,9 +89,18 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
             write_text(out / "config.yaml", s.to_yaml())
             fit(plan, cache, architecture, network, origin, device, started or time.time())
         except ConfigError:
-            if not resuming:
-                shutil.rmtree(out)  # it was empty before; a corrected command must find it so
+            if plan.fresh:  # the corrected command must find the folder as it was
+                shutil.rmtree(out / ".cache", ignore_errors=True)
+                for name in ("config.yaml", "log.txt"):
+                    (out / name).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's file is in it by now
+                    out.rmdir()
             raise
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory with batches of {s.optim.batch_size} × {s.optim.patch}²; "
+                "set a smaller optim.batch_size or optim.patch"
+            ) from error
         finally:
             shutil.rmtree(out / ".cache", ignore_errors=True)
     return out

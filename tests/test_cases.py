@@ -177,7 +177,9 @@ def test_nnunet_with_two_channels_and_an_ignore_label(tmp_path: Path) -> None:
     touch(tmp_path, "labelsTr/c1.nii.gz", "labelsTr/c2.nii.gz")
     touch(tmp_path, "imagesTs/c1_0000.nii.gz", "imagesTs/c1_0001.nii.gz", "labelsTs/c1.nii.gz")
     dataset = find_cases(tmp_path)
-    assert [(c.name, c.split) for c in dataset.cases] == [("c1", ""), ("c2", ""), ("c1", "test")]
+    assert [(c.name, c.split) for c in dataset.cases] == [
+        *(("imagesTr/c1", ""), ("imagesTr/c2", ""), ("imagesTs/c1", "test"))
+    ]
     first = dataset.cases[0]
     assert [p.name for p in first.images] == ["c1_0000.nii.gz", "c1_0001.nii.gz"]
     assert first.mask == tmp_path / "labelsTr" / "c1.nii.gz"

@@ -36,7 +36,7 @@ def make_info(**changes):
         "settings": {"data": {"root": "data/x"}, "train": {"epochs": None, "seed": 3}},
         "metrics": {"miou": 0.5, "classes": {"Läsion": {"iou": None}}},
         "starting_weights": "none",
-        "data": DataRecord(root="data/x", images={"train": {"a": "00ff"}}),
+        "data": DataRecord(root="data/x", images={"train": ["00ff"]}),
         "temperature": 1.5,
     }
     return ModelInfo(**{**fields, **changes})

@@ -25,7 +25,7 @@ from PIL import Image
 import segapp.cli
 
 REPOSITORY = Path(__file__).parents[1]
-QUICK = ["train.epochs=1", "train.steps_per_epoch=1", "optim.batch_size=2", "optim.patch=32"]
+QUICK = ["train.epochs=1", "train.steps_per_epoch=1", "optim.batch_size=2", "optim.patch=64"]
 QUICK += ["model.encoder=resnet18", "model.encoder_weights=none", "data.workers=0"]
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 

@@ -247,6 +247,7 @@ OTHERS = {
     "data.workers": 3,
     "preprocess.size": "native",
     "preprocess.normalisation": "ct",
+    "augment.flip_p": 0.25,
     "model.architecture": "unetplusplus",
     "model.encoder": "resnet18",
     "model.encoder_weights": "none",

@@ -16,7 +16,7 @@ from segapp.plan import make_plan
 
 @pytest.fixture
 def samples(png_dataset: Path, tmp_path: Path) -> Samples:
-    settings = load_settings(None, [f"data.root={png_dataset}", "optim.patch=32"])
+    settings = load_settings(None, [f"data.root={png_dataset}", "optim.patch=64"])
     plan = make_plan(settings)
     cache = SliceCache(tmp_path / "cache", plan.preprocessing.channels)
     cache.fill(find_cases(png_dataset).cases, plan.preprocessing, plan.classes, None)

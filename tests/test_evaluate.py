@@ -167,7 +167,7 @@ def model(monkeypatch, tmp_path):
         settings={},
         metrics={},
         starting_weights="none",
-        data=DataRecord(root="x", images={"train": {"s": sha256(seen)}, "test": {"t": "0"}}),
+        data=DataRecord(root="x", images={"train": [sha256(seen)], "test": ["0"]}),
     )
     monkeypatch.setattr(evaluate.Predictor, "load", lambda model, device: predictor)
     return Path("model.safetensors")

@@ -9,7 +9,7 @@ import pytest
 
 from segapp.cases import Case
 from segapp.config import Settings
-from segapp.fingerprint import CaseFacts, fit_preprocessing, measure
+from segapp.fingerprint import CaseFacts, fit_preprocessing, measure, sides_that_flips_swap
 from segapp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from segapp.scan import Scan
 
@@ -264,3 +264,28 @@ def test_every_automatic_choice_gives_its_reason() -> None:
     settings.data.slice_axis, settings.preprocess.size = "axial", "native"
     settings.preprocess.normalisation = "ct"
     assert fit_preprocessing([grey()], settings, 1)[1] == []
+
+
+def mirrored(seed: int, sided: bool) -> CaseFacts:
+    """Two discs of values 1 and 2: 1 always in the left half, or anywhere."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((1, 40, 20, 1), np.uint8)
+    columns = [int(rng.integers(2, 15)), int(rng.integers(22, 35))]
+    if not sided and rng.random() < 0.5:
+        columns.reverse()
+    for value, column in zip((1, 2), columns, strict=True):
+        mask[0, column : column + 4, 8:12, 0] = value
+    scan = Scan(mask.astype(np.uint8), None, Path("x.png"))
+    return measure(Case("x", (Path("x.png"),), Path("m.png"), "x"), scan, mask)
+
+
+def test_sides_by_hand() -> None:
+    mask = np.zeros((1, 9, 2, 1), np.uint8)
+    mask[0, 0:2], mask[0, 7:9] = 3, 5  # columns 0, 1 and 7, 8 of 0…8: the middle is 4
+    facts = measure(Case("x", (Path("x"),), Path("m"), "x"), Scan(mask, None, Path("x")), mask)
+    assert facts.sides["axial"] == pytest.approx({3: -3.5 / 4, 5: 3.5 / 4})
+
+
+def test_flips_are_off_only_where_they_would_swap_two_classes() -> None:
+    assert sides_that_flips_swap([mirrored(n, sided=True) for n in range(20)], "axial") == (1, 2)
+    assert sides_that_flips_swap([mirrored(n, sided=False) for n in range(20)], "axial") is None

@@ -29,7 +29,7 @@ from segapp.train import resume_run, train
 QUICK = (
     "model.encoder=resnet18",
     "model.encoder_weights=none",
-    "optim.patch=32",
+    "optim.patch=64",
     "optim.batch_size=4",
     "train.precision=fp32",
     "train.epochs=2",
@@ -95,8 +95,7 @@ def test_the_written_model_scores_what_training_said(png_dataset: Path, tmp_path
     assert measured["split"] == "val", "set aside by the run, and known by its hash"
     assert said["miou"] > 0.4, "it learned nothing, so equal figures would say nothing"
     assert measured["n_seen_in_training"] == 1
-    # Validation ran in fp32; a loaded model takes the machine's own precision.
-    assert measured["miou"] == pytest.approx(said["miou"], abs=0.01)
+    assert measured["miou"] == pytest.approx(said["miou"], abs=1e-6)
 
 
 def test_two_runs_of_one_seed_are_equal(png_dataset: Path, tmp_path: Path) -> None:
@@ -247,7 +246,7 @@ def test_training_outside_the_main_thread(png_dataset: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("architecture", ["unet", "unetplusplus"])
-@pytest.mark.parametrize("patch", ["full", "32"])
+@pytest.mark.parametrize("patch", ["full", "64"])
 def test_architectures_and_whole_slices(
     png_dataset: Path, tmp_path: Path, architecture: str, patch: str
 ) -> None:
@@ -274,8 +273,7 @@ def test_png_slices_and_the_volumes_they_came_from_both_train(tmp_path: Path) ->
             nib.save(nib.Nifti1Image(np.stack(slices, 2), affine), nifti / part / f"p{n}.nii.gz")
     from_png = run(png, tmp_path / "run_png")
     from_nifti = run(nifti, tmp_path / "run_nifti")
-    val = {name.split("_")[0] for name in read_info(from_png).data.images["val"]}
-    assert len(val) == 1, "slices of one patient stay in one split"
+    assert len(read_info(from_png).data.images["val"]) == 2, "both slices of one patient"
     for model in (from_png, from_nifti):
         assert read_info(model).preprocessing.slice_axis == "axial"
         result = evaluate_model(model, nifti, "all", tmp_path / f"{model.name}_evaluation")

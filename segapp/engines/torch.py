@@ -58,7 +58,11 @@ def load_torch_engine(model: Path, info: ModelInfo, device: str = "auto") -> Tor
             f"{model_path(model)}: its weights do not fit the network it describes"
         ) from error
     network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TorchEngine(network, where, choose_precision("auto", where))
+    trained_in = info.settings.get("train", {}).get("precision")
+    precision = choose_precision("auto", where)
+    if trained_in == "fp32" or (precision == "fp16" and trained_in != "fp16"):
+        precision = "fp32"  # fp16 overflows where a network never had to stay in its range
+    return TorchEngine(network, where, precision)
 
 
 def choose_device(device: str) -> torch.device:
