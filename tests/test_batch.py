@@ -240,6 +240,8 @@ def test_existing_results_are_skipped(tmp_path):
     (out / "a.png").write_bytes(content + b"touched")
     rows = run([tmp_path / "in"], out, skip_existing=True)
     assert [(r["status"], r["reason"]) for r in rows] == [("skipped", "output exists"), ("ok", "")]
+    measured = ("mean_confidence", "background_voxels", "seconds")
+    assert all(rows[0][key] for key in measured), "a skipped scan keeps its figures"
     assert (out / "a.png").read_bytes() == content + b"touched"
     run([tmp_path / "in"], out)
     assert (out / "a.png").read_bytes() == content

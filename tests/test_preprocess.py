@@ -426,3 +426,31 @@ def test_a_constant_image_takes_the_typical_range(kind: str) -> None:
     got = fitted.prepare(Scan(voxels, None, Path("flat.png"))).normalised(0, 1)
     expected = 2.0 if kind == "zscore" else 40 / (2.576 * 20)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_channels_in_files_of_their_own_are_never_made_up() -> None:
+    """A T1/T2/FLAIR model must not take one of them for all three, nor a colour picture."""
+    model = Preprocessing(channels=3, channel_files=3)
+    for channels in (1, 2):
+        scan = Scan(np.zeros((channels, 4, 4, 1), np.uint8), None, Path("one_0000.nii.gz"))
+        with pytest.raises(ScanError, match="each a file of its own"):
+            model.prepare(scan)
+    grey = Preprocessing(channels=1, channel_files=2)
+    with pytest.raises(ScanError):
+        grey.prepare(Scan(np.zeros((3, 4, 4, 1), np.uint8), None, Path("colour.png")))
+
+
+def test_imagenet_constants_follow_the_depth_of_the_image() -> None:
+    mean = tuple(255 * m for m in (0.485, 0.456, 0.406))
+    model = Preprocessing(
+        channels=3, normalisation="imagenet", white=255, shift=mean, scale=(255.0,) * 3
+    )
+    eight = np.full((3, 2, 2, 1), 51, np.uint8)
+    sixteen = np.full((3, 2, 2, 1), 51 * 257, np.uint16)  # the same share of white
+    results = [
+        model.prepare(Scan(v, None, Path("x.png"))).normalised(0, 1) for v in (eight, sixteen)
+    ]
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+    assert results[0][0, 0, 0, 0] == pytest.approx(0.2 - 0.485, abs=1e-5)
+    with pytest.raises(ScanError, match="white is unknown"):
+        model.prepare(Scan(eight.astype(np.float32), None, Path("x.tif")))

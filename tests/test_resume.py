@@ -63,3 +63,10 @@ def test_a_decline_that_lasts_is_seen() -> None:
     for state.epoch, miou in enumerate((0.7, 0.8, 0.8, 0.6, 0.5, 0.4), start=1):
         state.judge(miou)
     assert state.best_epoch == 3
+
+
+def test_a_score_that_is_no_number_changes_nothing() -> None:
+    state = State(epoch=1)
+    assert state.judge(0.5)
+    assert not state.judge(float("nan"))
+    assert state.score == 0.5

@@ -279,3 +279,37 @@ def test_png_slices_and_the_volumes_they_came_from_both_train(tmp_path: Path) ->
         result = evaluate_model(model, nifti, "all", tmp_path / f"{model.name}_evaluation")
         assert result["n"] == 4
         assert result["n_failed"] == 0
+
+
+def test_resume_of_a_folder_that_is_no_run_touches_nothing(
+    png_dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    settings = load_settings(None, [f"data.root={png_dataset}", "model.encoder=resnet35"])
+    (folder / "config.yaml").write_text(settings.to_yaml())
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no run"):
+        resume(folder)
+    (folder / "log.txt").write_text("")  # now it could be a run killed before its first save
+    with pytest.raises(ConfigError, match="resnet35"):
+        resume(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "config.yaml").is_file()
+
+
+def test_classes_on_opposite_sides_are_not_flipped(tmp_path: Path) -> None:
+    root = tmp_path / "sides"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for n in range(6):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[10 + n : 20 + n, 4 + n : 24], mask[10 + n : 20 + n, 40 : 60 - n] = 1, 2
+        noise = np.random.default_rng(n).integers(0, 40, mask.shape)
+        Image.fromarray((100 * (mask > 0) + noise).astype(np.uint8)).save(
+            root / "images" / f"c{n}.png"
+        )
+        Image.fromarray(mask).save(root / "masks" / f"c{n}.png")
+    out = run(root, tmp_path / "run", "train.epochs=1", "train.steps_per_epoch=1")
+    assert yaml.safe_load((out / "config.yaml").read_text())["augment"]["flip_p"] == 0
+    assert "lie on opposite sides" in (out / "log.txt").read_text()
