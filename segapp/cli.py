@@ -32,7 +32,9 @@ class Split(StrEnum):
     test = "test"
 
 
-Model = Annotated[Path, typer.Argument(help="A run folder or a model.safetensors.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -43,7 +45,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A YAML file and settings that go before it, e.g. data.root=DIR "
+            help="A YAML file, and settings that go before its own, e.g. data.root=DIR "
             "train.budget_minutes=10. With neither: configs/brain.yaml.",
         ),
     ] = None,
@@ -93,7 +95,7 @@ def train(
 def predict(
     model: Model,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Scans, or folders of scans.")
+        list[Path], typer.Argument(metavar="INPUT", help="Scans, or folders of scans.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
     device: Device = "auto",
@@ -143,7 +145,9 @@ def predict(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Argument(help="A labelled data set, in any layout of train.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A labelled data set, as for train.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
     split: Annotated[Split | None, typer.Option(help="Default: test, else val, else all.")] = None,
     device: Device = "auto",
@@ -196,7 +200,7 @@ def info(model: Model, as_json: Json = False) -> None:
 
 @app.command(name="app")
 def web_app(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Run folders or files.")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Run folders or files.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
     ] = "127.0.0.1",
