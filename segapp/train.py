@@ -232,6 +232,8 @@ def _load_starting_weights(s: Settings, architecture: Architecture, network: nn.
         network, s.model.encoder, architecture.in_channels, s.model.encoder_weights
     )
     log.info("encoder weights: %s", origin)
+    if s.model.encoder_weights == "auto":
+        s.model.encoder_weights = "imagenet" if origin.startswith("imagenet") else "none"
     return origin
 
 
