@@ -15,7 +15,7 @@ CMD ["app", "/model", "--host", "0.0.0.0", "--port", "7860"]
 
 FROM base AS cpu
 # What to hand to pip for torch: as it stands PyPI's build, which brings CUDA along. For a smaller
-# image pass what pytorch.org prints for CPU: --build-arg TORCH="torch torchvision --index-url …"
+# image pass what pytorch.org prints for CPU: --build-arg TORCH="torch torchvision …"
 ARG TORCH="torch torchvision"
 RUN pip install $TORCH
 COPY . .
