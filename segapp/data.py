@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from segapp.augment import Augmentation
 from segapp.cases import Case, labels_to_indices
 from segapp.check import read_case
-from segapp.errors import OutputError
 from segapp.preprocess import Preprocessing, resize, to_slices
 from segapp.scan import SegClass
 
@@ -44,21 +43,7 @@ class SliceCache:
         classes: tuple[SegClass, ...],
         ignore: int | None,
     ) -> None:
-        """Prepare every slice of `cases`. Raises ScanError, OutputError (a full disk)."""
-        try:
-            self._fill(cases, preprocessing, classes, ignore)
-        except OSError as error:
-            raise OutputError(
-                f"{self._files[0].parent}: the prepared slices can't be written ({error.strerror})"
-            ) from error
-
-    def _fill(
-        self,
-        cases: Iterable[Case],
-        preprocessing: Preprocessing,
-        classes: tuple[SegClass, ...],
-        ignore: int | None,
-    ) -> None:
+        """Prepare every slice of `cases`. Raises ScanError, and OSError where the disk is full."""
         total = 0
         with self._files[0].open("wb") as images, self._files[1].open("wb") as masks:
             for case in cases:

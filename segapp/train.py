@@ -22,7 +22,7 @@ from segapp.checkpoint import MODEL_NAME, Architecture, ModelInfo, read_weights,
 from segapp.config import Settings
 from segapp.data import Samples, SliceCache, make_batches, pass_length
 from segapp.engines.torch import TorchEngine, choose_device, choose_precision
-from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
+from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
 from segapp.evaluate import summary
 from segapp.files import write_text
 from segapp.history import figures_text, record_epoch
@@ -96,6 +96,8 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
                 with suppress(OSError):  # somebody else's file is in it by now
                     out.rmdir()
             raise
+        except OSError as error:
+            raise OutputError(f"{out}: can't be written ({error.strerror or error})") from error
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory with batches of {s.optim.batch_size} × {s.optim.patch}²; "
