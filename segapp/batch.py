@@ -244,7 +244,7 @@ class _CsvFile:
             "warnings": "; ".join(outcome.warnings),
         }
         if outcome.status == "skipped":
-            before = self.earlier.get(row["output"], {})  # type: ignore[call-overload]
+            before = self.earlier.get(str(outcome.output), {})
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
         for column, value in outcome.sizes.items():

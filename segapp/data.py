@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -121,18 +122,15 @@ def pass_length(empty: Sequence[bool]) -> int:
 
 
 class _Batches:
-    """Lists of sample addresses for one of `world` processes, from optimiser step `first_step`."""
+    """Lists of sample addresses, from the batch of optimiser step `first_step` on."""
 
-    def __init__(self, order: Callable[[], Iterator], size: int, rank: int, world: int, skip: int):
-        self.order, self.size, self.rank, self.world, self.skip = order, size, rank, world, skip
+    def __init__(self, order: Callable[[], Iterator], size: int, first_step: int):
+        self.order, self.size, self.first_step = order, size, first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order()
-        for _ in range(self.skip * self.size * self.world):
-            next(order)
+        order = islice(self.order(), self.first_step * self.size, None)
         while True:
-            share = [next(order) for _ in range(self.size * self.world)]
-            yield share[self.rank :: self.world]
+            yield list(islice(order, self.size))
 
 
 def _ignore_interrupts(_: int) -> None:
@@ -141,20 +139,15 @@ def _ignore_interrupts(_: int) -> None:
 
 
 def make_batches(
-    samples: Samples,
-    batch_size: int,
-    workers: int,
-    first_step: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    samples: Samples, batch_size: int, workers: int, first_step: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches without end: images (N, C, h, w) float32, masks (N, h, w) uint8, indices (N,).
 
-    The batch of a step depends on the seed, the step and `batch_size × world` alone, never on
-    `workers`; a resumed run asks for `first_step` and gets what it would have got.
+    The batch of a step depends on the seed, the step and `batch_size` alone, never on `workers`; a
+    resumed run asks for `first_step` and gets what it would have got.
     """
     seed, empty = samples.seed, samples.cache.empty
-    batches = _Batches(lambda: sample_order(empty, seed), batch_size, rank, world, first_step)
+    batches = _Batches(lambda: sample_order(empty, seed), batch_size, first_step)
     return iter(
         DataLoader(
             samples,

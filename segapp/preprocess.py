@@ -126,7 +126,7 @@ class Prepared:
         """Slices start…stop, normalised, resized, padded to the stride: (n, C, H', W') float32.
 
         At least two strides each way: where a stride-2 convolution's output is 1 wide, oneDNN's
-        bfloat16 kernel for AMX reads memory it should not, and the result is another every time.
+        bfloat16 kernel for AMX was seen to give another, wrong result every time.
         """
         x = self.normalised(start, stop)
         x = resize(x, self.preprocessing.target_size(x.shape[2:]))
@@ -178,6 +178,7 @@ class Preprocessing(BaseModel):
 
         Raises ScanError where the number of channels doesn't fit, or values overflow float32.
         """
+        stored = scan.voxels.dtype  # luminance is a float, its white still the file's
         scan, warnings = adapt_channels(scan, self.channels, self.channel_files)
         axis = scan_axis(scan.shape, scan.affine, self.slice_axis)
         slices = np.ascontiguousarray(to_slices(scan.voxels, scan.affine, axis))
@@ -185,7 +186,7 @@ class Preprocessing(BaseModel):
             raise ScanError(scan.source, f"holds values beyond ±{_LARGEST:g}; is it an image?")
         if axis != self.slice_axis:
             warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
-        shift, scale, clip = self._statistics(slices, scan.source)
+        shift, scale, clip = self._statistics(slices, stored, scan.source)
         return Prepared(scan, slices, axis, self, shift, scale, clip, warnings)
 
     def target_size(self, size: tuple[int, ...]) -> tuple[int, int]:
@@ -208,9 +209,9 @@ class Preprocessing(BaseModel):
             )
         return 1.0
 
-    def _statistics(self, slices: np.ndarray, source: Path):
+    def _statistics(self, slices: np.ndarray, stored: np.dtype, source: Path):
         if self.normalisation in ("imagenet", "ct"):
-            own = self._own_white(slices.dtype, source) if self.normalisation == "imagenet" else 1.0
+            own = self._own_white(stored, source) if self.normalisation == "imagenet" else 1.0
             shift, scale = _per_channel(self.shift) * own, _per_channel(self.scale) * own
             low_high = np.array(self.clip, np.float32).T
             if not self.clip:

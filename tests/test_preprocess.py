@@ -454,3 +454,12 @@ def test_imagenet_constants_follow_the_depth_of_the_image() -> None:
     assert results[0][0, 0, 0, 0] == pytest.approx(0.2 - 0.485, abs=1e-5)
     with pytest.raises(ScanError, match="white is unknown"):
         model.prepare(Scan(eight.astype(np.float32), None, Path("x.tif")))
+
+
+def test_a_grey_imagenet_model_takes_a_colour_image_by_luminance() -> None:
+    model = Preprocessing(
+        channels=1, normalisation="imagenet", white=255, shift=(127.5,), scale=(255.0,)
+    )
+    prepared = model.prepare(Scan(np.full((3, 2, 2, 1), 255, np.uint8), None, Path("x.png")))
+    np.testing.assert_allclose(prepared.normalised(0, 1), 0.5, atol=1e-5)
+    assert "luminance" in prepared.warnings[0]

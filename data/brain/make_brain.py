@@ -91,6 +91,21 @@ def write_slices(t1: np.ndarray, labels: np.ndarray, out: Path) -> None:
         writer.writerows(rows)
 
 
+def print_shares(out: Path) -> None:
+    """Slices of each split, and the share of their pixels that each class has."""
+    pixels = {split: np.zeros(len(CLASSES), int) for split in ("train", "val", "test", "all")}
+    slices = dict.fromkeys(pixels, 0)
+    for path in out.glob("*/masks/*.png"):
+        counts = np.bincount(np.asarray(Image.open(path)).ravel(), minlength=len(CLASSES))
+        for split in (path.parts[-3], "all"):
+            pixels[split] += counts
+            slices[split] += 1
+    print("split  slices  " + "  ".join(CLASSES))
+    for split, counts in pixels.items():
+        shares = (f"{n:{len(c)}.1%}" for c, n in zip(CLASSES, counts / counts.sum(), strict=True))
+        print(f"{split:5}  {slices[split]:6}  " + "  ".join(shares))
+
+
 def write_volume(image: nib.Nifti1Image, path: Path) -> None:
     """The voxels and affine as they came; the header's blanks (unit, qform) filled in."""
     whole = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
@@ -114,6 +129,7 @@ def main() -> None:
     write_slices(t1, label(t1, grey, white), args.out)
     write_volume(images[0], args.out / "t1.nii.gz")
     (args.out / "classes.txt").write_bytes(("\n".join(CLASSES) + "\n").encode())
+    print_shares(args.out)
 
 
 if __name__ == "__main__":
