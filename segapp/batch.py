@@ -15,12 +15,14 @@ import numpy as np
 from segapp.errors import DataError, OutputError, ScanError, SegappError
 from segapp.formats import (
     Entry,
+    Format,
     find_scans,
     output_suffix,
     read_scan,
     stem,
     write_segmentation,
 )
+from segapp.formats.listing import FORMATS, is_readable_zip
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
 from segapp.scan import SegClass, Segmentation
@@ -45,20 +47,21 @@ class Outcome:
 def list_inputs(
     inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
 ) -> list[Entry]:
-    """Entries of files and folders, in the order given.
+    """Entries of files, folders and zip archives, in the order given.
 
-    A file named explicitly is one entry (several channel files of one scan must be given as their
-    folder); a folder is searched, but not below `exclude` inside it, where the outputs go. Raises
-    DataError for a path that doesn't exist, and for a folder without scans.
+    A file named explicitly is one entry (several channel files of one scan, or the slices of a
+    DICOM series, must be given as their folder); a folder or archive is searched, but not below
+    `exclude` inside it, where the outputs go. Raises DataError for a path that doesn't exist, and
+    for a folder without scans.
     """
     entries: list[Entry] = []
     for path in inputs:
-        if path.is_dir():
+        if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
             found = find_scans(path, channel_files)
             if exclude is not None and path.resolve() in exclude.resolve().parents:
                 found = [e for e in found if not _below(e, exclude)]
             if not found:
-                raise DataError(f"{path}: holds no scans (.png .jpg .bmp .tif .nii .nii.gz)")
+                raise DataError(f"{path}: holds no scans; read are {FORMATS}")
             entries += found
         elif path.exists():
             entries.append(Entry(stem(path), (path,)))
@@ -76,17 +79,18 @@ def predict_entry(
     entry: Entry,
     output: Path,
     on_slab: Callable[[int, int, np.ndarray], None] = lambda *_: None,
+    allow_gaps: bool = False,
 ) -> tuple[Segmentation, Outcome]:
     """Segment one scan and write the result to `output`. Raises ScanError, OutputError.
 
-    on_slab: see Predictor.
+    on_slab: see Predictor. allow_gaps: see read_scan.
     """
     began = time.perf_counter()
-    scan = read_scan(entry.paths[0] if len(entry.paths) == 1 else entry.paths)
+    scan = read_scan(entry.paths, allow_gaps)
     segmentation = predictor(scan, on_slab)
     write_segmentation(segmentation, output)
     outcome = Outcome(
-        file=entry.paths[0],
+        file=entry.source,
         output=output,
         warnings=segmentation.warnings,
         mean_confidence=mean_confidence(segmentation),
@@ -101,8 +105,10 @@ def predict_batch(
     entries: Iterable[Entry],
     out: Path,
     *,
+    output_format: Format = "same",
     overlay: bool = False,
     skip_existing: bool = False,
+    allow_gaps: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
 ) -> list[Outcome]:
     """Segment every entry into `out`, mirroring names, and write out/predictions.csv.
@@ -110,7 +116,9 @@ def predict_batch(
     A scan that fails is recorded, and the others go on. Never writes over an input: a clash of
     names gets a numbered suffix and a warning. The CSV is complete after each scan, also when the
     run is interrupted. Raises OutputError only where the CSV itself can't be written.
+    allow_gaps: see read_scan.
     """
+    options = (output_format, overlay, skip_existing, allow_gaps)
     entries = list(entries)
     taken = {path.resolve() for entry in entries for path in entry.paths}
     outcomes: list[Outcome] = []
@@ -118,7 +126,7 @@ def predict_batch(
     earlier = _read_rows(table_path) if skip_existing else {}
     with _CsvFile(table_path, predictor.classes, earlier) as table:
         for entry in entries:
-            outcome = _predict_safely(predictor, entry, out, taken, overlay, skip_existing)
+            outcome = _predict_safely(predictor, entry, out, taken, *options)
             outcomes.append(outcome)
             table.write(outcome)
             on_outcome(outcome)
@@ -130,33 +138,37 @@ def _predict_safely(
     entry: Entry,
     out: Path,
     taken: set[Path],
+    output_format: Format,
     overlay: bool,
     skip_existing: bool,
+    allow_gaps: bool,
 ) -> Outcome:
     """The outcome of one entry, whatever happens to it. Adds the names it uses to `taken`."""
     try:
-        output, clashes = _free_name(out, entry.name, output_suffix(entry.paths[0]), taken)
+        output, clashes = _free_name(
+            out, entry.name, output_suffix(entry.paths[0], output_format), taken
+        )
         picture = None
         if overlay:
             name = output.relative_to(out).with_name(f"{stem(output)}_overlay").as_posix()
             picture, more = _free_name(out, name, ".png", taken)
             clashes += more
         if skip_existing and output.exists():
-            return Outcome(entry.paths[0], output, "skipped", "output exists", warnings=clashes)
-        segmentation, outcome = predict_entry(predictor, entry, output)
+            return Outcome(entry.source, output, "skipped", "output exists", warnings=clashes)
+        segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
         outcome.warnings = (*outcome.warnings, *clashes)
         if picture:
             write_overlay(segmentation, predictor.preprocessing.slice_axis, picture)
         return outcome
     except SegappError as error:
         reason = error.problem if isinstance(error, ScanError) else str(error)
-        return Outcome(entry.paths[0], status="failed", reason=reason)
+        return Outcome(entry.source, status="failed", reason=reason)
     except MemoryError:
-        return Outcome(entry.paths[0], status="failed", reason="not enough memory for this scan")
+        return Outcome(entry.source, status="failed", reason="not enough memory for this scan")
     except Exception as error:  # a bug of ours must not stop the other 9,999 files
-        log.exception("%s: unexpected error", entry.paths[0])
+        log.exception("%s: unexpected error", entry.source)
         reason = f"unexpected {type(error).__name__}: {error}"
-        return Outcome(entry.paths[0], status="failed", reason=reason)
+        return Outcome(entry.source, status="failed", reason=reason)
 
 
 def _free_name(out: Path, name: str, suffix: str, taken: set[Path]) -> tuple[Path, tuple[str, ...]]:

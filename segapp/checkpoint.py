@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 import segapp
 from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
+from segapp.likeness import TrainingRange
 from segapp.preprocess import Preprocessing
 from segapp.scan import SegClass
 
@@ -62,6 +63,7 @@ class ModelInfo(BaseModel):
     metrics: dict[str, Any]
     starting_weights: str
     data: DataRecord
+    training: TrainingRange | None = None  # None: not recorded
     temperature: float = Field(default=1.0, gt=0)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=lambda: _versions())
@@ -76,6 +78,9 @@ class ModelInfo(BaseModel):
             raise ValueError(f"{self.architecture.classes} outputs, {len(self.classes)} classes")
         if self.architecture.in_channels != self.preprocessing.channels:
             raise ValueError("the network and the preprocessing differ in channels")
+        ranges = (self.training.intensities, self.training.narrowest) if self.training else ()
+        if any(len(of_channels) != self.architecture.in_channels for of_channels in ranges):
+            raise ValueError("the network and the training range differ in channels")
         return self
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,9 +33,17 @@ class Split(StrEnum):
     test = "test"
 
 
+class OutputFormat(StrEnum):
+    same = "same"
+    nifti = "nifti"
+    png = "png"
+    dicomseg = "dicomseg"
+
+
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors.")
 ]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="A data set, as for train.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -92,12 +101,40 @@ def train(
 
 
 @app.command()
+def check(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="runs/check-DATA.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for everything that is wrong with a data set, before training on it.
+
+    Lists missing, damaged, flipped and odd files, leaks between splits, rare classes, and what
+    training would need. DIR gets findings.csv, report.json, sheet.png. Exit code 2: errors found.
+    """
+    _start_logging()
+    from segapp.doctor import report_on
+
+    lines, code = report_on(data, out or Path("runs") / f"check-{data.resolve().name}", as_json)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(code)
+
+
+@app.command()
 def predict(
     model: Model,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="Scans, or folders of scans.")
+        list[Path],
+        typer.Argument(metavar="INPUT", help="Scans: files, folders, DICOM folders, zip archives."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    output_format: Annotated[
+        OutputFormat,
+        typer.Option(
+            "--format",
+            help="same: as the scan came, but PNG for JPEG and BMP, NIfTI for DICOM. dicomseg: a "
+            "DICOM segmentation that refers to its DICOM series.",
+        ),
+    ] = OutputFormat.same,
     device: Device = "auto",
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write a picture of each result.")
@@ -105,12 +142,18 @@ def predict(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave scans that have a result.")
     ] = False,
+    allow_gaps: Annotated[
+        bool,
+        typer.Option("--allow-gaps", help="Fill missing slices of a DICOM series, with a warning."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Segment scans; results mirror their names under DIR, beside predictions.csv.
 
-    Results lie on each scan's own grid and hold the values of the training masks. A scan that
-    can't be segmented is named in predictions.csv with the reason; the others go on.
+    Formats are told by content: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage and DICOM, whose
+    files are grouped into series. Results lie on each scan's own grid and hold the values of the
+    training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
+    others go on.
     """
     _start_logging()
     from segapp.batch import list_inputs, predict_batch
@@ -121,17 +164,29 @@ def predict(
     info = read_info(model)
     entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
     predictor = Predictor.load(model, device)
+    repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     with BatchBar(len(entries)) as bar:
 
         def report(outcome: Any) -> None:
             for warning in outcome.warnings:
-                log.warning("%s: %s", outcome.file, warning)
+                repeated[warning] += 1
+                if repeated[warning] == 1:
+                    log.warning("%s: %s", outcome.file, warning)
             if outcome.status == "failed":
                 log.error("%s: %s", outcome.file, outcome.reason)
             bar.step(outcome.status == "failed")
 
-        options = {"overlay": overlay, "skip_existing": skip_existing, "on_outcome": report}
-        outcomes = predict_batch(predictor, entries, out, **options)
+        outcomes = predict_batch(
+            *(predictor, entries, out),
+            output_format=output_format.value,
+            overlay=overlay,
+            skip_existing=skip_existing,
+            allow_gaps=allow_gaps,
+            on_outcome=report,
+        )
+    for warning, count in repeated.items():
+        if count > 1:
+            log.warning("%d more scans: %s", count - 1, warning)
     counts = {s: sum(o.status == s for o in outcomes) for s in ("ok", "failed", "skipped")}
     table = out / "predictions.csv"
     if as_json:
@@ -145,9 +200,7 @@ def predict(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A labelled data set, as for train.")
-    ],
+    data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
     split: Annotated[Split | None, typer.Option(help="Default: test, else val, else all.")] = None,
     device: Device = "auto",
@@ -190,6 +243,7 @@ def info(model: Model, as_json: Json = False) -> None:
         "validation": f"mIoU {val.get('miou')}, Dice {val.get('dice')}, epoch {val.get('epoch')}",
         "starting weights": record.starting_weights,
         "data": f"{record.data.root} ({split_sizes} cases)",
+        "training scans": record.training or "not recorded",
         "created": record.created,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,

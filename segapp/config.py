@@ -66,6 +66,14 @@ class DataSettings(_Section):
 
 
 class PreprocessSettings(_Section):
+    spacing_mm: Annotated[
+        Auto | Literal["none"] | Annotated[float, Field(gt=0)],
+        BeforeValidator(lambda value: "none" if value is None else value),
+    ] = Field(
+        default="none",
+        description="Side of a pixel in mm that slices are resampled to, or none, or auto (the "
+        "training scans' median).",
+    )
     size: Auto | Literal["native"] | Annotated[int, Field(ge=32)] = Field(
         default="auto",
         description="Longest side of a slice in pixels, native, or auto (native if small).",
@@ -207,6 +215,8 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         settings.data.root = settings.data.root.expanduser()
     else:
         raise ConfigError("data.root is missing: name the folder of the data set, data.root=DIR")
+    if settings.preprocess.spacing_mm != "none" and isinstance(settings.preprocess.size, int):
+        raise ConfigError("preprocess.spacing_mm and preprocess.size exclude each other; give one")
     if settings.train.out is None:
         name = config.stem if config else settings.data.root.resolve().name
         settings.train.out = Path("runs") / name

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from segapp.augment import Augmentation
 from segapp.cases import Case, labels_to_indices
 from segapp.check import read_case
-from segapp.preprocess import Preprocessing, resize, to_slices
+from segapp.preprocess import Preprocessing, to_slices
+from segapp.resample import resize
 from segapp.scan import SegClass
 
 _EMPTY_SHARE = 0.25  # slices without foreground, per slice with some, that an epoch takes
@@ -52,7 +53,7 @@ class SliceCache:
                 prepared = preprocessing.prepare(scan)
                 indices = labels_to_indices(mask.voxels, classes, ignore)
                 target = to_slices(indices, scan.affine, prepared.axis)  # (K, 1, H, W)
-                size = preprocessing.target_size(target.shape[2:])
+                size = prepared.target
                 for k in range(len(prepared)):
                     image = resize(prepared.normalised(k, k + 1), size)
                     labels = resize(target[k : k + 1], size, nearest=True)

@@ -3,7 +3,7 @@
 SegappError
 ├── ConfigError      a setting, an option or a combination of them is not usable
 ├── DataError        a data set can't be trained or evaluated on
-│   └── ScanError    one file can't be read as a scan or a mask (has .path)
+│   └── ScanError    one file is at fault, mostly one that can't be read (has .path, .kind)
 ├── ModelFileError   a model file is missing, damaged or of another version
 ├── OutputError      something can't be written where the user asked for it
 ├── TrainingError    training can't go on (a loss that is not finite)
@@ -30,11 +30,15 @@ class DataError(SegappError):
 
 
 class ScanError(DataError):
-    """One file is at fault. `path` is that file; the message starts with it."""
+    """One file is at fault. `path` is that file; the message starts with it.
 
-    def __init__(self, path: Path | str, problem: str):
+    kind: a short word for scripts, as `segapp check` lists it.
+    """
+
+    def __init__(self, path: Path | str, problem: str, kind: str = "unreadable"):
         self.path = Path(path)
         self.problem = problem
+        self.kind = kind
         super().__init__(f"{path}: {problem}")
 
 

@@ -11,12 +11,14 @@ import numpy as np
 
 from segapp.cases import Case
 from segapp.config import Settings
+from segapp.errors import ScanError
 from segapp.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Preprocessing,
     SliceAxis,
     scan_axis,
+    slice_spacing,
     spread,
     thickest_axis,
     to_slices,
@@ -28,15 +30,18 @@ _RESIZE_TO = 512
 _AIR_HU = -500  # no other modality stores values as low as air in CT
 _SAME_SIDE, _OFF_CENTRE = 0.9, 0.15  # share of cases; mean distance from the middle, of half
 _SAMPLES = 20_000  # foreground intensities kept per case
+_DRAWN = 200_000  # voxels that a scan's range of intensities is taken from
 
 
 @dataclass(frozen=True)
 class CaseFacts:
     """Measurements of one case. `mask_counts`: mask value → voxels; `samples`: (n, C) intensities
     of foreground voxels, drawn with a fixed seed; `shape` is (I, J, K); `slice_sizes`: (rows,
-    columns) of the slices that each direction of cutting gives; `spreads`: mean and standard
-    deviation of each channel, over its non-zero voxels (True) or all (False); `sides`: where each
-    foreground value lies across the columns, -1 first … 1 last of all foreground."""
+    columns) of the slices that each direction of cutting gives, and `slice_spacings` the mm between
+    these slices, rows and columns (None where unknown); `percentiles`: see `percentiles`;
+    `spreads`: mean and standard deviation of each channel, over its non-zero voxels (True) or all
+    (False); `sides`: where each foreground value lies across the columns, -1 first … 1 last of all
+    foreground."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -45,9 +50,11 @@ class CaseFacts:
     spacing_mm: tuple[float, float, float] | None
     thickest: SliceAxis
     slice_sizes: dict[SliceAxis, tuple[int, ...]]
+    slice_spacings: dict[SliceAxis, tuple[float, ...] | None]
     mask_counts: dict[int, int]
     minimum: float
     maximum: float
+    percentiles: tuple[tuple[float, float], ...]
     zero_share: float
     spreads: dict[bool, tuple[tuple[float, float], ...]]
     sides: dict[SliceAxis, dict[int, float]]
@@ -68,9 +75,14 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
         spacing_mm=scan.spacing_mm,
         thickest=thickest_axis(scan),
         slice_sizes={axis: _slice_size(scan, axis) for axis in get_args(SliceAxis)},
+        slice_spacings={
+            axis: None if scan.affine is None else slice_spacing(scan, axis)
+            for axis in get_args(SliceAxis)
+        },
         mask_counts={int(v): int(n) for v, n in zip(values, counts, strict=True)},
         minimum=float(scan.voxels.min()),
         maximum=float(scan.voxels.max()),
+        percentiles=percentiles(scan),
         zero_share=float(np.mean(scan.voxels == 0)),
         spreads={
             nonzero: tuple(spread(channel, "zscore", nonzero)[:2] for channel in scan.voxels)
@@ -84,6 +96,16 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
 def _slice_size(scan: Scan, axis: SliceAxis) -> tuple[int, ...]:
     axis = scan_axis(scan.shape, scan.affine, axis)
     return to_slices(scan.voxels, scan.affine, axis).shape[2:]
+
+
+def percentiles(scan: Scan) -> tuple[tuple[float, float], ...]:
+    """The range of each channel without its outliers: 0.5 % and 99.5 % of up to 200,000 voxels."""
+    values = scan.voxels
+    if values[0].size > _DRAWN:
+        rng = np.random.default_rng(0)
+        values = values[:, *(rng.integers(0, n, _DRAWN) for n in scan.shape)]
+    low, high = np.percentile(values.reshape(scan.channels, -1), (0.5, 99.5), axis=1)
+    return tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
 
 
 def _sides(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
@@ -117,10 +139,13 @@ def fit_preprocessing(
 ) -> tuple[Preprocessing, list[str]]:
     """The preprocessing for these training cases, and a line of reason for each decision.
 
-    Rules: slices up to 640 pixels stay native, larger ones are brought to 512; CT (values below
-    -500) is clipped to its foreground's 0.5…99.5 % and standardised as nnU-Net does (Isensee et
-    al. 2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
+    Rules: slices up to 640 pixels stay native, larger ones are brought to 512, unless pixels are
+    brought to a spacing (auto: the cases' median of √(row · column spacing)); CT (values below
+    -500) is clipped to its foreground's 0.5…99.5 % and standardised as nnU-Net does (Isensee et al.
+    2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
     volume), over the non-zero pixels where more than a tenth of all are exactly zero.
+
+    Raises ScanError for a scan of unknown spacing where preprocess.spacing_mm needs it.
     """
     reasons = []
     channels = Counter(f.channels for f in facts).most_common(1)[0][0]
@@ -133,7 +158,11 @@ def fit_preprocessing(
         reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
     longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
     size = settings.preprocess.size
-    if size == "auto":
+    spacing_mm, why = _resampled_to(facts, axis, settings)
+    reasons += why
+    if spacing_mm:
+        size = "native"
+    elif size == "auto":
         size = "native" if longest <= _NATIVE_UP_TO else _RESIZE_TO
         reasons.append(f"size: {size}, the median longest side is {longest:.0f} pixels")
     kind = settings.preprocess.normalisation
@@ -157,6 +186,7 @@ def fit_preprocessing(
             channel_files=channel_files,
             slice_axis=axis,
             size=None if size == "native" else int(size),
+            spacing_mm=spacing_mm,
             normalisation=kind,
             over=over,
             nonzero=nonzero,
@@ -164,6 +194,28 @@ def fit_preprocessing(
         ),
         reasons,
     )
+
+
+def _resampled_to(
+    facts: Sequence[CaseFacts], axis: SliceAxis, settings: Settings
+) -> tuple[float | None, list[str]]:
+    asked = settings.preprocess.spacing_mm
+    if asked == "none":
+        return None, []
+    found = []
+    for f in facts:
+        mm = f.slice_spacings[axis]
+        if mm is None:
+            raise ScanError(
+                f.case.images[0],
+                "its spacing is unknown, and preprocess.spacing_mm needs that of every training "
+                "scan; use a format that holds it (e.g. NIfTI), or preprocess.spacing_mm=none",
+            )
+        found.append(float(np.sqrt(mm[1] * mm[2])))
+    if asked != "auto":
+        return asked, []
+    median = float(f"{np.median(found):.6g}")  # a header's float32 has no more digits
+    return median, [f"pixels: brought to {median:g} mm, the training scans' median"]
 
 
 def _fixed_normalisation(kind: str, channels: int, facts: Sequence[CaseFacts]) -> dict:

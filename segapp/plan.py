@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from segapp.cases import (
-    SPLITS,
     Case,
     Dataset,
+    file_hash,
     find_cases,
     find_classes,
     image_hash,
     with_val_split,
 )
-from segapp.check import inspect
+from segapp.check import (
+    inspect,
+    no_foreground,
+    nothing_counted,
+    odd_masks,
+    other_channels,
+    shared_patients,
+)
 from segapp.checkpoint import DataRecord
 from segapp.config import Settings
 from segapp.errors import ConfigError, DataError
-from segapp.files import require_writable, sha256
+from segapp.files import require_writable
+from segapp.finding import refuse
 from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
+from segapp.likeness import TrainingRange, training_range
 from segapp.preprocess import Preprocessing
 from segapp.progress import track
 from segapp.scan import SegClass
@@ -44,6 +53,7 @@ class Plan:
     classes: tuple[SegClass, ...]
     ignore: int | None
     preprocessing: Preprocessing
+    training: TrainingRange
     record: DataRecord
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -112,14 +122,53 @@ def make_plan(
     training = [f for f in facts if f.case.split == "train"]
     if not training:
         raise DataError(f"{root}: no case is in the split train")
-    _require_foreground(training, classes, dataset)
+    refuse(no_foreground(training, classes, root))
+    resolved, preprocessing, reasons = decide(facts, classes, ignore, settings, dataset)
+    refuse(other_channels(facts, preprocessing.channels, preprocessing.channel_files))
+    refuse(nothing_counted(facts, ignore, root))
+    odd = [] if dataset.class_names or settings.data.classes else odd_masks(facts, None, ignore)
+    counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
+    names = ", ".join(f"{c.value} {c.name}" for c in classes)
+    reasons.insert(0, f"classes: {names}")
+    reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
+    return Plan(
+        settings=resolved,
+        dataset=dataset,
+        classes=classes,
+        ignore=ignore,
+        preprocessing=preprocessing,
+        training=training_range(training, preprocessing),
+        record=_record(dataset),
+        reasons=(*dataset.notes, *reasons),
+        warnings=(
+            *warnings,
+            *map(str, odd),
+            *_shared_patients(dataset),
+            *odd_background(classes),
+        ),
+    )
+
+
+def decide(
+    facts: Sequence[CaseFacts],
+    classes: tuple[SegClass, ...],
+    ignore: int | None,
+    settings: Settings,
+    dataset: Dataset,
+) -> tuple[Settings, Preprocessing, list[str]]:
+    """Settings without any `auto` about the data, the preprocessing that follows, and reasons.
+
+    Raises ScanError for a case that can't be prepared so, such as a slice that becomes too large.
+    """
+    training = [f for f in facts if f.case.split == "train"]
     preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
-    _require_channels(facts, preprocessing)
-    _require_counted(facts, ignore, dataset)
+    for f in facts:
+        network_size(f, preprocessing)
     resolved = settings.model_copy(deep=True)
     resolved.data.slice_axis = preprocessing.slice_axis
     resolved.data.classes = [c.name for c in classes]
     resolved.data.ignore = ignore
+    resolved.preprocess.spacing_mm = preprocessing.spacing_mm or "none"
     resolved.preprocess.size = preprocessing.size or "native"
     resolved.preprocess.normalisation = preprocessing.normalisation
     if resolved.optim.batch_size == "auto":
@@ -135,47 +184,11 @@ def make_plan(
         if swapped:
             names = " and ".join(c.name for c in classes if c.value in swapped)
             reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
-    counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
-    names = ", ".join(f"{c.value} {c.name}" for c in classes)
-    reasons.insert(0, f"classes: {names}")
-    reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
-    return Plan(
-        settings=resolved,
-        dataset=dataset,
-        classes=classes,
-        ignore=ignore,
-        preprocessing=preprocessing,
-        record=_record(dataset),
-        reasons=(*dataset.notes, *reasons),
-        warnings=(*warnings, *_shared_patients(dataset), *_odd_background(classes)),
-    )
+    return resolved, preprocessing, reasons
 
 
-def _require_foreground(
-    facts: list[CaseFacts], classes: tuple[SegClass, ...], dataset: Dataset
-) -> None:
-    seen = set().union(*(f.mask_counts for f in facts))
-    if not seen & {c.value for c in classes[1:]}:
-        raise DataError(f"{dataset.root}: no training mask holds any foreground; nothing to learn")
-
-
-def _require_counted(facts: list[CaseFacts], ignore: int | None, dataset: Dataset) -> None:
-    val = [f for f in facts if f.case.split == "val"]
-    if not any(set(f.mask_counts) - {ignore} for f in val):
-        raise DataError(f"{dataset.root}: every voxel of the val masks is ignored ({ignore})")
-
-
-def _require_channels(facts: list[CaseFacts], preprocessing: Preprocessing) -> None:
-    channels = preprocessing.channels
-    for f in facts:
-        adapts = preprocessing.channel_files == 1 and {f.channels, channels} == {1, 3}
-        if f.channels != channels and not adapts:  # grey and RGB adapt
-            raise DataError(
-                f"{f.case.images[0]}: has {f.channels} channel(s), most training images {channels}"
-            )
-
-
-def _odd_background(classes: tuple[SegClass, ...]) -> list[str]:
+def odd_background(classes: tuple[SegClass, ...]) -> list[str]:
+    """What to say where no class has the mask value 0."""
     first = classes[0]
     if first.value == 0:
         return []
@@ -186,21 +199,24 @@ def _odd_background(classes: tuple[SegClass, ...]) -> list[str]:
 
 
 def _shared_patients(dataset: Dataset) -> list[str]:
-    """What to say where the user's own table puts one patient into train and elsewhere."""
-    if not (dataset.root / "cases.csv").is_file():
-        return []  # patients are guessed from names, which start anew in each split's folder
-    patients = {s: {c.patient for c in dataset.split(s)} for s in SPLITS}
+    """What to say where the data set itself puts one patient into train and elsewhere."""
+    shared = shared_patients(dataset.cases, lambda case: case.declared)
     return [
-        f"patient {sorted(both)[0]} is in train and in {split} ({len(both)} such patients); "
+        f"patient {both[0]} is in train and in {split} ({len(both)} such patients); "
         f"the figures on {split} will be too good"
-        for split in ("val", "test")
-        if (both := patients["train"] & patients[split])
+        for (first, split), both in shared.items()
+        if first == "train"
     ]
 
 
-def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
+def network_size(f: CaseFacts, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Rows and columns of the slices that a network gets. Raises ScanError."""
     axis = preprocessing.slice_axis
-    sides = [np.mean(preprocessing.target_size(f.slice_sizes[axis])) for f in facts]
+    return preprocessing.target_size(f.slice_sizes[axis], f.slice_spacings[axis], f.case.images[0])
+
+
+def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
+    sides = [np.mean(network_size(f, preprocessing)) for f in facts]
     side = round(float(np.median(sides)) * _PATCH_SHARE / 32) * 32
     return int(np.clip(side, *_PATCH_LIMITS))
 
@@ -209,5 +225,5 @@ def _record(dataset: Dataset) -> DataRecord:
     record = DataRecord(root=str(dataset.root))
     for case in dataset.cases:
         record.images.setdefault(case.split, []).append(image_hash(case))
-        record.masks.setdefault(case.split, []).append(sha256(case.mask))
+        record.masks.setdefault(case.split, []).append(file_hash(case.mask))
     return record

@@ -10,6 +10,7 @@ import numpy as np
 from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, load_engine
 from segapp.errors import ScanError
+from segapp.likeness import unlike
 from segapp.preprocess import Prepared, Preprocessing, from_slices, slabs
 from segapp.scan import Scan, SegClass, Segmentation
 
@@ -59,11 +60,15 @@ class Predictor:
     ) -> Segmentation:
         """Segment a scan on its own grid, with the confidence of every voxel.
 
+        Its warnings also say where the scan is unlike the training scans, if the model file knows.
+
         on_slab(done, total, probabilities) is called after each slab, for progress and for whoever
         needs the probabilities. Raises ScanError where the scan's channels don't fit the model, or
         where no numbers come out.
         """
         prepared = self.preprocessing.prepare(scan)
+        known = self.info.training if self.info else None
+        unusual = unlike(prepared, known) if known else ()
         total, _, height, width = prepared.slices.shape
         labels = np.empty((total, 1, height, width), np.uint8)
         confidence = np.empty((total, 1, height, width), np.float16)
@@ -81,5 +86,5 @@ class Predictor:
             scan=scan,
             classes=self.classes,
             confidence=np.ascontiguousarray(from_slices(confidence, *back)[0]),
-            warnings=(*scan.warnings, *prepared.warnings),
+            warnings=(*scan.warnings, *prepared.warnings, *unusual),
         )

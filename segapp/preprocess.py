@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from segapp.errors import ScanError
+from segapp.resample import pad, resize
 from segapp.scan import Scan
 
 SliceAxis = Literal["axial", "coronal", "sagittal"]
@@ -26,6 +26,7 @@ Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
 _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 1e30  # larger values make statistics in float32 overflow
+_LARGEST_SIDE = 8192  # pixels: no slice is enlarged beyond it
 _LEAST_SHARE = 0.01  # of an image's pixels: fewer non-zero ones say nothing about its range
 
 
@@ -107,11 +108,13 @@ class Prepared:
     """A scan on its way through a network: slices in stored units and how to normalise them.
 
     slices: (K, C, H, W), contiguous, so that no result depends on the file's axis order.
+    target: (rows, columns) that slices are resized to for the network, before padding.
     shift, scale: (K or 1, C, 1, 1) float32; clip: (low, high) of the same shape or None.
     """
 
     scan: Scan
     slices: np.ndarray
+    target: tuple[int, int]
     axis: SliceAxis
     preprocessing: Preprocessing
     shift: np.ndarray
@@ -128,8 +131,7 @@ class Prepared:
         At least two strides each way: where a stride-2 convolution's output is 1 wide, oneDNN's
         bfloat16 kernel for AMX was seen to give another, wrong result every time.
         """
-        x = self.normalised(start, stop)
-        x = resize(x, self.preprocessing.target_size(x.shape[2:]))
+        x = resize(self.normalised(start, stop), self.target)
         return pad(x, self.preprocessing.stride, least=2 * self.preprocessing.stride)
 
     def normalised(self, start: int, stop: int) -> np.ndarray:
@@ -146,12 +148,11 @@ class Prepared:
         Padding is cut off, softmax taken at `temperature`, and probabilities (never labels) are
         resized to the slice's own size, bilinearly.
         """
-        size = self.slices.shape[2:]
-        height, width = self.preprocessing.target_size(size)
+        height, width = self.target
         x = logits[:, :, :height, :width].astype(np.float32) / np.float32(temperature)
         x = np.exp(x - x.max(axis=1, keepdims=True))
         x /= x.sum(axis=1, keepdims=True)
-        return resize(x, size)
+        return resize(x, self.slices.shape[2:])
 
 
 class Preprocessing(BaseModel):
@@ -163,6 +164,7 @@ class Preprocessing(BaseModel):
     channel_files: int = 1  # files a scan is made of, one a channel
     slice_axis: SliceAxis = "axial"
     size: int | None = None  # longest side of a slice in pixels; None: as it is
+    spacing_mm: float | None = Field(default=None, gt=0)  # side of a pixel, instead of `size`
     stride: int = 32
     normalisation: Normalisation = "zscore"
     over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
@@ -174,9 +176,10 @@ class Preprocessing(BaseModel):
     clip: tuple[tuple[float, float], ...] = ()  # per channel, for ct
 
     def prepare(self, scan: Scan) -> Prepared:
-        """Turn a scan into slices and find its normalisation.
+        """Turn a scan into slices, find their size for the network and their normalisation.
 
-        Raises ScanError where the number of channels doesn't fit, or values overflow float32.
+        Raises ScanError where the number of channels doesn't fit, values overflow float32, or
+        slices would become too large.
         """
         stored = scan.voxels.dtype  # luminance is a float, its white still the file's
         scan, warnings = adapt_channels(scan, self.channels, self.channel_files)
@@ -186,16 +189,33 @@ class Preprocessing(BaseModel):
             raise ScanError(scan.source, f"holds values beyond ±{_LARGEST:g}; is it an image?")
         if axis != self.slice_axis:
             warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
+        mm = slice_spacing(scan, axis) if scan.affine is not None else None
+        if mm is None and self.spacing_mm:
+            taken = f"(taken as the model's {self.spacing_mm:.3g} mm)"
+            warnings += (f"spacing unknown {taken}: no areas or volumes",)
+        target = self.target_size(slices.shape[2:], mm, scan.source)
         shift, scale, clip = self._statistics(slices, stored, scan.source)
-        return Prepared(scan, slices, axis, self, shift, scale, clip, warnings)
+        return Prepared(scan, slices, target, axis, self, shift, scale, clip, warnings)
 
-    def target_size(self, size: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, columns) after the aspect-preserving resize, before padding."""
-        height, width = size
-        if self.size is None or self.size == max(size):
-            return height, width
-        factor = self.size / max(size)
-        return max(1, round(height * factor)), max(1, round(width * factor))
+    def target_size(
+        self, size: tuple[int, ...], mm: tuple[float, ...] | None, source: Path
+    ) -> tuple[int, int]:
+        """(rows, columns) of a slice of `size` after the resize, before padding.
+
+        mm: distance between slices, rows and columns; None (unknown) is taken for the model's.
+        Raises ScanError, with `source`, where the slice would become larger than 8192 pixels.
+        """
+        factors = (self.size / max(size),) * 2 if self.size else (1.0, 1.0)
+        if self.spacing_mm and mm:
+            factors = (mm[1] / self.spacing_mm, mm[2] / self.spacing_mm)
+        height, width = (max(1, round(n * f)) for n, f in zip(size, factors, strict=True))
+        if self.spacing_mm and mm and max(height, width) > max(_LARGEST_SIDE, *size):
+            raise ScanError(
+                source,
+                f"has pixels of {mm[1]:.3g} × {mm[2]:.3g} mm; brought to {self.spacing_mm:.3g} mm "
+                f"its slices would be {height} × {width} pixels, and {_LARGEST_SIDE} is the limit",
+            )
+        return height, width
 
     def _own_white(self, dtype: np.dtype, source: Path) -> float:
         """ImageNet's constants are shares of white; `shift` and `scale` hold them for `white`."""
@@ -263,7 +283,7 @@ def _per_channel(values) -> np.ndarray:
 def adapt_channels(
     scan: Scan, channels: int, channel_files: int = 1
 ) -> tuple[Scan, tuple[str, ...]]:
-    """Make grey from RGB by luminance (Rec. 601; a warning), RGB from grey by repeating.
+    """Make grey from RGB by luminance (Rec. 601), RGB from grey by repeating; a warning each.
 
     Raises ScanError for any other mismatch, and where channels are files of their own: these are
     different measurements, not colours.
@@ -281,38 +301,11 @@ def adapt_channels(
         grey = np.tensordot(weights, scan.voxels.astype(np.float32), axes=1)[None]
         return replace(scan, voxels=grey), ("colour image turned grey by luminance",)
     if (scan.channels, channels) == (1, 3):
-        return replace(scan, voxels=np.repeat(scan.voxels, 3, axis=0)), ()
+        colour = replace(scan, voxels=np.repeat(scan.voxels, 3, axis=0))
+        return colour, ("grey image; the model was trained on colour ones",)
     raise ScanError(
         scan.source, f"has {scan.channels} channel(s); the model was trained on {channels}"
     )
-
-
-def resize(x: np.ndarray, size: tuple[int, ...], nearest: bool = False) -> np.ndarray:
-    """(n, C, H, W) → (n, C, *size). Images: bilinear, averaging where it shrinks; masks: nearest.
-
-    Pixel areas stay aligned (half-pixel centres), so enlarging a shrunken image moves nothing.
-    """
-    if x.shape[2:] == tuple(size):
-        return x
-    height, width = size
-    how = cv2.INTER_AREA if height < x.shape[2] else cv2.INTER_LINEAR
-    if nearest:
-        how = cv2.INTER_NEAREST_EXACT
-    out = np.empty((*x.shape[:2], height, width), x.dtype)
-    for n, c in np.ndindex(*x.shape[:2]):
-        out[n, c] = cv2.resize(np.ascontiguousarray(x[n, c]), (width, height), interpolation=how)
-    return out
-
-
-def pad(x: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
-    """Repeat the last row and column until height and width are multiples of `multiple`.
-
-    `least` is a smallest height and width. (n, C, H, W) in and out.
-    """
-    grow = [-(-max(n, least) // multiple) * multiple - n for n in x.shape[2:]]
-    if not any(grow):
-        return x
-    return np.pad(x, ((0, 0), (0, 0), (0, grow[0]), (0, grow[1])), mode="edge")
 
 
 def slabs(count: int, size: int) -> Iterator[tuple[int, int]]:

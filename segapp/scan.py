@@ -30,6 +30,7 @@ class Scan:
     voxels: (C, I, J, K) in stored units (HU for CT). A raster has I = column, J = row, K = 1.
     affine: (4, 4) voxel (i, j, k) → RAS+ mm; None where the file has no geometry.
     source: the file or folder it came from.
+    files: the files of a DICOM series in the order of k; () for every other scan.
     warnings: what the reader had to assume or repair, for the log, the CSV and the screen.
     """
 
@@ -37,6 +38,7 @@ class Scan:
     affine: np.ndarray | None
     source: Path
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def channels(self) -> int:

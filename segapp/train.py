@@ -280,6 +280,7 @@ def _model_info(plan: Plan, architecture: Architecture, state: State) -> ModelIn
         metrics={"epoch": state.best_epoch, **state.best_metrics},
         starting_weights=state.starting_weights,
         data=plan.record,
+        training=plan.training,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_png_dataset
+from dicom_files import write_series
 
 from segapp.cases import (
     IGNORE_INDEX,
@@ -17,7 +19,9 @@ from segapp.cases import (
     Dataset,
     find_cases,
     find_classes,
+    image_hash,
     labels_to_indices,
+    list_cases,
     with_val_split,
 )
 from segapp.errors import DataError
@@ -109,6 +113,50 @@ def test_a_folder_that_can_not_be_listed_is_named(tmp_path: Path) -> None:
     (tmp_path / "masks").chmod(0)
     assert str(tmp_path / "masks") in refused(tmp_path)
     (tmp_path / "masks").chmod(0o700)
+
+
+def listed(root: Path) -> set[tuple[str, str]]:
+    """(kind, path below the root) of every problem."""
+    return {(p.kind, p.path.relative_to(root).as_posix()) for p in list_cases(root).problems}
+
+
+def test_every_problem_of_pairing_is_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "images/b.png", "images/c.png", "images/c.tif", "classes.txt")
+    touch(tmp_path, "masks/a.png", "masks/c.png", "masks/x.png", "masks/y.png")
+    (tmp_path / "classes.txt").write_text("1 a\n2 a\n")
+    assert listed(tmp_path) == {
+        *(("mask-missing", "images/b.png"), ("duplicate-name", "images/c.tif")),
+        *(("image-missing", "masks/x.png"), ("image-missing", "masks/y.png")),
+        ("classes", "classes.txt"),
+    }
+    assert set(pairs(list_cases(tmp_path))) == {"a", "c"}
+    assert refused(tmp_path).endswith("(and 2 more problems)")  # x and y sink no training
+
+
+def test_masks_without_images_are_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "masks/a.png", "masks/x.png", "masks/y.png")
+    assert find_cases(tmp_path).notes == (
+        f"2 masks have no image, such as {tmp_path / 'masks' / 'x.png'}",
+    )
+
+
+def test_every_bad_line_of_a_table_is_listed(tmp_path: Path) -> None:
+    lines = ["i/a.png,m/a.png,train", "i/x.png,m/b.png,train", "i/b.png,m/x.png,train"]
+    lines += ["i/a.png,m/a.png,test", "i/c.png,m/c.png,training"]
+    table(tmp_path, "\n".join(["image,mask,split", *lines]))
+    assert listed(tmp_path) == {
+        *(("image-missing", "i/x.png"), ("mask-missing", "i/b.png")),
+        *(("duplicate-name", "i/a.png"), ("split", "cases.csv")),
+    }
+    assert set(pairs(list_cases(tmp_path))) == {"i/a", "i/c"}
+
+
+def test_a_table_may_name_the_folder_of_a_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "scan", np.zeros((3, 8, 8), np.int16))
+    touch(tmp_path, "m.png")
+    (tmp_path / "cases.csv").write_text("image,mask\nscan,m.png\n")
+    assert find_cases(tmp_path).cases[0].images == tuple(paths)
+    assert re.fullmatch("[0-9a-f]{64}", image_hash(find_cases(tmp_path).cases[0]))
 
 
 # train/ val/ test/
@@ -274,6 +322,7 @@ def test_a_table_gives_patients_and_splits(tmp_path: Path) -> None:
     a, b, z = find_cases(tmp_path / "d").cases
     assert (a.name, a.patient, a.split) == ("i/a", "p1", "train")
     assert (b.name, b.patient, b.split) == ("i/b", "p1", "test")
+    assert (a.declared, z.declared) == ("p1", "")
     assert b.mask == tmp_path / "d" / "m" / "b.png"
     assert (z.images, z.split) == ((elsewhere,), "")
     assert z.patient == z.name

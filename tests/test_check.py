@@ -10,9 +10,12 @@ import pytest
 from conftest import write_png_dataset
 from PIL import Image
 
-from segapp.cases import Case, find_cases
-from segapp.check import inspect, read_case
+from segapp.cases import Case, Dataset, find_cases
+from segapp.check import inspect, odd_masks, read_case, survey
 from segapp.errors import DataError, ScanError
+from segapp.fingerprint import CaseFacts, measure
+from segapp.formats import NOT_FINITE
+from segapp.scan import Scan
 
 SHAPE = (12, 10, 6)
 
@@ -84,7 +87,8 @@ def test_a_mask_of_another_size_names_both_sizes(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 48), np.uint8)).save(mask)  # the image is 64 wide, 48 high
     with pytest.raises(DataError) as error:
         inspect(find_cases(tmp_path))
-    assert str(error.value) == f"{mask}: is 48×64 but its image case1.png is 64×48"
+    start = f"{mask}: is 48×64 but its image case1.png is 64×48; "
+    assert str(error.value).startswith(start)
 
 
 def test_a_volume_of_another_size_names_both_sizes(tmp_path: Path) -> None:
@@ -201,14 +205,95 @@ def test_channel_files_are_one_scan(tmp_path: Path) -> None:
 
 
 def test_what_the_readers_assumed_is_told_with_the_file(tmp_path: Path) -> None:
-    voxels = np.ones(SHAPE, np.float32)
-    voxels[0, 0, 0] = np.nan
     case = volume_case(tmp_path, np.eye(4), np.eye(4))
-    write_nifti(case.images[0], voxels, np.eye(4))
     labels = np.zeros(SHAPE, np.float32)
     labels[0, 0, 0] = 1.0005
     write_nifti(case.mask, labels, np.eye(4))
+    image = nib.Nifti1Image(np.arange(720, dtype=np.int16).reshape(SHAPE), np.eye(4))
+    image.set_qform(np.diag([2, 2, 2, 1]), code=1)
+    nib.save(image, case.images[0])
     warnings = inspect(find_cases(tmp_path))[2]
     assert [w.split(": ")[0] for w in warnings] == [str(case.images[0]), str(case.mask)]
-    assert "not finite" in warnings[0]
+    assert "sform" in warnings[0]
     assert "rounded" in warnings[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_voxels_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+    """Prediction reads them as 0 and says so; training must not learn from invented values."""
+    voxels = np.ones(SHAPE, np.float32)
+    voxels[0, 0, :2] = bad
+    case = volume_case(tmp_path, np.eye(4), np.eye(4))
+    write_nifti(case.images[0], voxels, np.eye(4))
+    pair = (tmp_path / "d_0000.nii.gz", tmp_path / "d_0001.nii.gz")  # one channel of two
+    write_nifti(pair[0], np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE), np.eye(4))
+    write_nifti(pair[1], voxels, np.eye(4))
+    cases = (case, Case("d", pair, case.mask, "d"))
+    one, two = survey(Dataset(tmp_path, cases))[1]
+    assert (one.kind, one.path, one.sinks) == ("not-finite", case.images[0], True)
+    assert str(two).startswith(f"{tmp_path}/d_0000.nii.gz: d_0001.nii.gz: 2 voxels are not finite;")
+    with pytest.raises(DataError, match=r"c\.nii\.gz: 2 voxels are not finite"):
+        inspect(Dataset(tmp_path, cases))
+    assert NOT_FINITE in read_case(case)[0].warnings[0]  # evaluation goes the way of prediction
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "said"),
+    [
+        (
+            np.diag([-1, -1, 1, 1.0]),
+            "orientation-differs",
+            "its axes run to LPS, the image's to RAS",
+        ),
+        (spacing(1, 1, 1.1), "spacing-differs", "its voxels are 1×1×1.1 mm, the image's 1×1×1 mm"),
+        (spacing(1, 1, 1, (0, 2, 0)), "affine-differs", "moved or rotated (corners up to 2 mm"),
+        (rotated(3) @ np.diag([1, 1, 0.5, 1]), "affine-differs", "moved or rotated"),
+    ],
+)
+def test_the_kind_of_misplacement(tmp_path: Path, mask: np.ndarray, kind: str, said: str) -> None:
+    with pytest.raises(ScanError) as error:
+        read_case(volume_case(tmp_path, spacing(1, 1, 1), mask))
+    assert error.value.kind == kind
+    assert said in str(error.value)
+
+
+def facts_of(root: Path, *masks: tuple[int, ...]) -> list[CaseFacts]:
+    """One case for each mask that holds 0 and these values."""
+    facts = []
+    for n, values in enumerate(masks):
+        mask = np.zeros((8, 8, 1), np.int32)
+        mask.flat[: len(values)] = values
+        scan = Scan(np.ones((1, 8, 8, 1), np.uint8), None, root)
+        facts.append(
+            measure(Case(f"c{n}", (root / f"i{n}",), root / f"m{n}", ""), scan, mask[None])
+        )
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("masks", "allowed", "odd"),
+    [
+        ([(1,), (1,), (255,)], None, {2}),  # one was saved as a picture
+        ([(255,), (255,), (1,)], None, {2}),
+        ([(1, 2), (2,), (1,), (128, 255)], None, {3}),
+        ([(1,), (255,)], None, {1}),
+        ([(1,), (2,), (1, 2), (50,)], None, {3}),
+        ([(255,), (255,), ()], None, set()),  # all are 0 and 255, one is empty
+        ([(1,), (1,), (2,)], None, set()),  # a class that only one mask has
+        ([(128, 255), (128,), (255,)], None, set()),
+        ([(1, 255), (1,), (255,)], None, set()),  # linked by the first
+        ([(2, 41), (41,), (77,)], None, set()),  # atlas numbers
+        ([(1,), (1,), (5,)], {1, 5}, set()),  # declared
+        ([(1,), (1,), (5,)], {1, 2}, {2}),
+        ([(1,), (1,), (2, 7)], {1, 2}, set()),  # one wrong value: another finding
+    ],
+)
+def test_masks_written_in_other_values(tmp_path: Path, masks, allowed, odd) -> None:
+    found = odd_masks(facts_of(tmp_path, *masks), allowed, None)
+    assert {f.path for f in found} == {tmp_path / f"m{n}" for n in odd}
+    assert {(f.level, f.kind) for f in found} <= {("error", "mask-values-differ")}
+
+
+def test_the_ignored_value_links_no_masks(tmp_path: Path) -> None:
+    masks = facts_of(tmp_path, (1, 9), (1, 9), (255, 9))
+    assert [f.path.name for f in odd_masks(masks, None, 9)] == ["m2"]

@@ -15,6 +15,7 @@ from segapp.checkpoint import (
     save_model,
 )
 from segapp.errors import ModelFileError, OutputError
+from segapp.likeness import TrainingRange
 from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
 
@@ -23,6 +24,16 @@ WEIGHTS = {
     "a.count": np.array([7], np.int64),
     "half": np.ones((2, 2), np.float16),
 }
+
+
+KNOWN = TrainingRange(
+    dtypes=("int16",),
+    pixel_mm=(0.45, 0.55),
+    slice_mm=None,
+    thickest=("coronal",),
+    intensities=((-1024.0, 3071.0),),
+    narrowest=(1000.0,),
+)
 
 
 def make_info(**changes):
@@ -37,6 +48,7 @@ def make_info(**changes):
         "metrics": {"miou": 0.5, "classes": {"Läsion": {"iou": None}}},
         "starting_weights": "none",
         "data": DataRecord(root="data/x", images={"train": ["00ff"]}),
+        "training": KNOWN,
         "temperature": 1.5,
     }
     return ModelInfo(**{**fields, **changes})
@@ -153,11 +165,21 @@ def test_metadata_that_is_no_record(model, text):
         ({"temperature": 0}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"from_the_future": 1}, "from_the_future"),
+        ({"training": {"dtypes": 3}}, "training.dtypes"),
+        ({"training": KNOWN.model_dump() | {"narrowest": []}}, "differ in channels"),
     ],
 )
 def test_edited_metadata_names_the_key(model, changes, match):
     edited(model, **changes)
     refused(model, f"damaged metadata: .*{match}")
+
+
+def test_a_file_of_before_the_training_scans_were_recorded(model):
+    tree = make_info().model_dump(mode="json")
+    del tree["training"], tree["preprocessing"]["spacing_mm"]
+    rewrite(model, json.dumps(tree))
+    assert read_info(model).training is None
+    assert read_info(model).preprocessing == make_info().preprocessing
 
 
 def test_the_file_says_what_made_it(model):

@@ -82,6 +82,8 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("data.classes=a,b,a", "data.classes"),
         ("data.classes=a,,b", "data.classes"),
         ("preprocess.size=16", "preprocess.size"),
+        ("preprocess.spacing_mm=0", "preprocess.spacing_mm"),
+        ("preprocess.spacing_mm=half", "preprocess.spacing_mm"),
         ("augment.flip_p=1.5", "augment.flip_p"),
         ("optim.max_lr=0", "optim.max_lr"),
         ("model.architecture=resnet", "model.architecture"),
@@ -179,6 +181,24 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
     assert settings.preprocess.size == 256
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("none", "none"), ("null", "none"), ("", "none"), ("auto", "auto"), ("1", 1.0), ("0.7", 0.7)],
+)
+def test_a_spacing_is_none_auto_or_millimetres(typed: str, meant: object) -> None:
+    settings = load_settings(None, ["data.root=d", f"preprocess.spacing_mm={typed}"])
+    assert settings.preprocess.spacing_mm == meant
+    assert Settings().preprocess.spacing_mm == "none"
+
+
+def test_a_spacing_and_a_size_exclude_each_other(tmp_path: Path) -> None:
+    both = "preprocess.spacing_mm and preprocess.size exclude each other"
+    for spacing in ("auto", "0.5"):
+        assert both in refused(f"preprocess.spacing_mm={spacing}", "preprocess.size=256")
+    load_settings(None, ["data.root=d", "preprocess.spacing_mm=none", "preprocess.size=256"])
+    load_settings(None, ["data.root=d", "preprocess.spacing_mm=0.5", "preprocess.size=native"])
+
+
 @pytest.mark.parametrize("name", ["2024", "1e3", "2024-01-31", "null", "a: b", "[x]", "007", "on"])
 def test_a_folder_may_have_any_name(name: str) -> None:
     settings = load_settings(None, [f"data.root={name}", f"train.out={name}"])
@@ -245,6 +265,7 @@ OTHERS = {
     "data.slice_axis": "coronal",
     "data.val_share": 0.35,
     "data.workers": 3,
+    "preprocess.spacing_mm": 0.45,
     "preprocess.size": "native",
     "preprocess.normalisation": "ct",
     "augment.flip_p": 0.25,

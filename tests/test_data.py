@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,8 @@ from segapp.cases import find_cases
 from segapp.config import load_settings
 from segapp.data import Samples, SliceCache, make_batches, pass_length, sample_order
 from segapp.plan import make_plan
+from segapp.preprocess import Preprocessing
+from segapp.scan import make_classes
 
 
 @pytest.fixture
@@ -34,6 +37,26 @@ def test_cache_holds_normalised_slices_and_their_masks(samples: Samples) -> None
         assert image.std() == pytest.approx(1, abs=2e-3)
         assert set(np.unique(mask)) <= {0, 1, 2}
         assert image[0][mask == 1].mean() > image[0][mask == 0].mean() + 1
+
+
+def test_cache_holds_slices_at_the_models_spacing(tmp_path: Path) -> None:
+    """6 × 4 pixels of 2 × 1 mm at 0.5 mm: 12 × 16 in the cache, masks as the images."""
+    for part, value in (("images", 100), ("masks", 1)):
+        (tmp_path / part).mkdir()
+        pixels = np.zeros((6, 4, 1), np.uint8)
+        pixels[:3] = value
+        nib.save(nib.Nifti1Image(pixels, np.diag([-1, -2, 3, 1])), tmp_path / part / "a.nii")
+    raw = {"normalisation": "imagenet", "shift": (0,), "scale": (1,)}
+    cache = SliceCache(tmp_path / "cache", 1)
+    classes = make_classes(["background", "left"], [0, 1])
+    cache.fill(
+        find_cases(tmp_path).cases, Preprocessing(channels=1, spacing_mm=0.5, **raw), classes, None
+    )
+    assert cache.sizes == [(16, 12)]
+    image, mask = cache[0]
+    assert image.shape == (1, 16, 12)
+    assert np.array_equal(mask, np.tile(np.repeat([1, 0], 6), (16, 1)))
+    assert np.array_equal(image[0] > 50, mask == 1)
 
 
 def test_a_pass_is_every_slice_with_foreground_and_some_without() -> None:

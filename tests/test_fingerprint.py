@@ -9,6 +9,7 @@ import pytest
 
 from segapp.cases import Case
 from segapp.config import Settings
+from segapp.errors import ScanError
 from segapp.fingerprint import CaseFacts, fit_preprocessing, measure, sides_that_flips_swap
 from segapp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from segapp.scan import Scan
@@ -47,6 +48,8 @@ def test_facts_are_counted_by_hand() -> None:
     assert facts.channels == 1
     assert facts.dtype == "int16"
     assert facts.spacing_mm is None
+    assert set(facts.slice_spacings.values()) == {None}
+    assert facts.percentiles == (pytest.approx((-2.925, 8.9)),)  # of -3 0 0 0 5 9, interpolated
     assert facts.mask_counts == {0: 3, 2: 2, 7: 1}
     assert (facts.minimum, facts.maximum) == (-3, 9)
     assert facts.zero_share == 0.5
@@ -85,6 +88,30 @@ def test_slices_up_to_640_stay_as_they_are(sides: list[tuple[int, int]], size: i
 def test_a_size_that_is_set_wins() -> None:
     assert fit(grey(2000, 100), size="native").size is None
     assert fit(grey(100, 100), size=256).size == 256
+
+
+def pixels_of(row: float, column: float) -> CaseFacts:
+    """A slice whose columns run to the left and rows to posterior, as many headers have it."""
+    affine = np.diag([-column, -row, 5, 1])
+    return facts_of(np.ones((1, 800, 600, 1), np.uint8), affine)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("none", None), (0.7, 0.7), ("auto", 0.6), ("auto of two", 0.75)]
+)
+def test_the_spacing_is_the_median_of_the_cases(asked: str | float, found: float | None) -> None:
+    facts = [pixels_of(0.5, 0.5), pixels_of(0.4, 0.9), pixels_of(1, 1)]  # √0.36 is 0.6
+    if asked == "auto of two":
+        asked, facts = "auto", facts[::2]
+    fitted = fit(*facts, spacing_mm=asked)
+    assert fitted.spacing_mm == (None if found is None else pytest.approx(found, rel=1e-5))
+    assert fitted.size == (512 if found is None else None)
+
+
+@pytest.mark.parametrize("asked", ["auto", 0.5])
+def test_a_training_scan_of_unknown_spacing_is_named(asked: str | float) -> None:
+    with pytest.raises(ScanError, match=r"^c: its spacing is unknown.*preprocess\.spacing_mm=none"):
+        fit(pixels_of(1, 1), grey(), spacing_mm=asked)
 
 
 def test_ct_is_known_by_air() -> None:
@@ -219,6 +246,12 @@ def test_volumes_are_cut_across_their_thickest_direction(order, signs, spacing, 
     assert facts.slice_sizes[axis] == size
     assert fit(facts).slice_axis == axis
     assert facts.slice_sizes == {"axial": (30, 20), "coronal": (40, 20), "sagittal": (40, 30)}
+    right, anterior, superior = (pytest.approx(mm) for mm in spacing)
+    assert facts.slice_spacings == {
+        "axial": (superior, anterior, right),
+        "coronal": (anterior, superior, right),
+        "sagittal": (right, superior, anterior),
+    }
 
 
 def test_an_oblique_volume_goes_to_the_nearest_direction() -> None:

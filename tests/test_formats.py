@@ -3,7 +3,10 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
+import zipfile
+from lzma import compress as xz
 from pathlib import Path
 from zlib import compress, crc32
 
@@ -16,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segapp import formats
 from segapp.errors import OutputError, ScanError
 from segapp.formats import (
     find_scans,
-    is_scan_file,
+    listing,
     output_suffix,
     read_labels,
     read_scan,
+    source,
     stem,
     write_segmentation,
 )
@@ -95,16 +98,16 @@ def segmentation(labels, scan=None, values=None):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.nii.gz", "a"), ("x/a.b.PNG", "a.b"), ("a.NII.GZ", "a"), ("a.tiff", "a"), ("a.dat", "a")],
+    [
+        ("a.nii.gz", "a"),
+        ("x/a.b.PNG", "a.b"),
+        ("a.NII.GZ", "a"),
+        ("a.tiff", "a"),
+        ("1.2.3", "1.2.3"),
+    ],
 )
 def test_stem(name, expected):
     assert stem(name) == expected
-
-
-def test_is_scan_file():
-    assert all(map(is_scan_file, ["a.png", "a.JPG", "a.jpeg", "a.bmp", "a.Tif", "a.tiff"]))
-    assert all(map(is_scan_file, [Path("x/a.nii"), "a.NII.gz"]))
-    assert not any(map(is_scan_file, [".a.png", "a.gz", "a.txt", "png", "a"]))
 
 
 @pytest.mark.parametrize(
@@ -113,20 +116,25 @@ def test_is_scan_file():
         ("a.jpg", ".png"),
         ("a.bmp", ".png"),
         ("a.PNG", ".png"),
-        ("a.jpeg", ".png"),
         ("a.tiff", ".tif"),
         ("a.tif", ".tif"),
         ("a.nii", ".nii"),
         ("a.nii.gz", ".nii.gz"),
     ],
 )
-def test_output_suffix(name, suffix):
-    assert output_suffix(Path(name)) == suffix
+def test_output_suffix(tmp_path, name, suffix):
+    path = tmp_path / name
+    nifti(path, np.zeros((2, 3, 4))) if ".nii" in name else png(path, GREY)
+    assert output_suffix(path) == suffix
+    assert (output_suffix(path, "nifti"), output_suffix(path, "png")) == (".nii.gz", ".png")
+    with pytest.raises(ScanError, match="is no DICOM, which --format dicomseg needs"):
+        output_suffix(path, "dicomseg")
 
 
-def test_output_suffix_unknown():
-    with pytest.raises(ScanError, match=r"unknown suffix '\.txt'"):
-        output_suffix(Path("a.txt"))
+def test_output_suffix_unknown(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(ScanError, match=r"no scan of a known format \(suffix \.txt\); read are"):
+        output_suffix(tmp_path / "a.txt")
 
 
 def test_find_scans(tmp_path):
@@ -416,6 +424,179 @@ def test_several_pages(tmp_path):
             read_scan(tmp_path / name)
 
 
+# TIFF stacks
+
+STACK = np.arange(60, dtype=np.uint16).reshape(3, 4, 5) * 900  # (k, j, i)
+_PLACE = {"axes": "ZYX", "PhysicalSizeX": 500, "PhysicalSizeY": 0.7, "PhysicalSizeZ": 2}
+_PLACE |= {"PhysicalSizeYUnit": "mm", "PhysicalSizeZUnit": "mm"}
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzma"])
+@pytest.mark.parametrize(
+    ("options", "spacing"),
+    [
+        ({"imagej": True, "metadata": {"axes": "ZYX"}}, None),
+        ({"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2, "unit": "pixel"}}, None),
+        ({"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2, "unit": "mm"}}, (0.5, 0.7, 2)),
+        (
+            {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2, "unit": "\\u00B5m"}},
+            (0.0005, 0.0007, 0.002),
+        ),
+        ({"ome": True, "metadata": {"axes": "ZYX"}}, None),
+        ({"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 1}}, None),
+        ({"ome": True, "metadata": _PLACE}, (0.5, 0.7, 2)),
+    ],
+)
+def test_declared_stack(tmp_path, options, spacing, compression):
+    path = tmp_path / "a.tif"
+    resolution = (1 / 0.5, 1 / 0.7)
+    tifffile.imwrite(path, STACK, **options, compression=compression, resolution=resolution)
+    scan = read_scan(path)
+    assert scan.voxels.dtype == np.uint16
+    assert np.array_equal(scan.voxels, STACK.T[None])
+    assert np.array_equal(read_labels(path).voxels, STACK.T[None])
+    if spacing is None:
+        assert scan.affine is None
+    else:
+        assert np.allclose(scan.affine, np.diag([-spacing[0], -spacing[1], spacing[2], 1]))
+        assert "assumed to be axial" in scan.warnings[0]
+
+
+def test_colour_and_lzw_stacks(tmp_path):
+    colours = np.stack([COLOUR, COLOUR + 50])  # (k, j, i, c)
+    for options in ({"imagej": True}, {"ome": True}):
+        options |= {"photometric": "rgb", "metadata": {"axes": "ZYXS"}}
+        tifffile.imwrite(tmp_path / "a.tif", colours, **options)
+        assert np.array_equal(read_scan(tmp_path / "a.tif").voxels, colours.transpose(3, 2, 1, 0))
+    first, *rest = [Image.fromarray(page) for page in STACK]
+    about = {270: "ImageJ=1.54f\nimages=3\nslices=3\n"}
+    lzw = {"compression": "tiff_lzw", "tiffinfo": about}
+    first.save(tmp_path / "b.tif", save_all=True, append_images=rest, **lzw)
+    assert np.array_equal(read_scan(tmp_path / "b.tif").voxels, STACK.T[None])
+
+
+def test_undeclared_stacks(tmp_path):
+    path = tmp_path / "a.tif"
+    ome = tifffile.OmeXml()
+    ome.addimage("uint16", STACK.shape, (3, 1, 1, 4, 5, 1), axes="ZYX")
+    plain = ome.tostring()
+    cases = [
+        ({"imagej": True, "metadata": {"axes": "TYX"}}, "ImageJ stack with its number of slices"),
+        ({"imagej": True, "metadata": {"axes": "CYX"}}, "has 3 pages"),
+        ({"ome": True, "metadata": {"axes": "TYX"}}, "has 3 pages"),
+        ({"ome": True, "metadata": {"axes": "CYX"}}, "has 3 pages"),
+        ({"description": "ImageJ=1.54f\nimages=3\nslices=4\n"}, "has 3 pages"),
+        ({"description": "ImageJ=1.54f\nimages=9\nslices=9\n"}, "has 9 pages"),
+        ({"description": plain.replace('SizeZ="3"', 'SizeZ="4"')}, "has 3 pages"),
+        ({"description": plain.replace('IFD="0"', 'IFD="2"')}, "has 3 pages"),
+        ({"description": plain.replace("<OME", "<!DOCTYPE x><OME", 1)}, "not plain"),
+        ({"description": plain.replace("<Image", "<Imag", 1)}, "OME-XML is damaged"),
+    ]
+    for options, problem in cases:
+        options = {"metadata": None} | options
+        tifffile.imwrite(path, STACK, photometric="minisblack", **options)
+        with pytest.raises(ScanError, match=problem):
+            read_scan(path)
+    tifffile.imwrite(path, STACK, photometric="minisblack", metadata=None, description=plain)
+    assert read_scan(path).shape == (5, 4, 3)  # the text itself is good
+    with tifffile.TiffWriter(path) as writer:
+        for page in (STACK[0], STACK[1], STACK[2].astype(np.uint8)):
+            about = "ImageJ=1.54f\nimages=3\nslices=3\n"
+            writer.write(page, description=about, metadata=None, photometric="minisblack")
+    with pytest.raises(ScanError, match="pages differ"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("affine", [None, np.diag([-0.7, -0.123456789, 2.5, 1])])
+def test_written_stack(tmp_path, affine):
+    path, labels = tmp_path / "a.tif", (STACK.T % 7).astype(np.uint8)
+    scan = Scan(np.zeros((1, *labels.shape), np.uint8), affine, Path("gone.tif"))
+    write_segmentation(segmentation(labels, scan, [0, 1, 2, 3, 4, 5, 300]), path)
+    mask = read_labels(path)
+    assert mask.voxels.dtype == np.uint16
+    assert np.array_equal(mask.voxels[0], np.where(labels == 6, np.uint16(300), labels))
+    assert np.array_equal(tifffile.imread(path).T, mask.voxels[0])
+    if affine is None:
+        assert mask.affine is None
+    else:
+        assert np.allclose(mask.affine, affine, rtol=1e-7, atol=0)
+    first = path.read_bytes()
+    write_segmentation(segmentation(labels, scan, [0, 1, 2, 3, 4, 5, 300]), path)
+    assert path.read_bytes() == first
+    elsewhere = Scan(scan.voxels, AFFINE, scan.source)
+    with pytest.raises(OutputError, match="place in space"):
+        write_segmentation(segmentation(labels, elsewhere), path)
+
+
+def bomb_tiff(path, packed, compression, tile=0):
+    """A page of 16 × 16 bytes, or one tile of it, that holds `packed`."""
+    tags = [(256, 16), (257, 16), (258, 8), (259, compression), (262, 1), (277, 1)]
+    tags += [(322, tile), (323, tile), (324, 0), (325, len(packed))] if tile else []
+    tags += [] if tile else [(273, 0), (278, 16), (279, len(packed))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [(tag, 4, 1, start if tag in (273, 324) else n) for tag, n in sorted(tags)]
+    ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *e) for e in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + ifd + bytes(4) + packed)
+    return path
+
+
+@pytest.mark.parametrize(("compression", "pack"), [(8, compress), (32946, compress), (34925, xz)])
+def test_tiff_bombs(tmp_path, compression, pack):
+    good = bomb_tiff(tmp_path / "a.tif", pack(bytes(range(256))), compression)
+    assert rows(read_scan(good)).ravel().tolist() == list(range(256))
+    cases = [
+        (bomb_tiff(tmp_path / "b.tif", pack(bytes(1 << 26)), compression), "more pixels"),
+        (bomb_tiff(tmp_path / "c.tif", pack(bytes(1 << 26)), compression, 2**20), "the limit is"),
+        (bomb_tiff(tmp_path / "d.tif", pack(bytes(99))[:-9], compression), "can't be unpacked"),
+    ]
+    for path, problem in cases:
+        tracemalloc.start()
+        with pytest.raises(ScanError, match=problem):
+            read_scan(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
+
+
+def test_endless_pages(tmp_path):
+    pages = [struct.pack("<HHHIII", 1, 256, 3, 1, 5, 8 + 18 * (k + 1)) for k in range(20_001)]
+    pages[-1] = pages[-1][:-4] + bytes(4)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + b"".join(pages))
+    with pytest.raises(ScanError, match="has 20001 pages"):
+        read_scan(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_png_bombs(tmp_path, kind):
+    body = b"a\0\0" + compress(bytes(1 << 26))
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc32(kind + body))
+    for pixels in (GREY, COLOUR.astype(np.uint16)):
+        path = tmp_path / "a.png"
+        png(path, pixels) if pixels is GREY else png16(path, pixels)
+        data = path.read_bytes()
+        path.write_bytes(data[:33] + chunk + data[33:])
+        tracemalloc.start()
+        with pytest.raises(ScanError, match="too large"):
+            read_scan(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
+
+
+def test_images_in_an_archive(tmp_path):
+    flat = np.full((8, 8, 3), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", STACK, imagej=True, metadata={"axes": "ZYX"})
+    png16(tmp_path / "b.png", COLOUR.astype(np.uint16) * 1400)
+    png(tmp_path / "g.tif", GREY, compression="tiff_lzw")
+    for name in ("a.png", "a.bmp", "a.jpg"):
+        png(tmp_path / name, flat)
+    files = sorted(tmp_path.iterdir())
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"x/{file.name}")
+    for file in files:
+        inside = read_scan(tmp_path / "all.zip" / "x" / file.name)
+        assert np.array_equal(inside.voxels, read_scan(file).voxels)
+
+
 # Masks
 
 
@@ -682,9 +863,8 @@ def test_written_image_faces_the_right_way(tmp_path):
 
 def test_refused_outputs(tmp_path):
     volume = segmentation(np.ones((2, 2, 2), np.uint8))
-    for name in ["a.png", "a.tif"]:
-        with pytest.raises(OutputError, match="volume"):
-            write_segmentation(volume, tmp_path / name)
+    with pytest.raises(OutputError, match="volume"):
+        write_segmentation(volume, tmp_path / "a.png")
     for name in ["a.jpg", "a.txt", "a"]:
         with pytest.raises(OutputError, match="masks are written as"):
             write_segmentation(volume, tmp_path / name)
@@ -701,17 +881,17 @@ def test_no_file(tmp_path):
     for reader in (read_scan, read_labels):
         with pytest.raises(ScanError, match="no such file"):
             reader(tmp_path / "a.png")
-        with pytest.raises(ScanError, match="is a folder"):
+        with pytest.raises(ScanError, match=r"is a folder|holds no scan"):
             reader(tmp_path)
     (tmp_path / "a.xyz").write_bytes(b"1")
-    with pytest.raises(ScanError, match=r"unknown suffix '\.xyz'; read are \.png"):
+    with pytest.raises(ScanError, match=r"no scan of a known format \(suffix \.xyz\)"):
         read_scan(tmp_path / "a.xyz")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ScanError, match="not a regular file"):
         read_scan(tmp_path / "pipe.png")
 
 
-@pytest.mark.parametrize("suffix", formats._SUFFIXES)
+@pytest.mark.parametrize("suffix", listing._ALL)
 def test_empty_and_foreign_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.touch()
@@ -780,7 +960,7 @@ def test_flipped_bytes_raise_nothing_else(tmp_path, index):
 
 def test_size_limit(tmp_path, monkeypatch):
     paths = list(examples(tmp_path))
-    monkeypatch.setattr(formats, "MAX_VOXELS", 100)
+    monkeypatch.setattr(source, "MAX_VOXELS", 100)
     for path in paths:
         with pytest.raises(ScanError, match=r"the limit is 100|pages"):
             read_scan(path)

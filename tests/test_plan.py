@@ -86,12 +86,13 @@ def test_what_is_set_stays(png_dataset: Path) -> None:
     assert (s.preprocess.normalisation, s.optim.batch_size, s.optim.patch) == ("percentile", 3, 128)
 
 
-@pytest.mark.parametrize("kind", ["png", "0-255", "msd", "named"])
+@pytest.mark.parametrize("kind", ["png", "0-255", "msd", "named", "spacing"])
 def test_the_decided_settings_give_the_same_plan(tmp_path: Path, kind: str) -> None:
     """A resumed run plans from its own config.yaml."""
     root, words = tmp_path / "data", []
-    if kind == "msd":
+    if kind in ("msd", "spacing"):
         write_msd(root)
+        words = ["preprocess.spacing_mm=auto"] if kind == "spacing" else []
     else:
         write_png_dataset(root, values=(0, 255, 255) if kind == "0-255" else (0, 1, 2))
     if kind == "named":
@@ -107,6 +108,22 @@ def test_the_decided_settings_give_the_same_plan(tmp_path: Path, kind: str) -> N
     assert second.preprocessing == first.preprocessing
     assert second.dataset == first.dataset
     assert second.record == first.record
+    assert second.training == first.training
+
+
+def test_a_spacing_is_decided_and_slices_are_planned_at_it(tmp_path: Path) -> None:
+    plan = plan_of(write_msd(tmp_path), "preprocess.spacing_mm=0.25")  # 40 × 36 pixels of 1 mm
+    assert plan.preprocessing.spacing_mm == plan.settings.preprocess.spacing_mm == 0.25
+    assert (plan.preprocessing.size, plan.settings.preprocess.size) == (None, "native")
+    assert plan.settings.optim.patch == 128  # three quarters of 152 are 114
+    assert plan_of(tmp_path, "preprocess.spacing_mm=auto").settings.preprocess.spacing_mm == 1
+    message = refused(tmp_path, "preprocess.spacing_mm=0.004")
+    assert message.startswith(f"{tmp_path / 'imagesTr' / 'liver_0.nii.gz'}: has pixels of 1 × 1 mm")
+
+
+def test_a_spacing_needs_that_of_every_training_scan(png_dataset: Path) -> None:
+    message = refused(png_dataset, "preprocess.spacing_mm=auto")
+    assert "case0.png: its spacing is unknown" in message or "case1.png" in message
 
 
 def test_declared_values_stay_with_their_names(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from segapp.batch import list_inputs, predict_batch
-from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
+from segapp.checkpoint import Architecture, DataRecord, ModelInfo, read_info, save_model
 from segapp.engines import load_engine
 from segapp.errors import ConfigError, ModelFileError, ScanError
 from segapp.files import sha256
 from segapp.formats import read_scan
+from segapp.likeness import TrainingRange
 from segapp.predict import Predictor
 from segapp.preprocess import Preprocessing, to_slices
 from segapp.scan import Scan, make_classes
@@ -196,6 +197,26 @@ def test_a_result_that_is_no_number_is_an_error():
         predictor(Scan(np.zeros((1, 4, 4, 3), np.uint8), np.eye(4), Path("a.nii")))
 
 
+def test_a_scan_unlike_the_training_scans_is_told_if_the_model_file_knows(torch_model):
+    known = TrainingRange(
+        dtypes=("uint8",),
+        pixel_mm=(1, 1),
+        slice_mm=None,
+        thickest=(),
+        intensities=((0, 255),),
+        narrowest=(100,),
+    )
+    info = read_info(torch_model)
+    scan = Scan(np.full((1, 4, 4, 3), 7, np.uint8), np.diag([3, 3, 3, 1]), Path("a"), ("reader",))
+    told = []
+    for training in (None, known):
+        predictor = brightness()
+        predictor.info = info.model_copy(update={"training": training})
+        told.append(predictor(scan).warnings)
+    pixels = "pixels of 3 mm; the training scans had 1 mm"
+    assert told == [("reader",), ("reader", pixels)]
+
+
 def test_other_channels_are_the_scans_error():
     with pytest.raises(ScanError, match=r"has 2 channel\(s\)"):
         brightness()(Scan(np.zeros((2, 4, 4, 1), np.uint8), None, Path("a.png")))
@@ -313,7 +334,7 @@ def test_a_device_that_can_not_be_used(torch_model, device):
 
 
 def test_weights_of_another_network(tmp_path, torch_model):
-    from segapp.checkpoint import read_info, read_weights
+    from segapp.checkpoint import read_weights
 
     info, weights = read_info(torch_model), read_weights(torch_model)
     other = info.architecture.model_copy(update={"residual": False})

@@ -15,8 +15,6 @@ from segapp.preprocess import (
     adapt_channels,
     from_slices,
     orientation,
-    pad,
-    resize,
     scan_axis,
     slabs,
     slice_spacing,
@@ -274,7 +272,7 @@ def test_the_file_s_type_does_not_matter(dtype):
 )
 def test_the_longest_side_is_brought_to_size(size, shape, target):
     prep = Preprocessing(channels=1, size=size)
-    assert prep.target_size(shape) == target
+    assert prep.target_size(shape, None, Path("a.png")) == target
     x = prep.prepare(raster(np.zeros(shape))).network_input(0, 1)
     assert x.shape[2:] == tuple(max(64, -(-n // 32) * 32) for n in target)
 
@@ -288,13 +286,6 @@ def test_padding_repeats_the_edge_and_is_cut_off():
     p = prepared.probabilities(logits)
     assert p.shape == (1, 2, 2, 3)
     np.testing.assert_allclose(p[0, 0], 1 / (1 + np.exp(-np.array([[1, 2, 3], [4, 5, 6]]))), 1e-6)
-
-
-def test_pad_to_a_least_size():
-    assert pad(np.zeros((1, 1, 33, 64)), 32).shape == (1, 1, 64, 64)
-    assert pad(np.zeros((1, 1, 3, 64)), 32, least=96).shape == (1, 1, 96, 96)
-    x = np.zeros((1, 1, 32, 64))
-    assert pad(x, 32) is x
 
 
 def test_temperature_flattens_and_huge_logits_are_finite():
@@ -328,28 +319,61 @@ def test_resized_and_back_nothing_moves(own):
     assert wrong.sum() <= 8 * own / 96  # at most about the corners
 
 
-@pytest.mark.parametrize("target", [(32, 32), (50, 40), (50, 50), (96, 96), (100, 70)])
-def test_a_ramp_keeps_its_place(target):
-    """With half-pixel centres the value at a point stays; corner alignment or an offset shows."""
-    rows, columns = np.mgrid[:64, :64] + 0.5
-    found = resize((rows + 10 * columns).astype(np.float32)[None, None], target)[0, 0]
-    rows, columns = np.mgrid[: target[0], : target[1]] + 0.5
-    expected = rows * 64 / target[0] + 10 * columns * 64 / target[1]
-    inner = (slice(2, -2), slice(2, -2))
-    error = (found - expected)[inner]  # half a pixel would be 5
-    assert abs(error).max() < 1, "area averages are off by less than a tenth of a pixel"
-    assert abs(error.mean()) < 0.01, "and on average not at all"
+# Spacing
 
 
-def test_masks_are_resized_by_the_nearest_and_keep_their_type():
-    labels = np.array([[0, 200], [7, 255]], np.uint8)[None, None]
-    found = resize(labels, (4, 4), nearest=True)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found[0, 0], np.kron(labels[0, 0], np.ones((2, 2), np.uint8)))
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS[::7])
+def test_pixels_become_square_at_the_models_spacing(axis, order, signs):
+    """20 × 30 × 10 voxels of 1 × 0.5 × 3 mm towards right, anterior, superior; target 0.5 mm."""
+    shape, spacing = (20, 30, 10), (1, 0.5, 3)
+    affine = make_affine(order, signs, [spacing[w] for w in order])
+    scan = make_scan(np.zeros((1, *(shape[w] for w in order))), affine)
+    prepared = Preprocessing(channels=1, spacing_mm=0.5, slice_axis=axis, stride=1).prepare(scan)
+    rows, columns, slices = {
+        "axial": (30, 40, 10),  # 30 of 0.5 mm, 20 of 1 mm
+        "coronal": (60, 40, 30),  # 10 of 3 mm
+        "sagittal": (60, 30, 20),
+    }[axis]
+    assert prepared.target == (rows, columns)
+    assert prepared.network_input(0, slices).shape == (slices, 1, rows, columns)
+    assert prepared.warnings == ()
+    p = prepared.probabilities(np.zeros((slices, 2, rows, columns), np.float32))
+    assert p.shape == (slices, 2, *prepared.slices.shape[2:]), "back on the scan's own grid"
+    np.testing.assert_allclose(p, 0.5)
 
 
-def test_more_channels_than_opencv_takes():
-    assert resize(np.zeros((2, 7, 8, 8), np.float32), (4, 4)).shape == (2, 7, 4, 4)
+@pytest.mark.parametrize("mm", [0.3, 0.5, 0.9, 2])
+def test_at_the_models_spacing_a_thing_has_the_models_size(mm):
+    """A bar of 12 mm is 24 pixels of 0.5 mm for the network, whatever the scan's own pixels."""
+    pixels = np.zeros((round(60 / mm), round(60 / mm)))
+    centres = (np.arange(len(pixels)) + 0.5) * mm
+    pixels[:, (centres > 24) & (centres < 36)] = 1
+    raw = {"normalisation": "imagenet", "shift": (0,), "scale": (1,)}
+    prep = Preprocessing(channels=1, spacing_mm=0.5, stride=1, **raw)
+    scan = make_scan(pixels.T[None, :, :, None], np.diag([-mm, -mm, 3, 1]))
+    x = prep.prepare(scan).network_input(0, 1)[0, 0]
+    assert abs(x.shape[0] - 120) <= 1
+    assert x[60].sum() == pytest.approx(24, abs=2 * mm)  # the bar's own pixels are this coarse
+    assert (x[60] * np.arange(x.shape[1])).sum() / x[60].sum() == pytest.approx(59.5, abs=mm)
+
+
+def test_an_unknown_spacing_is_taken_for_the_models():
+    prepared = Preprocessing(channels=1, spacing_mm=0.5).prepare(raster(np.zeros((40, 50))))
+    assert prepared.target == (40, 50)
+    said = "spacing unknown (taken as the model's 0.5 mm): no areas or volumes"
+    assert prepared.warnings == (said,)
+
+
+def test_what_would_grow_beyond_reason_is_refused():
+    prep = Preprocessing(channels=1, spacing_mm=0.001)
+    scan = make_scan(np.zeros((1, 9, 8, 1), np.uint8), np.diag([1, 1, 1, 1]))
+    with pytest.raises(ScanError, match=r"pixels of 1 × 1 mm; brought to 0\.001 mm .* 8000 × 9000"):
+        prep.prepare(scan)
+    large = make_scan(np.zeros((1, 9000, 2, 1), np.uint8), np.diag([0.001, 0.001, 1, 1]))
+    assert prep.prepare(large).target == (2, 9000), "as it is: nothing grows"
+    tiny = make_scan(np.zeros((1, 9, 8, 1), np.uint8), np.diag([1e-6, 1e-6, 1, 1]))
+    assert prep.prepare(tiny).target == (1, 1)
 
 
 # Channels
@@ -364,11 +388,11 @@ def test_colour_turns_grey_by_luminance():
     assert Preprocessing(channels=1).prepare(scan).warnings == warnings
 
 
-def test_grey_serves_a_colour_model_without_a_warning():
+def test_grey_serves_a_colour_model_with_a_warning():
     scan = raster([[1, 2]], np.uint8)
     colour, warnings = adapt_channels(scan, 3)
     assert colour.voxels[:, :, 0, 0].tolist() == [[1, 2]] * 3
-    assert warnings == ()
+    assert warnings == ("grey image; the model was trained on colour ones",)
 
 
 @pytest.mark.parametrize(("has", "wants"), [(2, 1), (4, 3), (3, 4), (1, 2), (3, 2)])

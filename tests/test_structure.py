@@ -15,22 +15,27 @@ MODULES = {
 # A module imports only modules above it. `engines.torch` and `report.training` stand where what
 # they need does; other modules of a package stand where the package does.
 ORDER = [
-    *("errors", "config", "files", "progress", "scan", "formats", "formats.nifti"),
-    *("formats.raster", "cases", "preprocess", "fingerprint", "metrics", "check", "checkpoint"),
-    *("plan", "engines", "predict", "report", "report.overlay", "report.training", "batch"),
+    *("errors", "finding", "declared", "config", "files", "progress", "scan"),
+    *("formats.source", "formats.listing", "formats"),
+    *("layout", "cases", "resample", "preprocess", "fingerprint"),
+    *("likeness", "metrics", "check", "evidence", "leakage", "checkpoint"),
+    *("plan", "verdicts", "estimate", "engines", "predict"),
+    *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
+    *("report.training", "batch"),
     *("evaluate", "augment", "model", "engines.torch", "losses", "optim", "pace", "data"),
     *("machine", "step", "resume", "history", "validation", "train", "web", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
-LATER |= {("segapp.formats", f"segapp.formats.{name}") for name in ("nifti", "raster")}
+LATER |= {("segapp.formats", "segapp.formats.dicom")}
+LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
     "torch": {"model", "losses", "augment", "data", "optim", "step", "resume", "train"}
     | {"engines.torch"},
     "albumentations": {"augment"},
     "gradio": {"web"},
-    "nibabel": {"formats"},
-    "tifffile": {"formats"},
+    **{name: {"formats"} for name in ("nibabel", "tifffile", "imagecodecs", "nrrd", "pydicom")},
+    "highdicom": {"formats.dicomseg"},
     "segmentation_models_pytorch": {"model"},
     "accelerate": {"step"},
 }

@@ -75,6 +75,8 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     assert "auto" not in json.dumps(resolved)
     info = read_info(out)
     assert info.starting_weights == "none"
+    assert info.training is not None
+    assert info.training.dtypes == ("uint8",)
     assert {s: len(cases) for s, cases in info.data.images.items()} == {"train": 5, "val": 1}
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["steps"] == 6

@@ -20,10 +20,11 @@ import gradio as gr
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 from PIL import Image
 
-from segapp.errors import ConfigError
-from segapp.formats import Entry
+from segapp.errors import ConfigError, ScanError
+from segapp.formats import Entry, read_scan
 from segapp.predict import Predictor
 from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
@@ -112,7 +113,7 @@ def test_a_bad_file_is_named_and_the_others_go_on(bands, tmp_path):
 def test_facts_name_classes_sizes_and_what_is_unknown(bands, tmp_path):
     session = Session(private_root())
     hand, head, _ = write_scans(tmp_path)
-    session.segment(bands, group_uploads([hand, head], 1), quiet)
+    session.segment(bands, session.gather([hand, head], 1), quiet)
     flat, volume = (facts_html(result, CLASSES) for result in session.results)
     assert "Spacing unknown" in flat
     assert "ml" not in flat.replace("html", "")
@@ -125,7 +126,7 @@ def test_facts_name_classes_sizes_and_what_is_unknown(bands, tmp_path):
 def test_a_picture_has_square_pixels_and_shows_the_image_at_opacity_0(bands, tmp_path):
     session = Session(private_root())
     _, head, _ = write_scans(tmp_path)
-    session.segment(bands, group_uploads([head], 1), quiet)
+    session.segment(bands, session.gather([head], 1), quiet)
     result = session.results[0]
     plain, half, whole = (draw(result, CLASSES, 4, opacity) for opacity in (0, 0.5, 1))
     assert plain.shape == (576, 768, 3)  # 6 × 8 voxels
@@ -175,7 +176,7 @@ def test_uploads_go_with_the_session_unless_they_came_again(bands):
     hand, head, _ = write_scans(folder)
     time.sleep(0.05)
     session = Session(private_root())
-    session.segment(bands, group_uploads([hand, head], 1), quiet)
+    session.segment(bands, session.gather([hand, head], 1), quiet)
     time.sleep(0.05)
     os.utime(head)  # somebody uploaded the same file, and waits in the queue
     session.close()
@@ -188,7 +189,7 @@ def test_closing_the_tab_stops_its_prediction(bands, tmp_path):
     session = Session(private_root())
     _, head, _ = write_scans(tmp_path)
     with pytest.raises(SessionClosed):
-        session.segment(bands, group_uploads([head], 1), lambda *_: session.close())
+        session.segment(bands, session.gather([head], 1), lambda *_: session.close())
     assert not session.folder.exists()
 
 
@@ -201,7 +202,7 @@ def test_a_bug_fails_one_file_and_logs_no_names(bands, tmp_path, caplog):
 
     session = Session(private_root())
     broken = Predictor(Broken(), bands.preprocessing, CLASSES)
-    session.segment(broken, group_uploads([hand], 1), quiet)
+    session.segment(broken, session.gather([hand], 1), quiet)
     assert "unexpected KeyError" in session.results[0].outcome.reason
     assert "KeyError" in caplog.text
     assert "hand.png" not in caplog.text
@@ -211,20 +212,47 @@ def test_a_bug_fails_one_file_and_logs_no_names(bands, tmp_path, caplog):
 def test_uploads_of_one_name_do_not_overwrite_each_other(bands, tmp_path):
     one, two = write_scans(tmp_path / "1")[0], write_scans(tmp_path / "2")[0]
     session = Session(private_root())
-    session.segment(bands, group_uploads([one, two], 1), quiet)
+    session.segment(bands, session.gather([one, two], 1), quiet)
     assert [path.name for path in session.outputs] == ["hand.png", "hand_2.png"]
     session.close()
 
 
-def test_channel_files_become_one_scan():
-    at = Path("/up")
-    paths = [at / "x/p_0001.nii.gz", at / "y/p_0000.nii.gz", at / "z/q_0000.png", at / "r.png"]
-    assert group_uploads(paths, 1)[0] == Entry("p_0001", (paths[0],))
-    assert group_uploads(paths, 2) == [
-        Entry("r", (paths[3],)),
-        Entry("p", (paths[1], paths[0])),
-        Entry("q", (paths[2], at / "z/q_0001.png")),
+def test_uploads_become_scans(tmp_path):
+    names = ["x/p_0001.png", "y/p_0000.png", "z/q_0000.png", "r.png", "notes.txt"]
+    paths = [tmp_path / "up" / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path) if path.suffix == ".png" else path.write_text("hello")
+    one = group_uploads(paths, tmp_path / "1", 1)
+    assert [entry.name for entry in one] == ["p_0001", "p_0000", "q_0000", "r", "notes.txt"]
+    two = group_uploads(paths, tmp_path / "2", 2)
+    found = [(entry.name, [path.name for path in entry.paths]) for entry in two]
+    assert found == [
+        ("p", ["p_0000.png", "p_0001.png"]),
+        ("q", ["q_0000.png", "q_0001.png"]),
+        ("r", ["r.png"]),
+        ("notes.txt", ["notes.txt"]),
     ]
+    with pytest.raises(ScanError, match="is no scan of a known format"):
+        read_scan(two[3].paths)
+
+
+def test_dicom_uploads_are_grouped_into_series(bands, tmp_path):
+    volume = np.full((3, 6, 8), 100, np.int16)
+    slices = write_series(tmp_path / "a", volume, seed="a")
+    for n, path in enumerate(write_series(tmp_path / "b", volume, seed="b", SeriesNumber=8)):
+        slices.append(path.rename(tmp_path / "b" / f"{n}"))
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for path in write_series(tmp_path / "c", volume, seed="c"):
+            archive.write(path, f"study/{path.name}")
+    session = Session(private_root())
+    entries = session.gather([*slices, tmp_path / "c.zip"], 1)
+    assert [entry.name for entry in entries] == ["scan_series3", "scan_series8", "study"]
+    session.segment(bands, entries, quiet)
+    assert [result.shape for result in session.results] == [(8, 6, 3)] * 3
+    assert [path.name for path in session.outputs] == [f"{entry.name}.nii.gz" for entry in entries]
+    assert [result.name for result in session.results] == [entry.name for entry in entries]
+    session.close()
 
 
 def test_examples_come_from_the_models_own_data(bands, tmp_path, monkeypatch):

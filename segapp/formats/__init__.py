@@ -6,84 +6,69 @@ offers `read(path, labels)` and `write(segmentation, path)`; what holds for ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+import gzip
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
 from segapp.errors import OutputError, ScanError
+from segapp.formats import source
+from segapp.formats.listing import (
+    FORMATS,
+    TIFF_MARKS,
+    Entry,
+    file_kind,
+    find_scans,
+    group_files,
+    known_suffix,
+    stem,
+)
 from segapp.scan import Scan, Segmentation
 
-# A header that claims more voxels × channels than this is refused before memory is asked for.
-MAX_VOXELS = 2**31
+__all__ = ["Entry", "Format", "find_scans", "group_files", "output_suffix", "read_labels"]
+__all__ += ["read_scan", "stem", "write_segmentation"]
 
-_RASTER = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_NIFTI = (".nii.gz", ".nii")
-_SUFFIXES = (*_RASTER, *_NIFTI)
-_WRITTEN = (".png", ".tif", ".tiff", *_NIFTI)
+NOT_FINITE = "voxels are not finite"  # a warning that training takes for an error
+Format = Literal["same", "nifti", "png", "dicomseg"]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One scan of a folder.
-
-    name: the path relative to the folder without its suffix, POSIX style ("sub/scan01").
-    paths: its one file, or one a channel; of an incomplete group some do not exist.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
+_WRITERS = {
+    ".png": "raster",
+    ".tif": "raster",
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".nrrd": "nrrd",
+    ".mha": "metaimage",
+    ".dcm": "dicomseg",
+}
 
 
-def stem(path: Path | str) -> str:
-    """The file name without its suffix: "a.nii.gz" → "a", "a.b.png" → "a.b"."""
-    name = Path(path).name
-    return name[: len(name) - len(_suffix(path))]
-
-
-def is_scan_file(path: Path | str) -> bool:
-    """Whether the name is one of a scan: a suffix that is read, in any case, and no leading dot."""
-    return _suffix(path) in _SUFFIXES and not Path(path).name.startswith(".")
-
-
-def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
-    """The scans in `folder` and below, sorted by name; an empty list where there are none.
-
-    Hidden files and folders are skipped, links are followed. With `channel_files` = C > 1, the
-    files NAME_0000 … of one suffix make one Entry NAME that lists all C paths, so that reading an
-    incomplete group says which are missing; any other file stays an Entry of its own. Raises
-    ScanError where a folder can't be listed.
-    """
-    groups: dict[tuple[str, tuple[Path, ...]], Entry] = {}
-    endings = tuple(f"_{channel:04d}" for channel in range(channel_files))
-    for path in _walk(folder):
-        base, paths = stem(path), (path,)
-        if channel_files > 1 and base.endswith(endings):
-            suffix = path.name[len(base) :]
-            base = base[:-5]
-            paths = tuple(path.with_name(f"{base}{ending}{suffix}") for ending in endings)
-        name = (path.relative_to(folder).parent / base).as_posix()
-        groups[name, paths] = Entry(name, paths)
-    return [groups[key] for key in sorted(groups)]
-
-
-def read_scan(paths: Path | Sequence[Path]) -> Scan:
-    """Read one file, or one file a channel in that order: voxels (C, I, J, K) as stored.
+def read_scan(paths: Path | Sequence[Path], allow_gaps: bool = False) -> Scan:
+    """Read one file, a DICOM series, or one file a channel: voxels (C, I, J, K) as stored.
 
     A raster has I = column, J = row, K = 1 and no affine. The dtype is the file's own, in native
-    byte order; values that a NIfTI header scales are float32. Greys of 1, 2 or 4 bits are
-    stretched to 0–255. Voxels that are not finite are read as 0, with a warning. Raises ScanError
-    for a file that can't be read, is too large, or lies on another grid than the first one.
+    byte order; values that a NIfTI header scales are float32; DICOM comes in its modality's units
+    (HU). Greys of 1, 2 or 4 bits are stretched to 0–255. Voxels that are not finite are read as 0,
+    with a warning. A folder is read if it holds one scan. With `allow_gaps` the missing slices of a
+    DICOM series are interpolated, with a warning. Raises ScanError for a file that can't be read,
+    is too large, or lies on another grid than the first one.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    missing = [file.name for file in files if not file.exists()] if len(files) > 1 else []
+    if len(files) == 1 and (files[0].is_dir() or source.is_zip(files[0])):
+        files = _only_scan(files[0])
+    missing = [f.name for f in files if not source.exists(f)] if len(files) > 1 else []
     if missing:
         problem = f"{len(files)} channel files are expected, missing: {', '.join(missing)}"
-        raise ScanError(files[0], problem)
-    scans = [_finite(_read(file, labels=False)) for file in files]
+        raise ScanError(files[0], problem, "channel-missing")
+    if len(files) > 1 and file_kind(files[0]) == "dicom":
+        from segapp.formats import dicom
+
+        return _checked(dicom.read_series(files, _folder(files), allow_gaps))
+    scans = [_checked(_read(file, labels=False)) for file in files]
     first = scans[0]
     if len(scans) == 1:
         return first
@@ -109,6 +94,7 @@ def read_labels(path: Path) -> Scan:
             scan.source,
             f"a mask has one value per pixel, this file has {len(voxels)} different channels "
             "(colours?); save it as a grey or palette image that holds class numbers",
+            "mask-colours",
         )
     voxels = voxels[:1]
     if voxels.dtype.kind == "f":
@@ -119,31 +105,34 @@ def read_labels(path: Path) -> Scan:
 
 
 def write_segmentation(segmentation: Segmentation, path: Path) -> None:
-    """Write `segmentation.mask_values()` (uint8 or uint16) in the format that the suffix names.
+    """Write `segmentation.mask_values()` (uint8 or uint16) in the format that the suffix names;
+    .dcm is a DICOM segmentation, whose segments 1…n are the classes behind the background.
 
-    The file is there whole or not at all, and its bytes depend on nothing but its content. Raises
-    OutputError for another suffix, for a volume as a raster, or where nothing can be written.
+    The file is there whole or not at all, and its bytes depend on nothing but its content (DICOM
+    adds the time). Raises OutputError for another suffix, for a volume as PNG, for a DICOM
+    segmentation of something else than DICOM, or where nothing can be written.
     """
-    if _suffix(path) not in _WRITTEN:
-        raise OutputError(f"{path}: masks are written as {', '.join(_WRITTEN)}")
-    _module(path).write(segmentation, Path(path))
+    suffix = known_suffix(path)
+    if suffix not in _WRITERS:
+        raise OutputError(f"{path}: masks are written as {', '.join(_WRITERS)}")
+    _module(_WRITERS[suffix]).write(segmentation, Path(path))
 
 
-def output_suffix(source: Path) -> str:
-    """The suffix of an output in the source's own format. Raises ScanError for an unknown one."""
-    suffix = _known_suffix(source)
-    if suffix in _NIFTI:
-        return suffix
-    return ".tif" if suffix in (".tif", ".tiff") else ".png"
-
-
-def check_size(path: Path, shape: Sequence[int]) -> None:
-    """Refuse an array of `shape` (with channels) beyond MAX_VOXELS or of no size: ScanError."""
-    if not shape or min(shape) < 1:
-        raise ScanError(path, f"its header claims an impossible size {tuple(map(int, shape))}")
-    if prod(map(int, shape)) > MAX_VOXELS:
-        size = " × ".join(str(n) for n in shape if n > 1)
-        raise ScanError(path, f"its header claims {size} values, the limit is {MAX_VOXELS}")
+def output_suffix(path: Path, output_format: Format = "same") -> str:
+    """The suffix of an output; same: the source's own format, but PNG for JPEG and BMP, and NIfTI
+    for DICOM. Raises ScanError for a source of unknown format, and where dicomseg is asked of a
+    source that is no DICOM."""
+    kind = _kind(path)
+    if output_format == "dicomseg" and kind != "dicom":
+        raise ScanError(path, "is no DICOM, which --format dicomseg needs; use --format nifti")
+    if output_format != "same":
+        return {"nifti": ".nii.gz", "png": ".png", "dicomseg": ".dcm"}[output_format]
+    if kind == "raster":
+        with source.open_binary(path) as stream:
+            return ".tif" if stream.read(4) in TIFF_MARKS else ".png"
+    if kind == "nifti" and known_suffix(path) == ".nii":
+        return ".nii"
+    return {"nrrd": ".nrrd", "metaimage": ".mha"}.get(kind, ".nii.gz")
 
 
 def alpha_warnings(path: Path, alpha: np.ndarray, labels: bool) -> list[str]:
@@ -151,44 +140,51 @@ def alpha_warnings(path: Path, alpha: np.ndarray, labels: bool) -> list[str]:
     if (alpha == (1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max)).all():
         return []
     if labels:
-        raise ScanError(path, "a mask has one value per pixel; this one is partly transparent")
+        problem = "a mask has one value per pixel; this one is partly transparent"
+        raise ScanError(path, problem, "mask-colours")
     return ["the alpha channel is not opaque; it was dropped"]
 
 
-def _suffix(path: Path | str) -> str:
-    name = Path(path).name.lower()
-    return next((s for s in _SUFFIXES if name.endswith(s)), Path(name).suffix)
+def _kind(path: Path) -> str:
+    kind = file_kind(path)
+    if not kind:
+        suffix = f" (suffix {path.suffix})" if path.suffix else ""
+        raise ScanError(path, f"is no scan of a known format{suffix}; read are {FORMATS}")
+    if kind == "zip":
+        source.members(path)  # a damaged archive says what is wrong with it
+        raise ScanError(path, "is a zip archive of several scans or none, not a scan")
+    return kind
 
 
-def _known_suffix(path: Path) -> str:
-    suffix = _suffix(path)
-    if suffix not in _SUFFIXES:
-        raise ScanError(path, f"unknown suffix {suffix!r}; read are {', '.join(_SUFFIXES)}")
-    return suffix
+def _module(kind: str) -> ModuleType:
+    return import_module(f"segapp.formats.{kind}")
 
 
-def _module(path: Path) -> ModuleType:
-    if _known_suffix(path) in _NIFTI:
-        from segapp.formats import nifti
+def _only_scan(folder: Path) -> list[Path]:
+    """The files of the one scan that a folder or an archive holds."""
+    entries = find_scans(folder)
+    if len(entries) != 1:
+        what = f"{len(entries)} scans" if entries else "no scan"
+        raise ScanError(folder, f"holds {what}, one is expected; name a file or a series' folder")
+    return list(entries[0].paths)
 
-        return nifti
-    from segapp.formats import raster
 
-    return raster
+def _folder(files: Sequence[Path]) -> Path:
+    """What a series is called in messages: the folder of its first file."""
+    return files[0].parent
 
 
 def _read(path: Path, labels: bool) -> Scan:
     try:
         if path.is_dir():
             raise ScanError(path, "is a folder, not a scan file")
-        if not path.exists():
+        if not source.exists(path):
             raise ScanError(path, "no such file")
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise ScanError(path, "is not a regular file")
-        module = _module(path)
-        if path.stat().st_size == 0:
+        if source.size(path) == 0:
             raise ScanError(path, "the file is empty")
-        scan = module.read(path, labels)
+        scan = _module(_kind(path)).read(path, labels)
         if scan.voxels.dtype.kind not in "iuf":
             raise ScanError(path, f"has {scan.voxels.dtype} voxels; save real numbers")
         return scan
@@ -196,6 +192,8 @@ def _read(path: Path, labels: bool) -> Scan:
         raise
     except MemoryError as error:
         raise ScanError(path, "does not fit into memory") from error
+    except gzip.BadGzipFile as error:
+        raise ScanError(path, f"is damaged ({error})") from error
     except Exception as error:  # on damaged files decoders raise everything, SyntaxError included
         if isinstance(error, OSError) and error.strerror:
             raise ScanError(path, f"can't be read ({error.strerror})") from error
@@ -203,39 +201,25 @@ def _read(path: Path, labels: bool) -> Scan:
         raise ScanError(path, f"can't be read, it may be damaged ({reason})") from error
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Scan files below `folder`; `above` are the folders on the way; no link leads back to them."""
-    real = folder.resolve()
-    if real in above:
-        return
-    try:
-        children = [child for child in folder.iterdir() if not child.name.startswith(".")]
-    except OSError as error:
-        raise ScanError(folder, f"can't be listed ({error.strerror})") from error
-    for child in children:
-        if child.is_dir():
-            yield from _walk(child, (*above, real))
-        elif is_scan_file(child):
-            yield child
-
-
-def _finite(scan: Scan) -> Scan:
-    if scan.voxels.dtype.kind != "f":
-        return scan
-    bad = ~np.isfinite(scan.voxels)
-    count = int(bad.sum())
-    if not count:
-        return scan
-    voxels = np.where(bad, scan.voxels.dtype.type(0), scan.voxels)
-    warning = f"{count} voxels are not finite; read as 0"
-    return replace(scan, voxels=voxels, warnings=(*scan.warnings, warning))
+def _checked(scan: Scan) -> Scan:
+    """The scan with finite voxels, and warnings where these had to be made or are all the same."""
+    voxels, warnings = scan.voxels, list(scan.warnings)
+    if voxels.dtype.kind == "f":
+        bad = ~np.isfinite(voxels)
+        if count := int(bad.sum()):
+            voxels = np.where(bad, voxels.dtype.type(0), voxels)
+            warnings.append(f"{count} {NOT_FINITE}; read as 0")
+    if voxels.min() == voxels.max():
+        warnings.append(f"all voxels have the same value ({voxels.flat[0]:g})")
+    return replace(scan, voxels=voxels, warnings=tuple(warnings))
 
 
 def _whole_numbers(path: Path, values: np.ndarray) -> tuple[np.ndarray, float]:
     """`values` as int32 and the largest change."""
     finite = np.isfinite(values)
     if not finite.all():
-        raise ScanError(path, f"a mask holds whole numbers, {int((~finite).sum())} are not finite")
+        problem = f"a mask holds whole numbers, {int((~finite).sum())} are not finite"
+        raise ScanError(path, problem, "mask-not-integer")
     rounded = np.rint(values)
     change = np.abs(values - rounded)
     wrong = values[(change > 1e-3) | (np.abs(rounded) >= 2**31)]
@@ -244,6 +228,7 @@ def _whole_numbers(path: Path, values: np.ndarray) -> tuple[np.ndarray, float]:
             path,
             f"a mask holds whole class numbers, this one has values like {wrong[0]:.6g}; is it an "
             "image or a probability map, or was it resampled with interpolation?",
+            "mask-not-integer",
         )
     return rounded.astype(np.int32), float(change.max())
 

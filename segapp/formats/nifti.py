@@ -17,7 +17,8 @@ from nibabel.spatialimages import HeaderDataError
 
 from segapp.errors import ScanError
 from segapp.files import atomic_path
-from segapp.formats import alpha_warnings, check_size
+from segapp.formats import alpha_warnings
+from segapp.formats.source import check_size, open_binary, size
 from segapp.scan import Scan, Segmentation
 
 _MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's unit codes: m, mm, µm; anything else is taken as mm
@@ -26,6 +27,7 @@ _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
+_MOST_TRAILING = 1 << 26  # bytes behind the voxels that are read past
 _SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)  # its notes do not name the file
 
 
@@ -51,8 +53,7 @@ def read(path: Path, labels: bool) -> Scan:
         _require_bytes(path, stream, header.get_data_offset() + prod(shape) * dtype.itemsize)
         voxels = _voxels(stream, header).reshape((*shape, 1)[:3])
         if isinstance(stream, gzip.GzipFile):
-            while stream.read(1 << 20):  # the checksum is compared at the end
-                pass
+            _require_end(path, stream)
     warnings += notes
     if dtype.names:  # RGB or RGBA
         channels = np.stack([voxels[name] for name in dtype.names])
@@ -92,7 +93,7 @@ def _write_voxels(stream: BinaryIO, header: nib.Nifti1Header, values: np.ndarray
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         if not zipped:
@@ -117,16 +118,26 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, list[s
         raise ScanError(path, f"its header has a spacing of zero: {spacing.tolist()}")
     if (spacing < 0).any():
         warnings.append(f"negative spacing {spacing.tolist()} in the header; the sign is ignored")
+    if np.isinf([header["scl_slope"], header["scl_inter"]]).any():
+        raise ScanError(path, "the slope or intercept in its header is infinite")
     header.check_fix(logger=_SILENT)
     return header, warnings
 
 
 def _require_bytes(path: Path, stream: BinaryIO, needed: int) -> None:
     """Refuse a header that promises more than the file can hold, before memory is asked for."""
-    size = path.stat().st_size
-    most = size * 1032 if isinstance(stream, gzip.GzipFile) else size  # deflate's best ratio
+    stored = size(path)
+    most = stored * 1032 if isinstance(stream, gzip.GzipFile) else stored  # deflate's best ratio
     if needed > most:
         raise ScanError(path, f"is truncated: its header promises {needed} bytes")
+
+
+def _require_end(path: Path, stream: BinaryIO) -> None:
+    """Read on to the end, where the checksum is compared; a bomb is not followed."""
+    for _ in range(_MOST_TRAILING >> 20):
+        if not stream.read(1 << 20):
+            return
+    raise ScanError(path, "unpacks to far more than its header promises")
 
 
 def _voxels(stream: BinaryIO, header: nib.Nifti1Header) -> np.ndarray:

@@ -13,7 +13,6 @@ import gradio as gr
 from segapp.formats import Entry
 from segapp.predict import Predictor
 from segapp.report.overlay import save_png
-from segapp.web.inputs import group_uploads
 from segapp.web.session import Result, Session, SessionClosed, private_root
 from segapp.web.view import EMPTY_VIEW, draw, facts_html, failures_html, view_html
 
@@ -36,9 +35,8 @@ class Handlers:
         progress=gr.Progress(),
     ):
         """Uploaded paths → paths of the label files, a summary, the new session."""
-        paths = [Path(file) for file in files or []]
-        entries = group_uploads(paths, self.predictor.preprocessing.channel_files)
-        return self._segment(entries, session, request, progress)
+        uploads = [Path(file) for file in files or []]
+        return self._segment(uploads, [], session, request, progress)
 
     def segment_example(
         self,
@@ -47,11 +45,12 @@ class Handlers:
         request: gr.Request,
         progress=gr.Progress(),
     ):
-        return self._segment([self.examples[index]], session, request, progress)
+        return self._segment([], [self.examples[index]], session, request, progress)
 
     def _segment(
         self,
-        entries: list[Entry],
+        uploads: list[Path],
+        examples: list[Entry],
         previous: Session | None,
         request: gr.Request,
         progress: gr.Progress,
@@ -59,6 +58,8 @@ class Handlers:
         close(previous)
         try:
             session = self.open[request.session_hash or ""] = Session(private_root())
+            channel_files = self.predictor.preprocessing.channel_files
+            entries = session.gather(uploads, channel_files) + examples
             session.segment(self.predictor, entries, lambda part, what: progress(part, desc=what))
         except SessionClosed as error:
             raise _error("The page was closed.") from error

@@ -4,39 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from segapp.errors import ScanError
-from segapp.formats import Entry, find_scans, is_scan_file, stem
+from segapp.formats import Entry, find_scans, stem
+from segapp.formats.listing import known_suffix
 from segapp.predict import Predictor
 
 
 def shown_name(entry: Entry) -> str:
-    """The uploaded file's name; the common one where a scan is a file per channel."""
+    """The uploaded file's name; the common one where a scan is several files."""
     return entry.paths[0].name if len(entry.paths) == 1 else entry.name
 
 
-def group_uploads(paths: Sequence[Path], channel_files: int) -> list[Entry]:
-    """Uploaded files as scans: one each, or NAME_0000 NAME_0001 … together as the model's channels.
+def group_uploads(paths: Sequence[Path], folder: Path, channel_files: int) -> list[Entry]:
+    """Uploaded files as scans, in their order: see `find_scans`.
 
-    Of an incomplete group the missing files are listed too, so that reading it names them.
+    Browsers send files without their folders, and each lies in a folder of its own; in `folder`
+    links bring them together, and files of one name apart. A file that is no scan is an Entry too,
+    so that reading it says so.
     """
-    endings = [f"_{channel:04d}" for channel in range(channel_files)]
-    groups: dict[str, dict[str, Path]] = {}
-    entries: list[Entry] = []
+    links: list[Path] = []
     for path in paths:
-        base = stem(path)
-        if channel_files > 1 and base[-5:] in endings:
-            groups.setdefault(base[:-5], {})[base[-5:]] = path
-        else:
-            entries.append(Entry(base, (path,)))
-    for base, found in groups.items():
-        some = next(iter(found.values()))
-        suffix = some.name[len(stem(some)) :]
-        missing = (some.with_name(f"{base}{ending}{suffix}") for ending in endings)
-        files = (found.get(e, gone) for e, gone in zip(endings, missing, strict=True))
-        entries.append(Entry(base, tuple(files)))
-    return entries
+        number = 1
+        while (link := folder / ("scan" if number == 1 else f"scan-{number}") / path.name) in links:
+            number += 1
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+        links.append(link)
+    found = find_scans(folder, channel_files) if links else []
+    used = {place for e in found for path in e.paths for place in (path, *path.parents)}
+    found += [Entry(stem(link), (link,)) for link in links if link not in used]
+    order = {link: n for n, link in enumerate(links)}
+
+    def first_upload(entry: Entry) -> int:
+        places = (place for path in entry.paths for place in (path, *path.parents))
+        return min(order[place] for place in places if place in order)
+
+    found.sort(key=first_upload)
+    return [replace(entry, name=Path(entry.name).name) for entry in found]
 
 
 def find_examples(predictor: Predictor, own_data: bool = True) -> list[Entry]:
@@ -60,7 +67,7 @@ def find_examples(predictor: Predictor, own_data: bool = True) -> list[Entry]:
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
     try:
         scans = find_scans(folder, count) if folder else []
-        alone = [Entry(stem(p), (p,)) for p in sorted(root.iterdir()) if is_scan_file(p)]
+        alone = [Entry(stem(p), (p,)) for p in sorted(root.iterdir()) if known_suffix(p)]
     except (ScanError, OSError):
         return []
     spread = [scans[i] for i in sorted({len(scans) // 6, len(scans) // 2, len(scans) * 5 // 6})]

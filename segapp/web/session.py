@@ -25,7 +25,7 @@ from segapp.formats import Entry, output_suffix
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, scan_axis
 from segapp.report.overlay import busiest_slice, display_slices, display_window, pixel_aspect
-from segapp.web.inputs import shown_name
+from segapp.web.inputs import group_uploads, shown_name
 
 log = logging.getLogger("segapp")
 
@@ -113,14 +113,16 @@ class Session:
                 upload.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Entry]:
+        """The scans that uploaded files hold; these go when the session is closed."""
+        self._uploads = [path for path in uploads if path.is_relative_to(private_root())]
+        return group_uploads(uploads, self.folder / "uploads", channel_files)
+
     def segment(self, predictor: Predictor, entries: Sequence[Entry], progress: Progress) -> None:
         """Segment every entry; one that fails is a result that says why.
 
         Raises SessionClosed, with everything removed, when `close` was called meanwhile.
         """
-        uploads = private_root()
-        paths = [path for entry in entries for path in entry.paths]
-        self._uploads = [path for path in paths if path.is_relative_to(uploads)]
         (self.folder / "out").mkdir()
         taken: set[str] = set()
         try:
@@ -172,7 +174,7 @@ def _segment(
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("unexpected %s while segmenting a scan\n%s", type(error).__name__, frames)
         reason = f"could not be segmented (unexpected {type(error).__name__})"
-    return Result(name, Outcome(entry.paths[0], status="failed", reason=reason), folder)
+    return Result(name, Outcome(entry.source, status="failed", reason=reason), folder)
 
 
 def _segment_or_raise(

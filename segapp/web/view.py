@@ -8,8 +8,8 @@ from html import escape
 import cv2
 import numpy as np
 
-from segapp.preprocess import resize
 from segapp.report.overlay import draw_slice
+from segapp.resample import resize
 from segapp.scan import SegClass
 from segapp.web.session import Result
 
@@ -89,7 +89,11 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
     if not known:
         facts.append("<p class='sa-note'>Spacing unknown: no areas or volumes.</p>")
     facts.append(f"<dl>{_facts(result)}</dl>")
-    facts += [f"<p class='sa-warning'>⚠ {escape(w)}</p>" for w in result.outcome.warnings]
+    facts += [
+        f"<p class='sa-warning'>⚠ {escape(w)}</p>"
+        for w in result.outcome.warnings
+        if not w.startswith("spacing unknown:")  # the note above says it
+    ]
     return f'<div class="sa-facts">{"".join(facts)}</div>'
 
 

@@ -1,0 +1,141 @@
+"""What `segapp check` says: on the screen, as a table, as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from segapp.files import write_text
+from segapp.finding import Finding
+
+_COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
+_PER_KIND = 10
+
+
+def to_json(findings: Sequence[Finding], facts: dict[str, Any], sheet: Path | None) -> str:
+    """One object; `sinks` says whether segapp train would refuse the data set for a finding."""
+    return json.dumps(
+        {
+            "errors": sum(f.level == "error" for f in findings),
+            "warnings": sum(f.level == "warning" for f in findings),
+            "findings": [{**asdict(f), "path": str(f.path)} for f in findings],
+            "facts": facts,
+            "sheet": str(sheet) if sheet else None,
+        }
+    )
+
+
+def write_findings(
+    findings: Sequence[Finding], facts: dict[str, Any], sheet: Path, out: Path
+) -> None:
+    """Write out/findings.csv and out/report.json. Raises OutputError."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(f) for f in findings)
+    write_text(out / "findings.csv", table.getvalue())
+    write_text(out / "report.json", to_json(findings, facts, sheet) + "\n")
+
+
+def findings_text(findings: Sequence[Finding], out: Path) -> Iterator[str]:
+    """A line each, up to ten of a kind."""
+    kinds: dict[str, list[Finding]] = {}
+    width = max((len(f.kind) for f in findings), default=0)
+    for f in findings:
+        kinds.setdefault(f"{f.level:<8} {f.kind:<{width}}", []).append(f)
+    for kind, found in kinds.items():
+        for f in found[:_PER_KIND]:
+            yield f"{kind}  {' '.join(str(f).split())}"
+        if len(found) > _PER_KIND:
+            yield f"{kind}  and {len(found) - _PER_KIND} more; all in {out / 'findings.csv'}"
+    errors = sum(f.level == "error" for f in findings)
+    warnings = len(findings) - errors
+    yield f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+
+
+def facts_text(facts: dict[str, Any]) -> Iterator[str]:
+    """What the data set is like, in aligned lines."""
+    for name, lines in _facts(facts):
+        for n, line in enumerate(lines):
+            yield f"{name + ':' if n == 0 else '':<14}{line}"
+
+
+def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    cases = facts["cases"]
+    yield "cases", [", ".join(f"{n} {split}" for split, n in cases.items())]
+    origin = "as declared" if facts["patients_declared"] else "guessed from names"
+    yield "patients", [f"{facts['patients']}, {origin}"]
+    if facts["notes"]:
+        yield "notes", facts["notes"]
+    if "sizes" not in facts:
+        return
+    yield "size", [_most(facts["sizes"], "voxels" if "×" in next(iter(facts["sizes"])) else "")]
+    spacing = facts["spacing_mm"]
+    if spacing:
+        low, high = ("×".join(f"{v:.3g}" for v in mm) for mm in spacing)
+        yield "spacing", [f"{low} mm" if low == high else f"{low} to {high} mm"]
+    else:
+        yield "spacing", ["unknown"]
+    i = facts["intensities"]
+    yield (
+        "intensities",
+        [
+            f"{i['minimum']:g} to {i['maximum']:g}, mostly {i['percentile_0.5']:.4g} to "
+            f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {_most(facts['dtypes'])}, "
+            f"{_most(facts['channels'])} channel(s)"
+        ],
+    )
+    if classes := facts.get("classes"):
+        width = max(len(f"{c['value']} {c['name']}") for c in classes)
+        yield (
+            "classes",
+            [
+                f"{c['value']} {c['name']}".ljust(width)
+                + f"  {share_text(c['share']):>7} of the voxels, in {_count(c['cases'], 'case')}"
+                for c in classes
+            ],
+        )
+    if "preprocessing" in facts:
+        yield "preparation", facts["preprocessing"]
+    if cost := facts.get("training"):
+        yield (
+            "training",
+            [
+                f"{cost['slices']} slices; about {_seconds(cost['seconds_per_pass'])} for one pass "
+                f"over them on this CPU, {cost['memory_mb'] / 1000:.1f} GB of memory, "
+                f"{cost['disk_mb'] / 1000:.1f} GB of disk",
+                "(the default network; estimated within a factor of two)",
+            ],
+        )
+
+
+def _most(counts: dict[str, int], unit: str = "") -> str:
+    """ "uint8" or "uint8 (97), uint16 (3)", the commonest three."""
+    if len(counts) == 1:
+        return f"{next(iter(counts))} {unit}".strip()
+    shown = ", ".join(f"{name} ({n})" for name, n in list(counts.items())[:3])
+    return shown + (f" and {len(counts) - 3} others" if len(counts) > 3 else "")
+
+
+def share_text(share: float) -> str:
+    """12.3%, and 0.004% for what would read as nothing."""
+    return f"{share:.1%}" if share >= 1e-3 or not share else f"{100 * share:.1g}%"
+
+
+def _seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.1g} s"
+        if seconds < 10
+        else f"{seconds:.2g} s"
+        if seconds < 90
+        else (f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h")
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,195 @@
+"""A data set on one picture: cases with problems first, masks drawn over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segapp.errors import ScanError
+from segapp.finding import Finding
+from segapp.formats import read_labels, read_scan
+from segapp.layout import SPLITS, Case, Dataset
+from segapp.preprocess import scan_axis, thickest_axis, to_slices
+from segapp.report.findings import share_text
+from segapp.report.overlay import (
+    busiest_slice,
+    display_window,
+    draw_slice,
+    pixel_aspect,
+    save_png,
+)
+from segapp.scan import Scan, SegClass
+
+_MOST, _WITH_PROBLEMS, _COLUMNS = 24, 18, 6
+_SIDE, _GAP, _MARGIN = 240, 14, 24  # pixels: of a picture, between pictures, around all
+_CAPTION, _HEADER = 40, 76
+_INK, _SOFT, _PAPER, _EMPTY = (30, 30, 30), (110, 110, 110), (255, 255, 255), (228, 228, 228)
+_FRAMES = {"error": (200, 20, 30), "warning": (225, 150, 0), "": (205, 205, 205)}
+_OTHER = (255, 0, 255)  # a mask value of no class
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One picture to draw: its files (either may be missing), what stands below, its frame."""
+
+    images: tuple[Path, ...]
+    mask: Path | None
+    title: str
+    name: str
+    level: str
+
+
+def write_sheet(
+    dataset: Dataset,
+    findings: Sequence[Finding],
+    classes: tuple[SegClass, ...],
+    shares: Sequence[float],
+    path: Path,
+) -> None:
+    """A PNG of up to 24 cases: those that findings name, then others from every split.
+
+    shares: of all voxels, for each class. Each picture is the slice with the most foreground; a
+    value that no class has is magenta. Raises OutputError.
+    """
+    tiles = _choose(dataset, findings)
+    rows = -(-len(tiles) // _COLUMNS) or 1
+    width = 2 * _MARGIN + _COLUMNS * (_SIDE + _GAP) - _GAP
+    height = _HEADER + 2 * _MARGIN + rows * (_SIDE + _CAPTION + _GAP) - _GAP
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
+    heading = f"{dataset.root.name}: {len(dataset.cases)} cases"
+    heading += f", {counts[0]} errors, {counts[1]} warnings"
+    draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(24))
+    entries: list[tuple[str, tuple[int, int, int], float | None]]
+    entries = [(c.name, c.colour, share) for c, share in zip(classes, shares, strict=True)]
+    if any(f.kind.startswith("mask-value") for f in findings):
+        entries.append(("other values", _OTHER, None))
+    _legend(draw, entries, width)
+    small = ImageFont.load_default(14)
+    for n, tile in enumerate(tiles):
+        left = _MARGIN + n % _COLUMNS * (_SIDE + _GAP)
+        top = _HEADER + _MARGIN + n // _COLUMNS * (_SIDE + _CAPTION + _GAP)
+        box = (left - 3, top - 3, left + _SIDE + 2, top + _SIDE + 2)
+        draw.rectangle(box, _EMPTY, _FRAMES[tile.level], 3 if tile.level else 1)
+        picture, problem = _picture(tile, classes)
+        if picture is None:
+            draw.text((left + 10, top + _SIDE // 2 - 8), problem, _SOFT, small)
+        else:
+            at = (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2)
+            sheet.paste(picture, at)
+        colour = _FRAMES[tile.level] if tile.level else _SOFT
+        draw.text((left, top + _SIDE + 5), _cut(tile.title, small), colour, small)
+        draw.text((left, top + _SIDE + 22), _cut(tile.name, small), _INK, small)
+    save_png(np.asarray(sheet), path)
+
+
+def _legend(
+    draw: ImageDraw.ImageDraw,
+    entries: Sequence[tuple[str, tuple[int, int, int], float | None]],
+    width: int,
+) -> None:
+    font, x, y = ImageFont.load_default(16), _MARGIN, _MARGIN + 38
+    for n, (name, colour, share) in enumerate(entries):
+        text = name if share is None else f"{name} {share_text(share)}"
+        if x + 60 + font.getlength(text) > width - _MARGIN:
+            draw.text((x, y), f"and {len(entries) - n} more", _SOFT, font)
+            break
+        box = (x, y + 2, x + 15, y + 17)
+        draw.rectangle(box, colour if any(colour) else _PAPER, _SOFT)
+        draw.text((x + 22, y), text, _INK, font)
+        x += 46 + int(font.getlength(text))
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of a name says most: "…/images/z045.png"."""
+    if font.getlength(text) <= _SIDE:
+        return text
+    while font.getlength("…" + text) > _SIDE:
+        text = text[1:]
+    return "…" + text
+
+
+def _choose(dataset: Dataset, findings: Iterable[Finding]) -> list[_Tile]:
+    """Files that findings name, of each kind in turn, then cases from each split in turn."""
+    owner = {path: c for c in dataset.cases for path in (*c.images, c.mask)}
+    by_kind: dict[str, list[_Tile]] = {}
+    kinds: dict[object, list[Finding]] = {}
+    for f in findings:
+        if f.path.is_file():
+            kinds.setdefault(owner.get(f.path, f.path), []).append(f)
+    for key, found in kinds.items():
+        title = ", ".join(dict.fromkeys(f.kind for f in found))
+        if isinstance(key, Case):
+            tile = _Tile(key.images, key.mask, title, key.name, found[0].level)
+        else:
+            is_mask = found[0].kind == "image-missing"
+            files = ((), found[0].path) if is_mask else ((found[0].path,), None)
+            tile = _Tile(*files, title, found[0].path.name, found[0].level)
+        if key in owner.values() or found[0].kind in ("mask-missing", "image-missing"):
+            by_kind.setdefault(found[0].kind, []).append(tile)
+    tiles = [t for turn in zip_longest(*by_kind.values()) for t in turn if t][:_WITH_PROBLEMS]
+    sound = [[c for c in dataset.split(s) if c not in kinds] for s in SPLITS if dataset.split(s)]
+    room = _MOST - len(tiles)
+    spread = [
+        [c[int(i)] for i in np.linspace(0, len(c) - 1, min(room, len(c)))] for c in sound if c
+    ]
+    turns = [c for turn in zip_longest(*_thinned(spread, room)) for c in turn if c]
+    turns = sorted(turns[:room], key=lambda c: SPLITS.index(c.split))
+    return tiles + [_Tile(c.images, c.mask, c.split, c.name, "") for c in turns]
+
+
+def _thinned(groups: list[list[Case]], room: int) -> list[list[Case]]:
+    """Evenly spread members of each group, so many that all groups together fill the room."""
+    result, left = [], room
+    for done, group in enumerate(sorted(groups, key=len)):
+        count = min(len(group), -(-left // (len(groups) - done)))
+        left -= count
+        result.append([group[int(i)] for i in np.linspace(0, len(group) - 1, count)])
+    return result
+
+
+def _picture(tile: _Tile, classes: tuple[SegClass, ...]) -> tuple[Image.Image | None, str]:
+    """The tile's picture, at most _SIDE pixels wide and high, or why there is none."""
+    scan = mask = None
+    problem = ""
+    try:
+        scan = read_scan(tile.images) if tile.images else None
+    except ScanError:
+        problem = "the image can't be read"
+    try:
+        mask = read_labels(tile.mask) if tile.mask else None
+    except ScanError:
+        problem = problem or "the mask can't be read"
+    if scan is None and mask is None:
+        return None, problem
+    shown = scan or mask
+    assert shown is not None
+    axis = scan_axis(shown.shape, shown.affine, thickest_axis(shown))
+    if mask is not None and mask.shape == shown.shape:
+        labels = to_slices(_indices(mask, classes)[None], shown.affine, axis)[:, 0]
+    else:
+        labels = np.zeros(to_slices(shown.voxels[:1], shown.affine, axis)[:, 0].shape, np.uint8)
+    image = to_slices(shown.voxels if scan else np.zeros_like(shown.voxels), shown.affine, axis)
+    k = busiest_slice(labels)
+    window = display_window(scan) if scan else (0.0, 1.0)
+    palette = (*(classes or (SegClass("", 0, (0, 0, 0)),)), SegClass("", -1, _OTHER))
+    drawn = Image.fromarray(draw_slice(image[k], labels[k], palette, window, 0.45))
+    height = drawn.height * pixel_aspect(shown, axis)
+    scale = _SIDE / max(drawn.width, height)
+    size = (max(1, round(drawn.width * scale)), max(1, round(height * scale)))
+    return drawn.resize(size, Image.Resampling.LANCZOS), problem
+
+
+def _indices(mask: Scan, classes: Sequence[SegClass]) -> np.ndarray:
+    """(I, J, K) class indices; one past the last class for values of none (but 0)."""
+    values = mask.voxels[0]
+    indices = np.where(values == 0, 0, max(len(classes), 1)).astype(np.uint8)
+    for n, c in enumerate(classes):
+        indices[values == c.value] = n
+    return indices

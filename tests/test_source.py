@@ -1,0 +1,142 @@
+"""Zip archives as folders, and limits on what they may hold."""
+
+import bz2
+import gzip
+import io
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from dicom_files import write_series
+from PIL import Image
+
+from segapp.errors import ScanError
+from segapp.formats import find_scans, read_scan, source
+
+PIXELS = np.arange(20, dtype=np.uint8).reshape(4, 5)
+
+
+def png():
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def pack(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]
+)
+def test_an_archive_is_a_folder(tmp_path, compression):
+    volume = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    members = {"sub/a.png": png(), "notes.txt": b"hello", "__MACOSX/._a.png": b"x", ".b.png": b"x"}
+    for path in write_series(tmp_path / "x", volume, seed="x"):
+        members[f"ct/{path.name}"] = path.read_bytes()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    archive = pack(folder / "up.zip", members, compression)
+    entries = find_scans(archive)
+    assert [entry.name for entry in entries] == ["ct", "sub/a"]
+    assert np.array_equal(read_scan(entries[0].paths).voxels[0], volume.transpose(2, 1, 0))
+    assert np.array_equal(read_scan(entries[1].paths).voxels[0, :, :, 0].T, PIXELS)
+    assert entries[0].source == archive / "ct"
+    write_series(folder / "ct", volume)
+    names = [entry.name for entry in find_scans(folder)]  # and inside a folder as well
+    assert names == ["ct", "up/ct", "up/sub/a"]
+    assert not list(tmp_path.glob("**/*.png"))  # nothing is unpacked
+
+
+def test_an_archive_that_holds_one_scan_is_read(tmp_path):
+    archive = pack(tmp_path / "up.zip", {"a.png": png()})
+    assert read_scan(archive).shape == (5, 4, 1)
+    with pytest.raises(ScanError, match="holds 2 scans, one is expected"):
+        read_scan(pack(tmp_path / "two.zip", {"a.png": png(), "b.png": png()}))
+    with pytest.raises(ScanError, match="holds no scan, one is expected"):
+        read_scan(pack(tmp_path / "none.zip", {"a.txt": b"x"}))
+
+
+@pytest.mark.parametrize("name", ["../out.png", "a/../../out.png", "/etc/out.png"])
+def test_no_member_leads_out(tmp_path, name):
+    archive = pack(tmp_path / "up.zip", {"a.png": png(), name: png()})
+    with pytest.raises(ScanError, match="whose name leads out of it"):
+        find_scans(archive)
+    (entry,) = find_scans(tmp_path)  # in a folder it is one scan that fails
+    with pytest.raises(ScanError, match="whose name leads out of it"):
+        read_scan(entry.paths)
+
+
+def test_damaged_archives(tmp_path):
+    good = pack(tmp_path / "a.zip", {"a.png": png() + bytes(5000)}).read_bytes()
+    path = tmp_path / "b.zip"
+    for content in (good[:-30], b"hello" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ScanError, match="is a damaged zip archive"):
+            read_scan(path)
+    broken = bytearray(good)
+    broken[60:70] = b"\xff" * 10
+    path.write_bytes(broken)
+    with pytest.raises(ScanError, match=r"can't be unpacked|damaged"):
+        read_scan(path)
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        flags = archive.getinfo("a.png").header_offset + 6
+    encrypted = bytearray(good)
+    encrypted[flags] |= 1
+    at = good.index(b"PK\x01\x02") + 8
+    encrypted[at] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(ScanError, match="is encrypted"):
+        read_scan(path / "a.png")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "up.zip", {"a.png": png() + bytes(10**6)})
+    monkeypatch.setattr(source, "MAX_VOXELS", 10**5)
+    with pytest.raises(ScanError, match=r"unpacks to 1000.* bytes, the limit is 100000"):
+        read_scan(archive / "a.png")
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "zlib"])
+def test_inflate(tmp_path, encoding):
+    packers = {"raw": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "zlib": zlib.compress}
+    data = bytes(range(256)) * 100
+    packed = packers[encoding](data)
+
+    def inflate(content, length):
+        return source.inflate(tmp_path / "x", io.BytesIO(content), encoding, length)
+
+    assert inflate(packed, len(data)) == data
+    with pytest.raises(ScanError, match="less than the 25601 bytes"):
+        inflate(packed, len(data) + 1)
+    with pytest.raises(ScanError, match=r"less|can't be unpacked"):
+        inflate(packed[: len(packed) // 2], len(data))
+    if encoding != "raw":
+        with pytest.raises(ScanError, match="holds more than the 100 bytes"):
+            inflate(packed, 100)
+        with pytest.raises(ScanError, match=r"less|can't be unpacked"):
+            inflate(b"\0" * 50, len(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("1000", "the limit is 1000"), ("1e3", "the limit is 1000"), ("many", "got")]
+)
+def test_the_limit_is_the_users(tmp_path, text, said):
+    Image.new("L", (40, 40)).save(tmp_path / "a.png")
+    code = "import sys; from pathlib import Path; from segapp.formats import read_scan\n"
+    code += "read_scan(Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")],
+        env={**os.environ, "SEGAPP_MAX_VOXELS": text},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
