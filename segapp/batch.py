@@ -92,7 +92,7 @@ def predict_entry(
     outcome = Outcome(
         file=entry.source,
         output=output,
-        warnings=segmentation.warnings,
+        warnings=(*entry.doubts, *segmentation.warnings),
         mean_confidence=mean_confidence(segmentation),
         sizes=class_sizes(segmentation),
     )
@@ -113,20 +113,22 @@ def predict_batch(
 ) -> list[Outcome]:
     """Segment every entry into `out`, mirroring names, and write out/predictions.csv.
 
-    A scan that fails is recorded, and the others go on. Never writes over an input: a clash of
-    names gets a numbered suffix and a warning. The CSV is complete after each scan, also when the
-    run is interrupted. Raises OutputError only where the CSV itself can't be written.
-    allow_gaps: see read_scan.
+    A scan that fails is recorded, and the others go on. Never writes over an input, or over the
+    result of another scan: a clash of names gets a numbered suffix and a warning. The CSV is
+    complete after each scan, also when the run is interrupted. Raises OutputError only where the
+    CSV itself can't be written. allow_gaps: see read_scan.
     """
     options = (output_format, overlay, skip_existing, allow_gaps)
     entries = list(entries)
     taken = {path.resolve() for entry in entries for path in entry.paths}
     outcomes: list[Outcome] = []
     table_path = out / "predictions.csv"
-    earlier = _read_rows(table_path) if skip_existing else {}
+    earlier = _read_rows(table_path)
+    owners = {Path(output): Path(row["file"]) for output, row in earlier.items()}
+    names = _Names(out, taken, owners, kept=skip_existing)
     with _CsvFile(table_path, predictor.classes, earlier) as table:
         for entry in entries:
-            outcome = _predict_safely(predictor, entry, out, taken, *options)
+            outcome = _predict_safely(predictor, entry, names, *options)
             outcomes.append(outcome)
             table.write(outcome)
             on_outcome(outcome)
@@ -136,22 +138,20 @@ def predict_batch(
 def _predict_safely(
     predictor: Predictor,
     entry: Entry,
-    out: Path,
-    taken: set[Path],
+    names: _Names,
     output_format: Format,
     overlay: bool,
     skip_existing: bool,
     allow_gaps: bool,
 ) -> Outcome:
-    """The outcome of one entry, whatever happens to it. Adds the names it uses to `taken`."""
+    """The outcome of one entry, whatever happens to it."""
     try:
-        output, clashes = _free_name(
-            out, entry.name, output_suffix(entry.paths[0], output_format), taken
-        )
+        suffix = output_suffix(entry.paths[0], output_format)
+        output, clashes = names.take(entry.name, suffix, entry.source)
         picture = None
         if overlay:
-            name = output.relative_to(out).with_name(f"{stem(output)}_overlay").as_posix()
-            picture, more = _free_name(out, name, ".png", taken)
+            name = output.relative_to(names.out).with_name(f"{stem(output)}_overlay").as_posix()
+            picture, more = names.take(name, ".png", entry.source)
             clashes += more
         if skip_existing and output.exists():
             return Outcome(entry.source, output, "skipped", "output exists", warnings=clashes)
@@ -171,16 +171,38 @@ def _predict_safely(
         return Outcome(entry.source, status="failed", reason=reason)
 
 
-def _free_name(out: Path, name: str, suffix: str, taken: set[Path]) -> tuple[Path, tuple[str, ...]]:
-    first = candidate = out / f"{name}{suffix}"
-    number = 1
-    while candidate.resolve() in taken:
-        number += 1
-        candidate = out / f"{name}_{number}{suffix}"
-    taken.add(candidate.resolve())
-    if candidate == first:
-        return first, ()
-    return candidate, (f"{first.name} is taken; written as {candidate.name}",)
+class _Names:
+    """Which names below `out` are free.
+
+    taken: resolved paths of all inputs, and of what has been written for them. owners: output →
+    its scan, by an earlier predictions.csv; with `kept` these results stay, so their names are
+    another scan's. Where inputs lie below `out`, files that no table knows are somebody's too.
+    """
+
+    def __init__(self, out: Path, taken: set[Path], owners: dict[Path, Path], kept: bool):
+        self.out, self.taken, self.kept = out, taken, kept
+        self.owners = {output.resolve(): file.resolve() for output, file in owners.items()}
+        self.shared = any(out.resolve() in path.parents for path in taken)
+
+    def take(self, name: str, suffix: str, source: Path) -> tuple[Path, tuple[str, ...]]:
+        """A free path for a result of `source`, which is then taken, and a warning if it is not
+        the first choice."""
+        first = candidate = self.out / f"{name}{suffix}"
+        number = 1
+        while not self._is_free(candidate.resolve(), source.resolve()):
+            number += 1
+            candidate = self.out / f"{name}_{number}{suffix}"
+        self.taken.add(candidate.resolve())
+        if candidate == first:
+            return first, ()
+        return candidate, (f"{first.name} is taken; written as {candidate.name}",)
+
+    def _is_free(self, path: Path, source: Path) -> bool:
+        owner = self.owners.get(path, source if self.kept else None)
+        if path in self.taken or (self.kept and owner != source):
+            return False
+        listed = owner is not None or path.name.endswith("_overlay.png")  # pictures are in no table
+        return listed or not (self.shared and path.exists())
 
 
 def mean_confidence(segmentation: Segmentation) -> float | None:

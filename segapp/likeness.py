@@ -13,6 +13,7 @@ from segapp.preprocess import Prepared, Preprocessing, SliceAxis, slice_spacing,
 # A scan is unlike the training scans where …
 _FACTOR, _FACTOR_RESAMPLED = 1.5, 3.0  # its spacing is so many times beyond theirs
 _BEYOND = 0.5  # its intensities go beyond theirs by more than this share of their range
+_RAISED = 0.3  # they begin higher than all of theirs, by more than this share of their range
 _NARROW = 0.3  # their range is less than this share of the narrowest training scan's
 
 
@@ -30,6 +31,7 @@ class TrainingRange(BaseModel):
     thickest: tuple[SliceAxis, ...]  # directions in which volumes had clearly thicker voxels
     intensities: tuple[tuple[float, float], ...]  # per channel, see `fingerprint.percentiles`
     narrowest: tuple[float, ...]  # per channel, the smallest range of a single case
+    highest_low: tuple[float, ...]  # per channel, the highest of the cases' lower ends
 
     def __str__(self) -> str:
         ranges = ", ".join(_low_high(pair, "…") for pair in self.intensities)
@@ -56,6 +58,7 @@ def training_range(facts: Sequence[CaseFacts], preprocessing: Preprocessing) -> 
         thickest=tuple(sorted(clear)),
         intensities=tuple(zip(ranges[..., 0].min(0), ranges[..., 1].max(0), strict=True)),
         narrowest=tuple((ranges[..., 1] - ranges[..., 0]).min(0)),
+        highest_low=tuple(ranges[..., 0].max(0)),
     )
 
 
@@ -110,6 +113,9 @@ def _unlike_intensities(prepared: Prepared, known: TrainingRange) -> list[str]:
         elif low < lowest - room or high > highest + room:
             theirs = _low_high((lowest, highest), "…")
             found += [f"{what} reach beyond the training scans' {theirs}"]
+        elif low > own * known.highest_low[n] + _RAISED * (highest - lowest):
+            theirs = _figure(own * known.highest_low[n])
+            found += [f"{what} begin higher than the training scans', at most at {theirs}"]
         elif high - low < _NARROW * share:
             percent = f"{100 * (high - low) / share:.0f} %"
             found += [f"{what} span only {percent} of the narrowest training scan's"]

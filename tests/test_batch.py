@@ -4,6 +4,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import image, write_series
 from PIL import Image
 from test_predict import BrightnessEngine, brightness, by_brightness, load, make_volume
 
@@ -310,3 +311,38 @@ def test_preprocessing_that_serves_colour(tmp_path):
     predictor = Predictor(BrightnessEngine(), prep, brightness().classes)
     outcomes = predict_batch(predictor, list_inputs([tmp_path / "a.png"]), tmp_path / "out")
     assert [o.status for o in outcomes] == ["ok"]
+
+
+def test_a_result_of_another_scan_is_not_taken_for_its_own(tmp_path):
+    save_png(tmp_path / "one" / "a.png", 1)
+    save_png(tmp_path / "two" / "a.png", 2)
+    out = tmp_path / "out"
+    first = run([tmp_path / "one"], out)
+    rows = run([tmp_path / "one", tmp_path / "two"], out, skip_existing=True)
+    assert [r["status"] for r in rows] == ["skipped", "ok"]
+    assert rows[1]["output"] == str(out / "a_2.png")
+    assert rows[1]["warnings"] == "a.png is taken; written as a_2.png"
+    assert rows[0]["bright_voxels"] == first[0]["bright_voxels"] != rows[1]["bright_voxels"]
+    again = run([tmp_path / "two"], out)  # without the option results are made anew
+    assert again[0]["output"] == str(out / "a.png")
+
+
+def test_what_was_left_out_of_the_inputs_is_not_written_over(tmp_path):
+    volume = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
+    write_series(tmp_path / "in" / "ct", volume)
+    report = tmp_path / "in" / "ct.dcm"
+    image(report, volume[0], seed="report", Modality="SR", PixelData=None)
+    before = report.read_bytes()
+    for _ in range(2):
+        rows = run([tmp_path / "in" / "ct"], tmp_path / "in", output_format="dicomseg")
+        assert report.read_bytes() == before
+        assert [r["output"] for r in rows] == [str(tmp_path / "in" / "ct_2.dcm")]
+
+
+def test_a_pipe_among_the_scans_fails_for_itself(tmp_path):
+    save_png(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "b.nii")
+    os.mkfifo(tmp_path / "in" / "c")
+    rows = run([tmp_path / "in"], tmp_path / "out")
+    assert [r["status"] for r in rows] == ["ok", "failed", "failed"]
+    assert rows[1]["reason"] == rows[2]["reason"] == "is not a regular file"

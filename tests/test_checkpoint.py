@@ -33,6 +33,7 @@ KNOWN = TrainingRange(
     thickest=("coronal",),
     intensities=((-1024.0, 3071.0),),
     narrowest=(1000.0,),
+    highest_low=(0.0,),
 )
 
 

@@ -325,7 +325,7 @@ def nested(depth):
         ({"Rows": 7}, "pixels are damaged, cut short, or do not fit its header"),
         ({"PixelData": None}, "has no pixel data"),
         ({"PixelData": b""}, "has no pixel data"),
-        ({"Rows": None, "Columns": None}, "holds no image to segment"),
+        ({"Rows": None, "Columns": None}, "has no pixel data"),
         ({"Modality": "SEG"}, "holds no image to segment"),
         ({"BitsAllocated": 13}, "pixels are damaged"),
         ({"SamplesPerPixel": 2}, "."),
@@ -436,3 +436,114 @@ def test_orientation_jitter_is_no_other_series(tmp_path):
     jitter = [decimals(np.array(AXIAL) + 1e-4 * k) for k in range(4)]
     write_series(tmp_path, VOLUME, ImageOrientationPatient=lambda k: jitter[k])
     assert len(find_scans(tmp_path)) == 1
+
+
+def entries_and_states(folder):
+    """name → "ok" or the reason, and the doubts of each."""
+    states = {}
+    for entry in find_scans(folder):
+        try:
+            read_scan(entry.paths)
+            states[entry.name] = ("ok", entry.doubts)
+        except ScanError as error:
+            states[entry.name] = (error.problem, entry.doubts)
+    return states
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200, 700, 1100])
+def test_a_damaged_slice_does_not_go_missing(tmp_path, kept):
+    paths = write_series(tmp_path / "ct", VOLUME)
+    paths[-1].write_bytes(paths[-1].read_bytes()[:kept])
+    states = entries_and_states(tmp_path)
+    assert states["ct/0003"][0] != "ok"
+    assert states["ct"][0] == "ok"
+    assert states["ct"][1][0].startswith(("1 files beside its", "1 images of the series"))
+
+
+def test_images_of_a_series_without_a_position_are_told(tmp_path):
+    place = ["0\\0\\0", "0\\0\\1", "0\\0\\2", None]
+    write_series(tmp_path / "ct", VOLUME, ImagePositionPatient=lambda k: place[k])
+    doubts = entries_and_states(tmp_path)["ct"][1]
+    assert doubts == ("1 images of the series have no position; left out",)
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_series_uid_alone_does_not_make_a_series(tmp_path, tag):
+    for n in range(2):  # as after an anonymisation that gives everybody the same UID
+        options = {"SeriesInstanceUID": "1.2.3", tag: f"1.{n + 5}"}
+        write_series(tmp_path / f"{n}", VOLUME, ipp0=(0, 0, n), step=2, **options)
+    entries = find_scans(tmp_path)
+    assert [entry.name for entry in entries] == ["0", "1"]
+    assert all(np.array_equal(read_scan(e.paths).voxels, voxels(VOLUME)) for e in entries)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "vr", "value"),
+    [
+        ("NumberOfFrames", "IS", b"CANARY^JOHN "),
+        ("NumberOfFrames", "IS", b"1\\2 "),
+        ("DiffusionBValue", "FD", b"CANARY"),
+        ("SpecificCharacterSet", "CS", b"CANARY"),
+    ],
+)
+def test_a_header_that_lies_is_one_files_failure(tmp_path, capfd, keyword, vr, value):
+    path = tmp_path / "a.dcm"
+    image(path, VOLUME[0])
+    dataset = pydicom.dcmread(path)
+    tag = pydicom.tag.Tag(keyword)
+    dataset[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
+    dataset.save_as(path)
+    write_series(tmp_path / "ct", VOLUME)
+    states = entries_and_states(tmp_path)
+    assert states["ct"][0] == "ok"
+    assert CANARY not in states["a"][0] + "".join(capfd.readouterr())
+
+
+def test_slices_left_out_in_even_steps(tmp_path):
+    series = write_series(tmp_path / "a", VOLUME, step=2.5, SpacingBetweenSlices=2.5)
+    assert "but the header says 2.5 mm" in read_scan(series[::2]).warnings[0]
+    assert read_scan(series).warnings == ()
+    thin = write_series(tmp_path / "b", VOLUME, step=5, SliceThickness=2.5)
+    assert "but each is 2.5 mm thick" in read_scan(thin).warnings[0]
+    gaps = write_series(tmp_path / "c", VOLUME, step=3.5, SliceThickness=2.5)
+    assert read_scan(gaps).warnings == ()
+
+
+def test_slices_aside(tmp_path):
+    places = [[0, 0, 0], [0.6, 0, 1], [0, 0, 2], [0, 0, 3]]
+    paths = write_series(tmp_path, VOLUME, ImagePositionPatient=lambda k: places[k])
+    assert read_scan(paths).warnings == ("slices lie up to 0.6 mm aside of a straight line",)
+
+
+def test_gaps_in_a_multi_frame_file(tmp_path):
+    smooth = (np.arange(5)[:, None, None] * 10 + np.zeros((5, 6, 5))).astype(np.int16)
+    enhanced(tmp_path / "a.dcm", smooth, order=[4, 0, 1, 3])
+    refused(tmp_path / "a.dcm", "1 of 5 slices are missing")
+    assert np.array_equal(read_scan(tmp_path / "a.dcm", True).voxels, voxels(smooth))
+
+
+def test_copies_of_another_scale_are_no_copies(tmp_path):
+    paths = write_series(tmp_path / "a", VOLUME)
+    paths += write_series(tmp_path / "b", VOLUME[:1], RescaleIntercept=500)
+    refused(paths, "lie where another one is")
+
+
+def test_an_empty_pixel_spacing_is_none(tmp_path):
+    image(tmp_path / "a.dcm", VOLUME[0], modality="OT", PixelSpacing="")
+    assert read_scan(tmp_path / "a.dcm").affine is None
+
+
+def test_a_palette_of_8_bits_in_16(tmp_path):
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in ("Red", "Green", "Blue"):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [3, 0, 16]
+        tags[f"{colour}PaletteColorLookupTableData"] = np.array([0, 100, 255], "<u2").tobytes()
+    image(tmp_path / "a.dcm", np.array([[0, 1, 2]], np.uint8), modality="OT", **tags)
+    assert read_scan(tmp_path / "a.dcm").voxels[0, :, 0, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("modality", ["RTDOSE", "SEG", "SR", "KO"])
+def test_other_objects_are_no_scans(tmp_path, modality):
+    image(tmp_path / "a.dcm", VOLUME[0], Modality=modality)
+    assert find_scans(tmp_path) == []
+    refused(tmp_path / "a.dcm", "holds no image to segment")

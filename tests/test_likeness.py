@@ -106,7 +106,8 @@ def test_nothing_is_said_of_what_training_did_not_know() -> None:
     [
         (0, 200, ""),
         (-90, 290, ""),  # half a range beyond, at most
-        (80, 160, ""),
+        (50, 160, ""),
+        (80, 160, "intensities 80.4…160 begin higher than the training scans', at most at 1"),
         (-1024, 3071, "intensities -1004…3051 reach beyond the training scans' 1…199"),
         (0, 400, "intensities 2…398 reach beyond the training scans' 1…199"),
         (-150, 100, "intensities -149…98.8 reach beyond the training scans' 1…199"),

@@ -205,6 +205,7 @@ def test_a_scan_unlike_the_training_scans_is_told_if_the_model_file_knows(torch_
         thickest=(),
         intensities=((0, 255),),
         narrowest=(100,),
+        highest_low=(0,),
     )
     info = read_info(torch_model)
     scan = Scan(np.full((1, 4, 4, 3), 7, np.uint8), np.diag([3, 3, 3, 1]), Path("a"), ("reader",))

@@ -56,7 +56,7 @@ def write_scans(folder):
     image(path, VOLUME[0], seed="cut", **tags)
     path.write_bytes(path.read_bytes()[:-500])
     image(folder / "no pixels.dcm", VOLUME[0], seed="none", **tags, PixelData=None)
-    image(folder / "report.dcm", VOLUME[0], seed="sr", **tags, Rows=None, PixelData=None)
+    image(folder / "report.dcm", VOLUME[0], seed="sr", **tags, Modality="SR", PixelData=None)
     image(folder / "colour.dcm", np.dstack([VOLUME[0].astype(np.uint8)] * 3), modality="US", **tags)
     return folder
 

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 
@@ -140,3 +141,60 @@ def test_the_limit_is_the_users(tmp_path, text, said):
     )
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_names_as_other_packers_write_them(tmp_path):
+    archive = pack(tmp_path / "up.zip", {"./d/a.png": png(), "d//b.png": png()})
+    entries = find_scans(archive)
+    assert [entry.name for entry in entries] == ["d/a", "d/b"]
+    assert all(read_scan(entry.paths).shape == (5, 4, 1) for entry in entries)
+    twice = tmp_path / "twice.zip"
+    with zipfile.ZipFile(twice, "w") as opened:
+        opened.writestr("a.png", png())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            opened.writestr("a.png", b"another")
+    with pytest.raises(ScanError, match="two members of one name"):
+        find_scans(twice)
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_member_fails_for_itself(tmp_path, method):
+    noise = np.random.default_rng(0).integers(0, 255, (99, 99), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, format="PNG")
+    archive = pack(tmp_path / "up.zip", {"a.png": stream.getvalue(), "b.png": png()}, method)
+    data = bytearray(archive.read_bytes())
+    data[60:90] = b"\xff" * 30
+    archive.write_bytes(data)
+    first, second = find_scans(archive)
+    assert read_scan(second.paths).shape == (5, 4, 1)
+    with pytest.raises(ScanError, match=r"unpacked|damaged"):
+        read_scan(first.paths)
+
+
+def test_listing_does_not_unpack(tmp_path):
+    archive = pack(tmp_path / "up.zip", {"a.png": png() + bytes(10**8), "b.dcm": bytes(10**8)})
+    tracemalloc.start()
+    assert len(find_scans(archive)) == 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+def test_documents_are_no_scans(tmp_path):
+    pack(tmp_path / "table.xlsx", {"a.xml": b"<a/>"})
+    (tmp_path / "notes.txt").write_text("of NDims = 3 and ObjectType = Image")
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    assert [entry.name for entry in find_scans(tmp_path)] == ["a"]
+
+
+def test_links_that_meet_again_and_again(tmp_path):
+    for n in range(20):
+        (tmp_path / f"{n}").mkdir()
+    for n in range(19):
+        for link in ("a", "b"):
+            (tmp_path / f"{n}" / link).symlink_to(tmp_path / f"{n + 1}")
+    Image.new("L", (4, 4)).save(tmp_path / "19" / "a.png")
+    assert len(find_scans(tmp_path / "0")) == 1

@@ -237,6 +237,14 @@ def test_uploads_become_scans(tmp_path):
         read_scan(two[3].paths)
 
 
+def test_voxels_of_a_header_are_no_upload_of_their_own(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(24))
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mhd").write_text(header + "ElementDataFile = a.raw\n")
+    (entry,) = group_uploads([tmp_path / "a.raw", tmp_path / "a.mhd"], tmp_path / "1", 1)
+    assert read_scan(entry.paths).shape == (2, 3, 4)
+
+
 def test_dicom_uploads_are_grouped_into_series(bands, tmp_path):
     volume = np.full((3, 6, 8), 100, np.int16)
     slices = write_series(tmp_path / "a", volume, seed="a")

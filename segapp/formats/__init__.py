@@ -34,6 +34,7 @@ __all__ = ["Entry", "Format", "find_scans", "group_files", "output_suffix", "rea
 __all__ += ["read_scan", "stem", "write_segmentation"]
 
 NOT_FINITE = "voxels are not finite"  # a warning that training takes for an error
+_WHOLE = "save class numbers, and resample masks by nearest neighbour"
 Format = Literal["same", "nifti", "png", "dicomseg"]
 
 _WRITERS = {
@@ -68,7 +69,7 @@ def read_scan(paths: Path | Sequence[Path], allow_gaps: bool = False) -> Scan:
         from segapp.formats import dicom
 
         return _checked(dicom.read_series(files, _folder(files), allow_gaps))
-    scans = [_checked(_read(file, labels=False)) for file in files]
+    scans = [_checked(_read(file, labels=False, allow_gaps=allow_gaps)) for file in files]
     first = scans[0]
     if len(scans) == 1:
         return first
@@ -93,8 +94,9 @@ def read_labels(path: Path) -> Scan:
         raise ScanError(
             scan.source,
             f"a mask has one value per pixel, this file has {len(voxels)} different channels "
-            "(colours?); save it as a grey or palette image that holds class numbers",
+            "(colours?)",
             "mask-colours",
+            "save it as a grey or palette image that holds class numbers",
         )
     voxels = voxels[:1]
     if voxels.dtype.kind == "f":
@@ -141,7 +143,8 @@ def alpha_warnings(path: Path, alpha: np.ndarray, labels: bool) -> list[str]:
         return []
     if labels:
         problem = "a mask has one value per pixel; this one is partly transparent"
-        raise ScanError(path, problem, "mask-colours")
+        remedy = "save it without transparency, as a grey or palette image of class numbers"
+        raise ScanError(path, problem, "mask-colours", remedy)
     return ["the alpha channel is not opaque; it was dropped"]
 
 
@@ -174,7 +177,7 @@ def _folder(files: Sequence[Path]) -> Path:
     return files[0].parent
 
 
-def _read(path: Path, labels: bool) -> Scan:
+def _read(path: Path, labels: bool, allow_gaps: bool = False) -> Scan:
     try:
         if path.is_dir():
             raise ScanError(path, "is a folder, not a scan file")
@@ -184,7 +187,9 @@ def _read(path: Path, labels: bool) -> Scan:
             raise ScanError(path, "is not a regular file")
         if source.size(path) == 0:
             raise ScanError(path, "the file is empty")
-        scan = _module(_kind(path)).read(path, labels)
+        kind = _kind(path)
+        options = (labels, allow_gaps) if kind == "dicom" else (labels,)
+        scan = _module(kind).read(path, *options)
         if scan.voxels.dtype.kind not in "iuf":
             raise ScanError(path, f"has {scan.voxels.dtype} voxels; save real numbers")
         return scan
@@ -219,16 +224,17 @@ def _whole_numbers(path: Path, values: np.ndarray) -> tuple[np.ndarray, float]:
     finite = np.isfinite(values)
     if not finite.all():
         problem = f"a mask holds whole numbers, {int((~finite).sum())} are not finite"
-        raise ScanError(path, problem, "mask-not-integer")
+        raise ScanError(path, problem, "mask-not-integer", _WHOLE)
     rounded = np.rint(values)
     change = np.abs(values - rounded)
     wrong = values[(change > 1e-3) | (np.abs(rounded) >= 2**31)]
     if wrong.size:
         raise ScanError(
             path,
-            f"a mask holds whole class numbers, this one has values like {wrong[0]:.6g}; is it an "
-            "image or a probability map, or was it resampled with interpolation?",
+            f"a mask holds whole class numbers, this one has values like {wrong[0]:.6g} (an image, a "
+            "probability map, or resampled with interpolation?)",
             "mask-not-integer",
+            _WHOLE,
         )
     return rounded.astype(np.int32), float(change.max())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +26,85 @@ from segapp.formats.source import check_size
 from segapp.scan import Scan
 
 _SPLITTING = ("EchoNumbers", "TemporalPositionIdentifier", "DiffusionBValue")
+_SHARED = ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Rows", "Columns")
+_SHARED += ("SamplesPerPixel", *_SPLITTING)
 _HEADER_TAGS = [
-    *("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns"),
+    *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *("SeriesNumber", "Modality", "Rows", "Columns"),
     *("NumberOfFrames", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
     *("SamplesPerPixel", "SpacingBetweenSlices", "SliceThickness", *_SPLITTING),
 ]
 
 
-def group_series(files: Sequence[Path]) -> tuple[list[tuple[int | None, list[Path]]], list[str]]:
-    """DICOM files as scans: [(series number, files)], and what other objects there were.
+@dataclass
+class Series:
+    """Files that make one scan. number: the header's, if it has one; without_place: images of the
+    same series that have no position and stand alone; unreadable: a file that is cut short."""
 
-    Slices belong together that share series, size, orientation and pixel spacing (and echo, time
-    point and b-value, where given). Images without a position, multi-frame files and unreadable
-    ones stand alone; reading these says what is wrong. Segmentations, reports, plans and indices
-    are no scans: the second list names their kinds.
+    files: list[Path]
+    number: int | None = None
+    without_place: int = 0
+    unreadable: bool = False
+
+
+def group_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
+    """DICOM files as scans, and the kinds of other objects among them.
+
+    Slices belong together that share patient, study, series, frame of reference, size, orientation
+    and pixel spacing (and echo, time point and b-value, where given). Images without a position,
+    multi-frame files and unreadable ones stand alone; reading these says what is wrong. What is
+    known to be a segmentation, a report, a plan or an index is no scan.
     """
-    groups: list[tuple[Any, Plane | None, int | None, list[Path]]] = []
-    by_key: dict[Any, list[int]] = {}
+    found: list[Series] = []
+    stacks: dict[Any, list[tuple[Plane, Series]]] = {}
+    placeless: Counter[str] = Counter()
     others: list[str] = []
     for file in files:
         try:
-            header = read_header(file, _HEADER_TAGS)
-            if not is_image(header):
-                others.append(describe(header))
-                continue
-            plane, key = find_plane(file, header), _series_key(header)
+            with sober(file):
+                header = read_header(file, _HEADER_TAGS)
+                if not is_image(header):
+                    others.append(describe(header))
+                    continue
+                plane, key = find_plane(file, header), _series_key(header)
+                number = _whole(header.get("SeriesNumber"))
         except ScanError:
-            groups.append((None, None, None, [file]))
+            found.append(Series([file], unreadable=True))
             continue
-        near = by_key.setdefault(key, [])
-        match = None
-        if plane is not None and key is not None:
-            match = next((n for n in near if _same_stack(groups[n][1], plane)), None)
-        if match is None:
-            near.append(len(groups))
-            groups.append((key, plane, _whole(header.get("SeriesNumber")), [file]))
-        else:
-            groups[match][3].append(file)
-    return [(number, found) for _, _, number, found in groups], others
+        near = stacks.setdefault(key, [])
+        series = next((s for p, s in near if plane is not None and p.parallel(plane)), None)
+        if key is not None and series is not None:
+            series.files.append(file)
+            continue
+        found.append(Series([file], number, unreadable="Rows" not in header))
+        if key is not None and plane is not None:
+            near.append((plane, found[-1]))
+        elif key is not None:
+            placeless[key[0]] += 1
+    for key, near in stacks.items():
+        for _, series in near:
+            series.without_place = placeless[key[0]]
+    return found, others
 
 
-def read(path: Path, labels: bool) -> Scan:
-    """One file: voxels (C, I, J, K) in the modality's units, I = column, J = row, K = frames."""
+def read(path: Path, labels: bool, allow_gaps: bool = False) -> Scan:
+    """One file: voxels (C, I, J, K) in the modality's units, I = column, J = row, K = frames.
+
+    allow_gaps: see read_series. Raises ScanError.
+    """
     if labels:
         raise ScanError(path, "is a DICOM file; masks are read from NIfTI, NRRD, PNG or TIFF")
     dataset, pixels, warnings = read_pixels(path)
     with sober(path):
         if len(pixels) > 1 or "PerFrameFunctionalGroupsSequence" in dataset:
-            return _multi_frame(path, dataset, pixels, warnings)
+            return _multi_frame(path, dataset, pixels, warnings, allow_gaps)
         plane = find_plane(path, dataset)
         pixels = rescale(path, pixels, dataset, _bits(dataset))
         warnings += _doubts(dataset)
         affine = None
         if plane is not None:
-            affine = make_affine(plane, plane.normal * plane.thickness)
-        elif "PixelSpacing" in dataset:
+            affine = make_affine(plane, plane.step)
+        elif dataset.get("PixelSpacing"):
             affine, note = assumed_affine(path, dataset)
             warnings.append(note)
     return Scan(_voxels(pixels), affine, path, tuple(warnings), (path,))
@@ -123,7 +149,11 @@ def read_series(files: Sequence[Path], source: Path, allow_gaps: bool = False) -
 
 
 def _multi_frame(
-    path: Path, dataset: pydicom.Dataset, pixels: np.ndarray, warnings: list[str]
+    path: Path,
+    dataset: pydicom.Dataset,
+    pixels: np.ndarray,
+    warnings: list[str],
+    allow_gaps: bool,
 ) -> Scan:
     shared = _first(dataset.get("SharedFunctionalGroupsSequence")) or pydicom.Dataset()
     per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
@@ -148,9 +178,9 @@ def _multi_frame(
         return Scan(_voxels(np.stack(frames)), None, path, tuple(warnings), (path,))
     if not all(found[0].parallel(plane) for plane in found):
         raise ScanError(path, "its frames have different orientations; export one stack")
-    stack = arrange(path, found, allow_gaps=False)
+    stack = arrange(path, found, allow_gaps)
     affine = make_affine(found[stack.order[0]], stack.step)
-    volume = np.stack([frames[n] for n in stack.order])
+    volume = on_even_grid(np.stack([frames[n] for n in stack.order]), stack)
     return Scan(_voxels(volume), affine, path, (*warnings, *stack.warnings), (path,))
 
 
@@ -178,7 +208,10 @@ def _without_copies(
 
 
 def _content_hash(file: Path) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(read_pixels(file)[1]).tobytes()).digest()
+    dataset, pixels, _ = read_pixels(file)
+    with sober(file):
+        values = rescale(file, pixels, dataset, _bits(dataset))
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
 
 
 def _doubts(dataset: pydicom.Dataset) -> list[str]:
@@ -189,17 +222,12 @@ def _doubts(dataset: pydicom.Dataset) -> list[str]:
     return ["CT without RescaleSlope and RescaleIntercept: values may not be HU"]
 
 
-def _same_stack(plane: Plane | None, other: Plane) -> bool:
-    return plane is not None and plane.parallel(other)
-
-
 def _series_key(header: pydicom.Dataset) -> Any:
     """None for what can't be a slice of a volume."""
     uid = header.get("SeriesInstanceUID")
     if not uid or int(header.get("NumberOfFrames") or 1) > 1:
         return None
-    values = [header.get(k) for k in ("Rows", "Columns", "SamplesPerPixel", *_SPLITTING)]
-    return (str(uid), *(str(value) for value in values))
+    return (str(uid), *(str(header.get(tag)) for tag in _SHARED))
 
 
 def _bits(dataset: pydicom.Dataset) -> int:

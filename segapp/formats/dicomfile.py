@@ -35,6 +35,13 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _HEADER_BYTES = 1 << 24  # of a deflated header; real ones have some thousand
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_GROUP = 0x7FE0
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_OTHER_CLASSES = (
+    "1.2.840.10008.1.3.10",  # the index of a disc
+    *(f"{_STORAGE}{n}" for n in ("9.", "11.", "66", "67", "68", "78.", "79", "88.", "104.")),
+    *(f"{_STORAGE}481.{n}" for n in range(2, 30)),  # radiotherapy, all but RT Image
+)
+_OTHER_MODALITIES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG")
 # pydicom's plugin → the package that brings it, in the order in which they are tried.
 _PACKAGES = {
     "pydicom": "pydicom",
@@ -67,7 +74,7 @@ def sober(path: Path, problem: str = "its header is damaged or no valid DICOM") 
 
 def read_header(path: Path, tags: list[str] | None = None) -> pydicom.Dataset:
     """Everything but the pixels, or only `tags` (keywords) of it. Raises ScanError."""
-    with sober(path), open_binary(path) as stream:
+    with sober(path), open_binary(path, only_start=True) as stream:
         return _parse(path, stream, header_only=True, tags=tags)
 
 
@@ -79,8 +86,9 @@ def describe(header: pydicom.Dataset) -> str:
 
 
 def is_image(header: pydicom.Dataset) -> bool:
-    """Whether it is a picture of something, not a segmentation, a report, a plan or an index."""
-    return "Rows" in header and header.get("Modality") not in ("SEG", "RTSTRUCT", "PR", "SR")
+    """False for what is known to be something else: a segmentation, a report, a plan, an index."""
+    uid = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    return header.get("Modality") not in _OTHER_MODALITIES and not uid.startswith(_OTHER_CLASSES)
 
 
 def read_pixels(path: Path) -> tuple[pydicom.Dataset, np.ndarray, list[str]]:
@@ -94,7 +102,7 @@ def read_pixels(path: Path) -> tuple[pydicom.Dataset, np.ndarray, list[str]]:
         if not is_image(dataset):
             raise ScanError(path, f"holds no image to segment (it is a {describe(dataset)})")
         keyword = next((k for k in _PIXELS if k in dataset), None)
-        if keyword is None:
+        if keyword is None or "Rows" not in dataset:
             raise ScanError(path, "has no pixel data; export the images again")
         rows, columns = (int(dataset.get(k) or 0) for k in ("Rows", "Columns"))
         samples = int(dataset.get("SamplesPerPixel") or 1)
@@ -108,10 +116,14 @@ def read_pixels(path: Path) -> tuple[pydicom.Dataset, np.ndarray, list[str]]:
         kind, notes = str(dataset.get("PhotometricInterpretation", "")), []
         if kind == "PALETTE COLOR":
             colours = np.asarray(apply_color_lut(pixels[..., 0], dataset))[..., :3]
-            pixels = (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
+            if colours.dtype == np.uint16:  # of 16 bits, or of 8 in 16
+                colours = colours >> (8 if colours.max(initial=0) > 255 else 0)
+            pixels = colours.astype(np.uint8)
         elif kind == "MONOCHROME1":
             pixels = _turned(pixels, dataset)
             notes.append("stored with larger values darker (MONOCHROME1); it was turned")
+            if dataset.get("Modality") in ("CT", "PT"):
+                notes[-1] += ", which may have turned units such as HU as well"
         elif samples not in (1, 3):
             raise ScanError(path, f"has {samples} samples a pixel; 1 (grey) or 3 (colour) are read")
         return dataset, pixels, notes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -25,17 +26,24 @@ _TAGS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
 @dataclass(frozen=True)
 class Plane:
     """Where one slice lies. position, row, column: LPS mm and directions in which the column and
-    the row index grow; spacing: (between rows, between columns) mm; thickness in mm."""
+    the row index grow; spacing: (between rows, between columns) mm; between: mm from slice to
+    slice, thickness: of the slice in mm, both as the header claims, 0 where it does not."""
 
     position: np.ndarray
     row: np.ndarray
     column: np.ndarray
     spacing: tuple[float, float]
+    between: float
     thickness: float
 
     @property
     def normal(self) -> np.ndarray:
         return np.cross(self.row, self.column)
+
+    @property
+    def step(self) -> np.ndarray:
+        """To the next slice, for one without neighbours."""
+        return self.normal * (self.between or self.thickness or 1.0)
 
     def parallel(self, other: Plane) -> bool:
         mine, others = ([p.row, p.column] for p in (self, other))
@@ -63,8 +71,7 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
     `allow_gaps`) where they are not evenly spaced.
     """
     if len(planes) == 1:
-        step = planes[0].normal * planes[0].thickness
-        return Stack([0], np.zeros(1), 1, step, ())
+        return Stack([0], np.zeros(1), 1, planes[0].step, ())
     positions, warnings = np.array([p.position for p in planes]), []
     along = positions @ planes[0].normal
     order = np.argsort(along, kind="stable")
@@ -97,7 +104,8 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
             places = (along - along[0]) / distance
             what = f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart, not evenly"
         if not allow_gaps:
-            raise ScanError(source, f"{what}; export the whole series, or use --allow-gaps")
+            remedy = "export the whole series (or let predict --allow-gaps fill it)"
+            raise ScanError(source, what, "slices-missing", remedy)
         warnings.append(f"{what}; the gaps were filled by interpolation")
     count = int(np.ceil(places[-1] - 1e-6)) + 1
     step = (positions[-1] - positions[0]) / places[-1]
@@ -106,6 +114,9 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
     aside = np.linalg.norm(apart - np.outer(apart @ normal, normal), axis=1).max()
     if aside > max(1.0, *planes[0].spacing):
         raise ScanError(source, f"its slices do not lie on one line (up to {aside:.3g} mm aside)")
+    if aside > 0.5 * min(planes[0].spacing):
+        warnings.append(f"slices lie up to {aside:.2g} mm aside of a straight line")
+    warnings += _thinned(planes[0], distance)
     slant = np.linalg.norm(step - (step @ normal) * normal) / distance
     if slant > _TILT:
         degrees = float(np.degrees(np.arctan(slant)))
@@ -114,6 +125,17 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
             "are kept as they are, on a sheared grid"
         )
     return Stack(order.tolist(), places, count, step, tuple(warnings))
+
+
+def _thinned(plane: Plane, distance: float) -> list[str]:
+    """Slices left out in even steps leave an even grid; only the header knows of them."""
+    if plane.between and abs(distance - plane.between) > 0.1 * plane.between:
+        claim = f"the header says {plane.between:.4g} mm"
+    elif not plane.between and plane.thickness and distance > 1.9 * plane.thickness:
+        claim = f"each is {plane.thickness:.4g} mm thick"
+    else:
+        return []
+    return [f"slices lie {distance:.4g} mm apart, but {claim}; some may be missing"]
 
 
 def on_even_grid(slices: np.ndarray, stack: Stack) -> np.ndarray:
@@ -151,13 +173,16 @@ def find_plane(path: Path, header: pydicom.Dataset) -> Plane | None:
         row = row / lengths[0]
         column = column - (column @ row) * row
         column /= np.linalg.norm(column)
-        thickness = 0.0
-        for tag in ("SpacingBetweenSlices", "SliceThickness"):
-            value = header.get(tag)
-            if not thickness > 0 and value not in (None, ""):
-                thickness = abs(float(value))
-        thickness = thickness if np.isfinite(thickness) and thickness > 0 else 1.0
-        return Plane(position, row, column, (float(spacing[0]), float(spacing[1])), thickness)
+        between, thickness = (
+            _length(header.get(tag)) for tag in ("SpacingBetweenSlices", "SliceThickness")
+        )
+        pixel_mm = (float(spacing[0]), float(spacing[1]))
+        return Plane(position, row, column, pixel_mm, between, thickness)
+
+
+def _length(value: Any) -> float:
+    number = abs(float(value)) if value not in (None, "") else 0.0
+    return number if np.isfinite(number) else 0.0
 
 
 def make_affine(first: Plane, step: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,13 @@ SUFFIXES = {
     "zip": (".zip",),
 }
 _ALL = tuple(suffix for group in SUFFIXES.values() for suffix in group)
-_DETACHED = (".raw", ".zraw", ".raw.gz", ".bin", ".img")  # voxels that a header file names
+_HEADERS, _DETACHED = (".mhd", ".nhdr"), (".raw", ".zraw", ".raw.gz", ".bin", ".img")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MARKS = {
     **dict.fromkeys((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_MARKS), "raster"),
     b"NRRD0": "nrrd",
-    b"PK\x03\x04": "zip",
 }
+_METAIMAGE = re.compile(rb"(?m)^(ObjectType|NDims)[ \t]*=")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Entry:
     paths: its one file, one a channel, or those of a DICOM series; of an incomplete group of
     channels some do not exist.
     folder: that of a DICOM series which has it to itself.
+    doubts: warnings for its result, of what lies beside it.
     """
 
     name: str
     paths: tuple[Path, ...]
     folder: Path | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -84,7 +87,7 @@ def file_kind(path: Path) -> str:
         return "dicom"
     if start[:2] == b"BM" and known_suffix(path) == ".bmp":
         return "raster"
-    if b"ObjectType" in start[:64] or b"NDims" in start[:256]:
+    if _METAIMAGE.search(start[:256]):
         return "metaimage"
     return next((kind for kind, group in SUFFIXES.items() if known_suffix(path) in group), "")
 
@@ -104,18 +107,15 @@ def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
 def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> list[Entry]:
     """`files` below `folder` as scans; see `find_scans`. A file that can't be opened is an Entry of
     its own, so that reading it says why."""
+    kinds = {path: _kind_or_unreadable(path) for path in files}
+    dicom = [path for path, kind in kinds.items() if kind == "dicom"]
+    damaged = _damaged_slices(dicom, [path for path, kind in kinds.items() if not kind])
+    kinds.update(dict.fromkeys(damaged, "unreadable"))
+    voxels = detached(files)
     groups: dict[tuple[str, tuple[Path, ...]], Entry] = {}
     endings = tuple(f"_{channel:04d}" for channel in range(channel_files))
-    dicom: list[Path] = []
-    others: Counter[str] = Counter()
-    for path in files:
-        kind = _kind_or_unreadable(path)
-        if kind == "dicom":
-            dicom.append(path)
-            continue
-        if not kind:
-            if not _is_detached(path):
-                others["of another format"] += 1
+    for path, kind in kinds.items():
+        if kind in ("", "dicom"):
             continue
         base, paths = stem(path), (path,)
         if channel_files > 1 and base.endswith(endings):
@@ -124,38 +124,56 @@ def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> 
             paths = tuple(path.with_name(f"{base}{ending}{suffix}") for ending in endings)
         name = (_below(path.parent, folder) / base).as_posix()
         groups[name, paths] = Entry(name, paths)
-    entries = [groups[key] for key in sorted(groups)]
-    if dicom:
-        found, kinds = _series_entries(dicom, folder)
-        entries = sorted([*entries, *found], key=lambda entry: (entry.name, entry.paths))
-        others.update(f"DICOM {kind}" for kind in kinds)
-    if others:
-        listed = ", ".join(f"{count} {what}" for what, count in sorted(others.items()))
-        log.info("%s: left out files that are no scans: %s", folder, listed)
-    return entries
+    found, others = _series_entries(dicom, damaged, folder)
+    left_out = Counter(f"DICOM {kind}" for kind in others)
+    left_out["of another format"] = sum(not kind for kind in kinds.values()) - len(voxels)
+    if said := ", ".join(f"{count} {what}" for what, count in left_out.items() if count > 0):
+        log.info("%s: left out files that are no scans: %s", folder, said)
+    return sorted([*groups.values(), *found], key=lambda entry: (entry.name, entry.paths))
+
+
+def detached(files: Sequence[Path]) -> set[Path]:
+    """Those of `files` that hold the voxels to a header file beside them (a.raw to a.mhd)."""
+    headers = {path.with_name(stem(path)) for path in files if path.suffix.lower() in _HEADERS}
+    return {
+        path
+        for path in files
+        for suffix in _DETACHED
+        if path.name.lower().endswith(suffix)
+        and path.with_name(path.name[: -len(suffix)]) in headers
+    }
+
+
+def _damaged_slices(dicom: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """Files of no format that lie among DICOM files and are named like them: emptied, or damaged
+    in their first bytes. They must not go missing without a word."""
+    names = {(path.parent, path.suffix.lower()) for path in dicom}
+    return [path for path in others if (path.parent, path.suffix.lower()) in names]
 
 
 def _kind_or_unreadable(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe: opening it would wait for ever
-        return "unreadable"
     try:
-        return file_kind(path)
+        kind = file_kind(path)
     except (OSError, ScanError):
         return "unreadable"
+    return kind
 
 
-def _is_detached(path: Path) -> bool:
-    """Whether the name is that of the voxels to a header file beside it."""
-    return path.name.lower().endswith(_DETACHED)
-
-
-def _series_entries(files: list[Path], folder: Path) -> tuple[list[Entry], list[str]]:
+def _series_entries(
+    files: list[Path], damaged: Sequence[Path], folder: Path
+) -> tuple[list[Entry], list[str]]:
+    """DICOM files as scans, and the kinds of other DICOM objects."""
+    if not files:
+        return [], []
     from segapp.formats import dicom
 
     series, others = dicom.group_series(sorted(files))
-    places = [_common(paths) if len(paths) > 1 else None for _, paths in series]
+    places = [_common(found.files) if len(found.files) > 1 else None for found in series]
+    unreadable = Counter(path.parent for path in damaged)
+    unreadable.update(found.files[0].parent for found in series if found.unreadable)
     entries = []
-    for (number, paths), place in zip(series, places, strict=True):
+    for found, place in zip(series, places, strict=True):
+        paths = found.files
         if place is None:
             name = (_below(paths[0].parent, folder) / stem(paths[0])).as_posix()
             entries.append(Entry(name, tuple(paths)))
@@ -164,8 +182,13 @@ def _series_entries(files: list[Path], folder: Path) -> tuple[list[Entry], list[
         name = inside.as_posix() if inside.parts else stem(folder.resolve())
         alone = places.count(place) == 1
         if not alone:
-            name += "_series" if number is None else f"_series{number}"
-        entries.append(Entry(name, tuple(paths), place if alone else None))
+            name += "_series" if found.number is None else f"_series{found.number}"
+        doubts = []
+        if count := sum(unreadable[parent] for parent in {path.parent for path in paths}):
+            doubts.append(f"{count} files beside its slices can't be read; slices may be missing")
+        if found.without_place:
+            doubts.append(f"{found.without_place} images of the series have no position; left out")
+        entries.append(Entry(name, tuple(paths), place if alone else None, tuple(doubts)))
     return entries, others
 
 
@@ -184,21 +207,22 @@ def _below(place: Path, folder: Path) -> Path:
     return Path(*(stem(p) if p.lower().endswith(".zip") else p for p in parts))
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Files below `folder`; `above` are the folders on the way; no link leads back to them."""
+def _walk(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """Files below `folder`, each folder once, whatever links lead to it."""
     if folder.is_file():
         yield from (m for m in members(folder) if not _hidden(m.relative_to(folder)))
         return
-    real = folder.resolve()
-    if real in above:
+    seen, real = set() if seen is None else seen, folder.resolve()
+    if real in seen:
         return
+    seen.add(real)
     try:
-        children = [child for child in folder.iterdir() if not child.name.startswith(".")]
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     except OSError as error:
         raise ScanError(folder, f"can't be listed ({error.strerror})") from error
     for child in children:
         if child.is_dir():
-            yield from _walk(child, (*above, real))
+            yield from _walk(child, seen)
         elif child.name.lower().endswith(".zip") and is_readable_zip(child):
             yield from _walk(child)
         else:

@@ -36,7 +36,8 @@ def _limit() -> int:
 # for; the same number of bytes is the most that a member of an archive may unpack to.
 MAX_VOXELS = _limit()
 _MAX_MEMBERS = 1_000_000
-_UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
+_UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
+_UNZIP_ERRORS += (RuntimeError,)
 _PIECE = 1 << 20
 UNPACK_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
@@ -55,6 +56,20 @@ def check_size(path: Path, shape: Sequence[int]) -> None:
         )
 
 
+class _Unpacking(io.BufferedReader):
+    """A member of an archive; what is wrong with it is a ScanError when it is met."""
+
+    def __init__(self, member: tuple[Path, IO[bytes]]):
+        self.path = member[0]
+        super().__init__(cast(io.RawIOBase, member[1]))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return super().read(size)
+        except _UNZIP_ERRORS as error:
+            raise ScanError(self.path, f"can't be unpacked ({error})") from error
+
+
 class _Bounded(io.BufferedReader):
     """Asks for no more memory than there are bytes: a damaged header may name a length of 4 GB."""
 
@@ -66,18 +81,24 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """A seekable stream of a file or of an archive's member. Raises OSError, ScanError."""
+def open_binary(path: Path, only_start: bool = False) -> BinaryIO:
+    """A seekable stream of a file or of an archive's member, which is unpacked into memory; with
+    `only_start` as far as it is read. Raises OSError, ScanError."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ScanError(path, "is not a regular file")
     try:
         return _Bounded(io.FileIO(path))
     except NotADirectoryError:
-        archive, member = _split(path)
-        return io.BytesIO(_read_member(archive, member))
+        member = _open_member(*_split(path))
+    if only_start:
+        return cast(BinaryIO, _Unpacking(member))
+    with _Unpacking(member) as stream:
+        return io.BytesIO(stream.read())  # no more than the archive says, whatever it holds
 
 
 def head(path: Path, count: int) -> bytes:
     """The first `count` bytes, fewer where there are no more."""
-    with open_binary(path) as stream:
+    with open_binary(path, only_start=True) as stream:
         return stream.read(count)
 
 
@@ -107,17 +128,9 @@ def is_zip(path: Path) -> bool:
 
 
 def members(archive: Path) -> list[Path]:
-    """The files in an archive as paths below it. Raises ScanError where it is damaged, encrypted,
-    holds too many members, or one whose name leads out of the archive."""
-    found = []
-    for info in _open_zip(archive).infolist():
-        name = PurePosixPath(info.filename)
-        if info.is_dir():
-            continue
-        if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in info.filename:
-            raise ScanError(archive, "holds a member whose name leads out of it; not opened")
-        found.append(archive / name)
-    return found
+    """The files in an archive as paths below it. Raises ScanError where it is damaged, holds too
+    many members, two of one name, or one whose name leads out of the archive."""
+    return [archive / name for name in _open_zip(archive)[1]]
 
 
 def pieces(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
@@ -211,37 +224,48 @@ def _split(path: Path) -> tuple[Path, str]:
     raise FileNotFoundError(2, "No such file or directory", str(path))
 
 
-def _open_zip(archive: Path) -> zipfile.ZipFile:
+def _open_zip(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An archive and its files by their names, "./" and "//" in these left out."""
     state = archive.stat()
     return _cached_zip(archive, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=2)
-def _cached_zip(archive: Path, _mtime: int, _size: int) -> zipfile.ZipFile:
+def _cached_zip(
+    archive: Path, _mtime: int, _size: int
+) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     try:
         opened = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
         raise ScanError(archive, f"is a damaged zip archive ({error})") from error
     if len(opened.filelist) > _MAX_MEMBERS:
         raise ScanError(archive, f"holds {len(opened.filelist)} files, more than {_MAX_MEMBERS}")
-    return opened
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in opened.filelist:
+        name = PurePosixPath(info.filename)
+        if info.is_dir():
+            continue
+        if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in info.filename:
+            raise ScanError(archive, "holds a member whose name leads out of it; not opened")
+        if found.setdefault(name.as_posix(), info) is not info:
+            raise ScanError(archive, "holds two members of one name; pack it again")
+    return opened, found
 
 
-def _member(archive: Path, member: str) -> zipfile.ZipInfo:
+def _member(archive: Path, name: str) -> zipfile.ZipInfo:
     try:
-        return _open_zip(archive).getinfo(member)
+        return _open_zip(archive)[1][name]
     except KeyError:
-        raise FileNotFoundError(2, "No such file in the archive", str(archive / member)) from None
+        raise FileNotFoundError(2, "No such file in the archive", str(archive / name)) from None
 
 
-def _read_member(archive: Path, member: str) -> bytes:
-    path, info = archive / member, _member(archive, member)
+def _open_member(archive: Path, name: str) -> tuple[Path, IO[bytes]]:
+    path, info = archive / name, _member(archive, name)
     if info.flag_bits & 1:
         raise ScanError(path, "is encrypted; unpack the archive with its password first")
     if info.file_size > MAX_VOXELS:
         raise ScanError(path, f"unpacks to {info.file_size} bytes, the limit is {MAX_VOXELS}")
     try:
-        with _open_zip(archive).open(info) as stream:
-            return stream.read()  # no more than file_size, whatever the stream holds
+        return path, _open_zip(archive)[0].open(info)
     except _UNZIP_ERRORS as error:
         raise ScanError(path, f"can't be unpacked ({error})") from error

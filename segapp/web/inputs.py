@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segapp.errors import ScanError
 from segapp.formats import Entry, find_scans, stem
-from segapp.formats.listing import known_suffix
+from segapp.formats.listing import detached, known_suffix
 from segapp.predict import Predictor
 
 
@@ -35,7 +35,8 @@ def group_uploads(paths: Sequence[Path], folder: Path, channel_files: int) -> li
         links.append(link)
     found = find_scans(folder, channel_files) if links else []
     used = {place for e in found for path in e.paths for place in (path, *path.parents)}
-    found += [Entry(stem(link), (link,)) for link in links if link not in used]
+    rest = [link for link in links if link not in used | detached(links)]
+    found += [Entry(stem(link), (link,)) for link in rest]
     order = {link: n for n, link in enumerate(links)}
 
     def first_upload(entry: Entry) -> int:
