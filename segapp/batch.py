@@ -161,7 +161,7 @@ def _predict_safely(
             write_overlay(segmentation, predictor.preprocessing.slice_axis, picture)
         return outcome
     except SegappError as error:
-        reason = error.problem if isinstance(error, ScanError) else str(error)
+        reason = error.reason if isinstance(error, ScanError) else str(error)
         return Outcome(entry.source, status="failed", reason=reason)
     except MemoryError:
         return Outcome(entry.source, status="failed", reason="not enough memory for this scan")

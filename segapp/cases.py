@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from segapp.errors import DataError, ScanError
+from segapp.declared import Names
+from segapp.errors import ScanError
 from segapp.files import sha256
-from segapp.finding import Finding, refuse, sinking
+from segapp.finding import refuse
 from segapp.formats.source import open_binary
 from segapp.layout import Case, Dataset, list_cases
 from segapp.scan import SegClass, make_classes
 
 IGNORE_INDEX = 255  # a label that counts nowhere: not in the loss, not in the metrics
 _UNKNOWN = 254  # marks a pixel that no class has claimed yet
-_LARGEST, _MOST = 65535, 250  # mask value, number of classes
+LARGEST_VALUE, MOST_CLASSES = 65535, 250
 
 
 def find_cases(root: Path) -> Dataset:
@@ -49,17 +50,19 @@ def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:
     """Carve a missing `val` out of `train` by patient, at random with `seed`.
 
     Cases without a split count as `train`. A data set that has a val split is returned as it is.
-    Raises DataError where there are fewer than two patients.
+    Raises ScanError where there are fewer than two patients.
     """
     cases = tuple(c if c.split else replace(c, split="train") for c in dataset.cases)
     if any(c.split == "val" for c in cases):
         return replace(dataset, cases=cases)
     patients = sorted({c.patient for c in cases if c.split == "train"})
     if len(patients) < 2:
-        raise DataError(
-            f"{dataset.root}: {len(patients)} patient in train, and no val split; at least 2 are "
-            "needed to set some aside (add val/, or a cases.csv with image,mask,patient,split)"
+        problem = f"{len(patients)} patient in train, and no val split"
+        remedy = (
+            "at least 2 are needed to set some aside (add val/, or a cases.csv with "
+            "image,mask,patient,split)"
         )
+        raise ScanError(dataset.root, problem, "val-split", remedy)
     n_val = min(len(patients) - 1, max(1, round(share * len(patients))))
     chosen = {("train", p) for p in np.random.default_rng(seed).permutation(patients)[:n_val]}
     cases = tuple(replace(c, split="val") if (c.split, c.patient) in chosen else c for c in cases)
@@ -67,32 +70,11 @@ def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:
     return replace(dataset, cases=cases, notes=(*dataset.notes, note))
 
 
-def find_classes(
-    dataset: Dataset, first_seen: dict[int, Path], names: list[str] | None, ignore: int | None
-) -> tuple[SegClass, ...]:
-    """`choose_classes`, but raise DataError naming a mask with a value outside the classes.
-
-    first_seen: every value that the masks hold → a mask that holds it.
-    """
-    values = sorted(set(first_seen) - {ignore})
-    refuse(outside([v], first_seen[v], None) for v in values if not 0 <= v <= _LARGEST)
-    classes = choose_classes(dataset, values, names)
-    refuse(
-        outside([v], first_seen[v], classes) for v in values if v not in {c.value for c in classes}
-    )
-    return classes
-
-
-def outside(values: list[int], mask: Path, classes: tuple[SegClass, ...] | None) -> Finding:
-    """What to say of a mask with `values` that none of the classes has, or no class may have."""
-    shown = "mask value " + ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")
-    remedy = "name every value in data.classes, or leave one out with data.ignore"
-    if classes is None:
-        problem = f"{shown} lies beyond what a mask may hold, 0…{_LARGEST}"
-    else:
-        known = ", ".join(f"{c.value} {c.name}" for c in classes)
-        problem = f"{shown} is outside the classes ({known})"
-    return sinking("mask-value", mask, problem, remedy)
+def declared_names(dataset: Dataset, names: list[str] | None) -> Names | None:
+    """`names` (data.classes), which win over what the data set declares, or that. The same names as
+    the data set's own, as of a resumed run, keep its values."""
+    with_values = {n for n, value in (dataset.class_names or {}).items() if value is not None}
+    return dict.fromkeys(names) if names and set(names) != with_values else dataset.class_names
 
 
 def choose_classes(
@@ -100,35 +82,46 @@ def choose_classes(
 ) -> tuple[SegClass, ...]:
     """The classes and the mask values that stand for them, given the values that masks hold.
 
-    `names` (data.classes) wins over what the data set declares. Names without values: the values
-    0…n-1 where every mask value is one of these, else the sorted values found, if there are as
-    many. No names at all: one class for each value found. Raises ScanError (kind "classes") for
-    two classes of one value, fewer than two or more than 250, and values beyond 0…65535.
+    Names (see `declared_names`) without values: the values 0…n-1 where every mask value is one of
+    these, else the sorted values found, if there are as many. No names at all: one class for each
+    value found. Raises ScanError (kind "classes") for two classes of one value, fewer than two or
+    more than 250, and values beyond 0…65535.
     """
-    declared = dataset.class_names
-    with_values = {n for n, value in (declared or {}).items() if value is not None}
-    if names and set(names) != with_values:  # the same names, as of a resumed run, keep the values
-        declared = dict.fromkeys(names)
+    declared = declared_names(dataset, names)
     if declared is None:
         titles = [("background" if v == 0 else f"class_{v}") for v in values]
         classes = make_classes(titles, values)
-    elif all(value is not None for value in declared.values()):
+    elif declared and None not in declared.values():
         ordered = sorted(declared.items(), key=lambda item: item[1] or 0)
         classes = make_classes([n for n, _ in ordered], [int(v or 0) for _, v in ordered])
-    elif len(values) == len(declared) and not set(values) <= set(range(len(declared))):
+    elif fits_by_number(values, declared):
         classes = make_classes(list(declared), values)  # e.g. 0/255 for background, lesion
     else:
         classes = make_classes(list(declared), list(range(len(declared))))
-    problem = ""
+    problem, remedy = "", "correct the names, or give them in data.classes"
     if len({c.value for c in classes}) < len(classes):
         problem = "two classes are declared with the same mask value"
+    elif len(classes) < 2 and declared is not None:
+        problem = f"names {len(classes) or 'no'} class, at least 2 are needed"
+        remedy = "name the background and what to segment"
     elif len(classes) < 2:
-        problem = f"the masks hold one value only ({values})"
-    elif len(classes) > _MOST or any(not 0 <= c.value <= _LARGEST for c in classes):
-        problem = f"mask values must lie in 0…{_LARGEST}, at most {_MOST} of them"
+        problem, remedy = f"the masks hold one value only ({values})", "nothing to learn"
+    elif len(classes) > MOST_CLASSES or any(not 0 <= c.value <= LARGEST_VALUE for c in classes):
+        problem = f"mask values must lie in 0…{LARGEST_VALUE}, at most {MOST_CLASSES} of them"
     if problem:
-        raise ScanError(dataset.root, problem, "classes")
+        raise ScanError(place_of_names(dataset, names), problem, "classes", remedy)
     return classes
+
+
+def fits_by_number(values: list[int], declared: Names) -> bool:
+    """Whether names without values stand for the values found, not for 0…n-1."""
+    return len(values) == len(declared) and not set(values) <= set(range(len(declared)))
+
+
+def place_of_names(dataset: Dataset, names: list[str] | None) -> Path:
+    """The file that declares the classes; the data set where data.classes or nothing does."""
+    own = dataset.declared_in if declared_names(dataset, names) is dataset.class_names else None
+    return own or dataset.root
 
 
 def labels_to_indices(

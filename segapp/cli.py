@@ -317,9 +317,10 @@ def main() -> None:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"segapp: {what}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("segapp: stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what the parser makes of Ctrl-C
+            print("segapp: stopped", file=sys.stderr)
+        raise
     except Exception:  # a bug of ours: show where, but 1 means that some inputs failed
         traceback.print_exc()
         sys.exit(2)

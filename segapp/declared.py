@@ -11,6 +11,7 @@ from segapp.errors import ScanError
 
 Names = dict[str, int | None]  # class name → mask value, None where only names are declared
 _KIND = "classes"
+_LABELS = 'labels should be like {"background": 0, "lesion": 1}'
 
 
 def dataset_json(folder: Path, root: Path) -> tuple[Path, dict[str, Any]]:
@@ -21,56 +22,84 @@ def dataset_json(folder: Path, root: Path) -> tuple[Path, dict[str, Any]]:
     if path is None:
         return places[0], {}
     try:
-        return path, dict(json.loads(read_text(path)))
-    except (TypeError, ValueError) as error:
-        problem = f"not readable as a JSON object ({error})"
-        raise ScanError(path, problem, "dataset-json") from error
+        info = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        problem = f"not readable as JSON ({' '.join(str(error).split())[:80]})"
+        raise ScanError(path, problem, "dataset-json", "correct it in an editor") from None
+    if not isinstance(info, dict):
+        remedy = 'it should be like {"labels": {"background": 0, "lesion": 1}}'
+        raise ScanError(path, "holds no JSON object", "dataset-json", remedy)
+    return path, info
 
 
-def declared_classes(root: Path) -> tuple[Names | None, int | None]:
-    """The classes that dataset.json, else classes.txt declares, and the mask value to ignore; None
-    where nothing is declared. Raises ScanError."""
+def channel_count(path: Path, info: dict[str, Any]) -> int:
+    """The number of channels that dataset.json lists, 1 where it lists none. Raises ScanError."""
+    channels = info.get("channel_names") or info.get("modality") or {"0": "image"}
+    if not isinstance(channels, dict | list):
+        problem = 'channel_names should be like {"0": "CT"}'
+        raise ScanError(path, problem, "dataset-json", "list every channel by its number")
+    return len(channels)
+
+
+def declared_classes(root: Path) -> tuple[Names | None, int | None, Path]:
+    """The classes that dataset.json, else classes.txt declares, the mask value to ignore (None
+    where nothing is declared), and the file that says so (else the root). Raises ScanError."""
     path, info = dataset_json(root, root)
-    names, ignore = _labels(path, info)
-    if names is None and (root / "classes.txt").is_file():
-        names = _classes_txt(root / "classes.txt")
-    return names, ignore
+    names, ignore = _labels(path, info.get("labels"))
+    if names is not None:
+        return names, ignore, path
+    path = root / "classes.txt"
+    return (_classes_txt(path), None, path) if path.is_file() else (None, None, root)
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file. Raises ScanError."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScanError(path, f"can't be read as UTF-8 text ({error})") from error
+    except UnicodeDecodeError:
+        remedy = "save it as UTF-8 (in Excel: CSV UTF-8)"
+        raise ScanError(path, "is no UTF-8 text", remedy=remedy) from None
+    except OSError as error:
+        raise ScanError(path, f"can't be read ({error.strerror})") from error
 
 
-def _labels(path: Path, info: dict[str, Any]) -> tuple[Names | None, int | None]:
-    labels = info.get("labels")
+def _labels(path: Path, labels: Any) -> tuple[Names | None, int | None]:
     if not labels:
         return None, None
     try:
-        if all(str(key).lstrip("-").isdigit() for key in labels):  # MSD: {"0": "background"}
-            return {str(name): int(value) for value, name in labels.items()}, None
-        regions = [name for name, value in labels.items() if isinstance(value, list)]
+        by_value = all(str(key).lstrip("-").isdigit() for key in labels)
+        pairs = [(str(n), v) for v, n in labels.items()] if by_value else list(labels.items())
+        regions = [name for name, value in pairs if isinstance(value, list)]
         if regions:
             problem = f"region-based labels ({regions[0]}) are not supported"
-            raise ScanError(path, problem, _KIND)
-        named: Names = {name: int(value) for name, value in labels.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ScanError(path, 'labels should be like {"background": 0}', _KIND) from error
-    return named, named.pop("ignore", None)
+            raise ScanError(path, problem, _KIND, "give each class one mask value")
+        named = _unique(path, [(name, _whole(value)) for name, value in pairs])
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ScanError(path, _LABELS, _KIND, "a name and a whole number for each") from error
+    return named, None if by_value else named.pop("ignore", None)  # MSD: {"0": "background"}
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and value != int(value):
+        raise ValueError("no whole number")
+    return int(value)
 
 
 def _classes_txt(path: Path) -> Names:
     """One class a line: a name, or a mask value and a name ("255 lesion")."""
-    names: Names = {}
-    for line in read_text(path).splitlines():
-        if match := re.fullmatch(r"\s*(?:(\d+)[\s:,]+)?(\S.*?)\s*", line):
-            if match[2] in names:
-                raise ScanError(path, f"names {match[2]!r} twice", _KIND)
-            names[match[2]] = int(match[1]) if match[1] else None
+    lines = read_text(path).splitlines()
+    found = [re.fullmatch(r"\s*(?:(\d{1,9})[\s:,]+)?(\S.*?)\s*", line) for line in lines]
+    names = _unique(path, [(m[2], int(m[1]) if m[1] else None) for m in found if m])
     if len({value is None for value in names.values()}) > 1:
         problem = "either every line starts with its mask value, or none does"
-        raise ScanError(path, problem, _KIND)
+        raise ScanError(path, problem, _KIND, 'write lines like "0 background"')
+    return names
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> Names:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        taken = [name for name, _ in pairs]
+        twice = next(name for name in taken if taken.count(name) > 1)
+        raise ScanError(path, f"names {twice!r} twice", _KIND, "give each class its own name")
     return names

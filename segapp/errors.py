@@ -3,7 +3,7 @@
 SegappError
 ├── ConfigError      a setting, an option or a combination of them is not usable
 ├── DataError        a data set can't be trained or evaluated on
-│   └── ScanError    one file is at fault, mostly one that can't be read (has .path, .kind)
+│   └── ScanError    one file is at fault, mostly one that can't be read (.path, .kind)
 ├── ModelFileError   a model file is missing, damaged or of another version
 ├── OutputError      something can't be written where the user asked for it
 ├── TrainingError    training can't go on (a loss that is not finite)
@@ -30,16 +30,23 @@ class DataError(SegappError):
 
 
 class ScanError(DataError):
-    """One file is at fault. `path` is that file; the message starts with it.
+    """One file or folder is at fault. `path` is that one; the message starts with it.
 
-    kind: a short word for scripts, as `segapp check` lists it.
+    kind: a short word for scripts, as `segapp check` lists it. remedy: what to do, where `problem`
+    does not end with it.
     """
 
-    def __init__(self, path: Path | str, problem: str, kind: str = "unreadable"):
+    def __init__(self, path: Path | str, problem: str, kind: str = "unreadable", remedy: str = ""):
         self.path = Path(path)
         self.problem = problem
         self.kind = kind
-        super().__init__(f"{path}: {problem}")
+        self.remedy = remedy
+        super().__init__(f"{path}: {self.reason}")
+
+    @property
+    def reason(self) -> str:
+        """The message without the path."""
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class ModelFileError(SegappError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, combinations
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ _LEFTOVER = 1.3  # what the mask leaves unexplained, over what its flipped versi
 _USUAL = 0.75  # a flipped mask explains at least this share of what masks usually explain
 _MAJORITY, _LEAST_CASES = 0.8, 5
 _SIDE = 16  # of a picture hash: 256 bits
+_SHOWN = 3
 _NEAR = 6  # bits between hashes of nearly the same picture
 
 
@@ -45,43 +47,39 @@ def explained(scan: Scan, mask: Scan) -> dict[str, float]:
 
 def _versions(array: np.ndarray, square: bool) -> Iterator[tuple[str, np.ndarray]]:
     """(I, J, K) as it is and in every flip of the same shape, with words for each."""
-    if array.shape[2] == 1:
-        words = {(): "", (1,): "top to bottom", (0,): "left to right", (0, 1): "by 180°"}
-        for axes, name in words.items():
-            yield name, np.flip(array, axes)
-        if square:
-            for axes, name in words.items():
-                name = f"rows for columns, then {name}" if name else "rows for columns"
-                yield name, np.flip(array.transpose(1, 0, 2), axes)
-        return
-    for flips in product((False, True), repeat=3):
-        axes = tuple(n for n, flip in enumerate(flips) if flip)
-        yield " and ".join(f"along {'ijk'[n]}" for n in axes), np.flip(array, axes)
+    flat = array.shape[2] == 1
+    words = ("left to right", "top to bottom") if flat else ("along i", "along j", "along k")
+    axes = [n for n, size in enumerate(array.shape) if size > 1]
+    turns = {"": array, "rows for columns": array.transpose(1, 0, 2)}
+    for turn in ("", "rows for columns") if square else ("",):
+        for chosen in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)):
+            flip = " and ".join(words[n] for n in chosen)
+            yield ", then ".join(w for w in (turn, flip) if w), np.flip(turns[turn], chosen)
 
 
-def flipped(cases: Sequence[dict[str, float]]) -> dict[int, str]:
-    """Which of the cases' masks lie flipped, and how, given what `explained` found for each.
+def flipped(cases: Sequence[dict[str, float]]) -> tuple[dict[int, str], bool]:
+    """Which of the cases' masks lie flipped, and how, given what `explained` found for each; and
+    whether that is sure.
 
-    Only where the other masks leave no doubt: at least five, 80 % of all, fit as they are within
-    noise, and the flipped version explains much more and about what masks usually do. Where 80 %
-    agree on one and the same flip that fits much better, these are all flipped.
+    A flip must explain much more than the mask as it is, and about what masks usually do. It is
+    sure where the other masks leave no doubt: at least five, 80 % of all, fit as they are within
+    noise; or so many agree on one and the same flip. Nothing where more than 20 % are neither.
     """
-    best = [max((v, name) for name, v in case.items() if name) for case in cases]
+    best = [max([(v, n) for n, v in c.items() if n], default=(c[""], "")) for c in cases]
     usual = [c[""] for c, (value, _) in zip(cases, best, strict=True) if value - c[""] <= _NOISE]
+    least = _USUAL * float(np.median(usual)) if usual else 0.0
     clear = {
         n: name
         for n, (case, (value, name)) in enumerate(zip(cases, best, strict=True))
-        if value - case[""] > _GAIN and 1 - case[""] > _LEFTOVER * (1 - value)
+        if value - case[""] > _GAIN and 1 - case[""] > _LEFTOVER * (1 - value) and value >= least
     }
     needed = max(_LEAST_CASES, _MAJORITY * len(cases))
     if len(usual) >= needed:
-        least = _USUAL * float(np.median(usual))
-        return {n: name for n, name in clear.items() if best[n][0] >= least}
-    for name in set(clear.values()):
-        same = {n: name for n, flip in clear.items() if flip == name}
-        if len(same) >= needed:
-            return same
-    return {}
+        return clear, True
+    for name, count in Counter(clear.values()).items():
+        if count >= needed:
+            return {n: flip for n, flip in clear.items() if flip == name}, True
+    return (clear if len(usual) + len(clear) >= needed else {}), False
 
 
 def picture_hash(scan: Scan) -> np.ndarray | None:
@@ -93,14 +91,26 @@ def picture_hash(scan: Scan) -> np.ndarray | None:
     return bits if 16 <= bits.sum() <= bits.size - 16 else None
 
 
-def near_pairs(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[tuple[int, int, int]]:
-    """(bits apart, index in a, index in b) of hashes of nearly the same picture, nearest first."""
+def near_pairs(
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    owners_a: Sequence[str],
+    owners_b: Sequence[str],
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many pairs of hashes of different owners are of nearly the same picture, and the nearest
+    three: (bits apart, index in a, index in b)."""
     if not len(a) or not len(b):
-        return []
+        return 0, []
     left, right = (np.where(np.stack(side), 1, -1).astype(np.float32) for side in (a, b))
-    found = []
+    _, codes = np.unique([*owners_a, *owners_b], return_inverse=True)
+    count, nearest = 0, []
     for start in range(0, len(left), 1024):
-        apart = (left.shape[1] - left[start : start + 1024] @ right.T) / 2
-        for i, j in np.argwhere(apart <= _NEAR):
-            found.append((int(apart[i, j]), int(start + i), int(j)))
-    return sorted(found)
+        rows = slice(start, min(start + 1024, len(left)))
+        apart = (left.shape[1] - left[rows] @ right.T) / 2
+        apart[codes[: len(a)][rows, None] == codes[None, len(a) :]] = np.inf
+        near = np.argwhere(apart <= _NEAR)
+        count += len(near)
+        bits = apart[tuple(near.T)]
+        first = np.argsort(bits, kind="stable")[:_SHOWN]
+        nearest += [(int(bits[n]), start + int(near[n, 0]), int(near[n, 1])) for n in first]
+    return count, sorted(nearest)[:_SHOWN]

@@ -64,3 +64,17 @@ def require_writable(folder: Path) -> None:
         raise OutputError(
             f"{folder}: no file can be written there ({error.strerror}); choose another folder"
         ) from error
+
+
+@contextmanager
+def writable_folder(folder: Path) -> Iterator[None]:
+    """`require_writable`, and where the folder is new and still empty, remove it after an error."""
+    is_new = not folder.exists()
+    require_writable(folder)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from segapp.errors import DataError, ScanError
 
-# What to do about a kind of problem whose message does not say so itself.
-_REMEDIES = {
-    "unreadable": "replace the file with a sound copy, or remove the case",
-    "size-differs": "resample or export the mask again on its image's grid",
-    "affine-differs": "resample the mask on its image's grid",
-    "spacing-differs": "resample the mask on its image's grid",
-    "orientation-differs": "save the mask in its image's orientation",
-    "mask-colours": "save it as a grey or palette image that holds class numbers",
-    "mask-jpeg": "save masks as PNG, from the original labels",
-    "mask-not-integer": "save class numbers; resample masks by nearest neighbour",
-    "not-finite": "replace these voxels by what they should be, e.g. 0",
-    "reader": "make sure that this is what you want",
+_REMEDY = "replace the file with a sound copy, or remove the case"
+_IN_A_DATA_SET = {  # where a reader's own words are about predicting
+    "slices-missing": "export the whole series, or remove the case",
+    "channel-missing": "add these files, or remove the case",
 }
 
 
@@ -28,8 +20,8 @@ _REMEDIES = {
 class Finding:
     """One problem of one file or folder.
 
-    kind: a short word that scripts can rely on. message: the cause; remedy: what to do about it.
-    sinks: whether `segapp train` refuses the data set for it.
+    kind: a short word that scripts can rely on. message: the cause; remedy: what to do about it,
+    where the message does not end with it. sinks: whether `segapp train` refuses the data set.
     """
 
     level: Literal["error", "warning"]
@@ -49,20 +41,21 @@ def sinking(kind: str, path: Path, message: str, remedy: str = "") -> Finding:
 
 
 def finding_of(error: ScanError) -> Finding:
-    """A file that can't be used, as a finding that training refuses."""
-    message, _, remedy = error.problem.partition("; ")
-    return sinking(error.kind, error.path, message, remedy or _REMEDIES.get(error.kind, ""))
+    """What can't be used, as a finding that training refuses."""
+    remedy = _IN_A_DATA_SET.get(error.kind) or error.remedy
+    if not remedy and "; " not in error.problem:
+        remedy = _REMEDY
+    return sinking(error.kind, error.path, error.problem, remedy)
 
 
 def warning_of(path: Path, text: str) -> Finding:
     """What a reader assumed or repaired."""
-    message, _, remedy = text.partition("; ")
-    return Finding("warning", "reader", path, message, remedy or _REMEDIES["reader"])
+    return Finding("warning", "reader", path, text, "make sure that this is what you want")
 
 
 def refuse(findings: Iterable[Finding], more: str = "more problems") -> None:
     """Raise DataError for the first finding that sinks a training, counting the others."""
-    found: Sequence[Finding] = [f for f in findings if f.sinks]
+    found = [f for f in findings if f.sinks]
     if found:
         count = f" (and {len(found) - 1} {more})" if len(found) > 1 else ""
         raise DataError(f"{found[0]}{count}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from segapp.check import shared_patients
 from segapp.evidence import near_pairs
 from segapp.finding import Finding
 from segapp.layout import SPLITS, Case, Dataset
@@ -19,91 +20,89 @@ _REMEDY = "keep all that is of one patient in one split"
 
 @dataclass(frozen=True)
 class Print:
-    """What tells a case's image from others: the hash of its bytes ("" if all voxels are equal),
-    that of its picture (None if it says too little), and that of the patient its DICOM header
-    names ("" where none does)."""
+    """What tells a case's image from others: the hash of its bytes, and that of its picture
+    (None if it says too little)."""
 
     case: Case
     content: str
     picture: np.ndarray | None
-    patient: str = ""
 
 
-def patients_in_two_splits(dataset: Dataset, prints: Sequence[Print]) -> list[Finding]:
-    """One error for each patient that the data set itself puts into two splits, one warning for
-    each pair of splits that share patients guessed from names."""
-    cases = dataset.cases
+def declared_in_two_splits(cases: Sequence[Case], but: Collection[Path] = ()) -> list[Finding]:
+    """One error for each patient that the data set itself puts into two splits, leaving out the
+    images `but`."""
+    owned: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.declared and case.split and case.images[0] not in but:
+            owned.setdefault(case.declared, []).append(case)
     found: list[Finding] = []
-    owners = {c.declared for c in cases} - {""}
-    for owner in sorted(owners):
-        its = [c for c in cases if c.declared == owner]
-        found += _in_two_splits(its, f"patient {owner}")
-    known = {p.patient for p in prints} - {""}
-    for patient in sorted(known) if len(known) > 1 else ():  # one for all is an anonymiser's
-        its = [p.case for p in prints if p.patient == patient]
-        if len({c.declared for c in its}) > 1 or not its[0].declared:
-            found += _in_two_splits(its, "one patient (by PatientID)")
-    guessed = shared_patients(cases, lambda c: "" if c.declared else c.patient)
-    for (a, b), patients in guessed.items():
-        names = ", ".join(patients[:_SHOWN]) + (", …" if len(patients) > _SHOWN else "")
-        problem = f"{len(patients)} names that may mean patients are in {a} and in {b} ({names})"
-        remedy = f"if they are the same patients, {_REMEDY}; else all is well"
-        found.append(Finding("warning", "leakage-guessed", dataset.root, problem, remedy))
+    for owner, its in sorted(owned.items()):
+        counts = Counter(c.split for c in its)
+        if len(counts) > 1:
+            splits = [s for s in SPLITS if counts[s]]
+            where = " and ".join(f"in {s} ({counts[s]})" for s in splits)
+            path = next(c.images[0] for c in its if c.split == splits[-1])
+            found.append(Finding("error", "leakage", path, f"patient {owner} is {where}", _REMEDY))
     return found
 
 
-def _in_two_splits(cases: Sequence[Case], who: str) -> list[Finding]:
-    counts = {s: sum(c.split == s for c in cases) for s in SPLITS}
-    splits = [s for s in SPLITS if counts[s]]
-    if len(splits) < 2:
-        return []
-    where = " and ".join(f"in {s} ({counts[s]})" for s in splits)
-    path = next(c.images[0] for c in cases if c.split == splits[-1])
-    return [Finding("error", "leakage", path, f"{who} is {where}", _REMEDY)]
+def guessed_in_two_splits(dataset: Dataset) -> list[Finding]:
+    """One warning for each pair of splits that share patients guessed from names."""
+    owners = {s: {c.patient for c in dataset.split(s) if not c.declared} for s in SPLITS}
+    found: list[Finding] = []
+    for a, b in combinations(SPLITS, 2):
+        if both := sorted(owners[a] & owners[b]):
+            names = ", ".join(both[:_SHOWN]) + (", …" if len(both) > _SHOWN else "")
+            problem = f"{len(both)} names that may mean patients are in {a} and in {b} ({names})"
+            remedy = f"if they are the same patients, {_REMEDY}; else all is well"
+            found.append(Finding("warning", "leakage-guessed", dataset.root, problem, remedy))
+    return found
 
 
-def same_images(prints: Sequence[Print], set_aside: bool) -> list[Finding]:
+def same_images(prints: Sequence[Print], set_aside: bool) -> tuple[list[Finding], set[Path]]:
     """Images of the same bytes: an error where they lie in two splits, a warning where they lie in
-    one, or in train and in the val split that training itself has set aside."""
+    one, or in train and in the val split that training itself has set aside. And those of one
+    declared patient, whose leak is told with that."""
     groups: dict[str, list[Case]] = {}
     for p in prints:
-        if p.content:
-            groups.setdefault(p.content, []).append(p.case)
+        groups.setdefault(p.content, []).append(p.case)
     found: list[Finding] = []
+    told: set[Path] = set()
     for group in groups.values():
         first, *others = sorted(group, key=lambda c: SPLITS.index(c.split))
         for case in others:
             across = case.split != first.split and not (set_aside and case.split == "val")
             problem = f"is byte for byte {first.images[0]}"
             problem += f", which is in {first.split}" if across else ""
-            remedy = "keep one of them"
             level = "error" if across else "warning"
-            found.append(Finding(level, "duplicate-image", case.images[0], problem, remedy))
-    return found
+            path = case.images[0]
+            found.append(Finding(level, "duplicate-image", path, problem, "keep one of them"))
+            if across and case.declared == first.declared:
+                told.add(path)
+    return found, told
 
 
-def near_images(prints: Sequence[Print]) -> list[Finding]:
-    """One warning for each pair of splits that hold nearly the same pictures."""
+def near_images(prints: Sequence[Print], but: Collection[Path]) -> list[Finding]:
+    """One warning for each pair of splits that hold nearly the same pictures, leaving out the
+    images `but` and pairs of one declared patient."""
+    sides: dict[str, list[tuple[Case, np.ndarray]]] = {s: [] for s in SPLITS}
+    for p in prints:
+        if p.picture is not None and p.case.images[0] not in but:
+            sides[p.case.split].append((p.case, p.picture))
     found: list[Finding] = []
     for a, b in combinations(SPLITS, 2):
-        left, right = ([p for p in prints if p.case.split == s] for s in (a, b))
-        left, right = ([p for p in side if p.picture is not None] for side in (left, right))
-        pairs = [
-            (bits, left[i].case, right[j].case)
-            for bits, i, j in near_pairs(
-                [p.picture for p in left if p.picture is not None],
-                [p.picture for p in right if p.picture is not None],
-            )
-            if left[i].content != right[j].content
-            and not (left[i].case.declared and left[i].case.declared == right[j].case.declared)
+        left, right = sides[a], sides[b]
+        owners = [
+            [case.declared or str(case.images[0]) for case, _ in side] for side in (left, right)
         ]
-        if pairs:
+        count, nearest = near_pairs([h for _, h in left], [h for _, h in right], *owners)
+        if count:
             shown = ", ".join(
-                f"{one.name} and {other.name} ({bits} of 256 bits apart)"
-                for bits, one, other in pairs[:_SHOWN]
+                f"{left[i][0].name} and {right[j][0].name} ({bits} of 256 bits apart)"
+                for bits, i, j in nearest
             )
-            many = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+            many = "1 pair" if count == 1 else f"{count} pairs"
             problem = f"{many} of pictures in {a} and {b} are nearly the same: {shown}"
-            path = pairs[0][2].images[0]
+            path = right[nearest[0][2]][0].images[0]
             found.append(Finding("warning", "near-duplicate", path, problem, _REMEDY))
     return found

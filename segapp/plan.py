@@ -9,39 +9,38 @@ from pathlib import Path
 
 import numpy as np
 
-from segapp.cases import (
-    Case,
-    Dataset,
-    file_hash,
-    find_cases,
-    find_classes,
-    image_hash,
-    with_val_split,
-)
-from segapp.check import (
-    inspect,
-    no_foreground,
-    nothing_counted,
-    odd_masks,
-    other_channels,
-    shared_patients,
-)
+from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
+from segapp.check import survey
 from segapp.checkpoint import DataRecord
 from segapp.config import Settings
-from segapp.errors import ConfigError, DataError
-from segapp.files import require_writable
-from segapp.finding import refuse
+from segapp.errors import ConfigError, ScanError
+from segapp.files import require_writable, writable_folder
+from segapp.finding import Finding, finding_of, refuse, sinking
 from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
+from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
 from segapp.preprocess import Preprocessing
 from segapp.progress import track
 from segapp.scan import SegClass
+from segapp.verdicts import judge_classes, nothing_counted, other_channels
 
 log = logging.getLogger("segapp")
 
 _BATCH_SIZE = 8
 _PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
 _PATCH_LIMITS = (96, 256)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with all cases together, and what training would make of them: settings without
+    any `auto` about the data, the preprocessing that follows, and reasons; None where it can't be
+    told. classes: () likewise; in_code: the cases whose masks hold nothing but their values."""
+
+    findings: list[Finding]
+    classes: tuple[SegClass, ...]
+    in_code: list[CaseFacts]
+    decided: tuple[Settings, Preprocessing, list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,8 @@ def open_run(settings: Settings) -> Plan:
             f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
             "or choose another train.out"
         )
-    is_new = not out.exists()
-    require_writable(out)
-    try:
+    with writable_folder(out):
         return make_plan(settings, lambda cases: track(cases, "reading the data"))
-    except BaseException:
-        if is_new:
-            out.rmdir()  # nothing is in it yet
-        raise
 
 
 def reopen_run(settings: Settings) -> Plan | None:
@@ -117,16 +110,18 @@ def make_plan(
     assert root is not None, "load_settings makes sure of it"
     dataset = with_val_split(find_cases(root), settings.data.val_share, settings.train.seed)
     ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
-    facts, first_seen, warnings = inspect(dataset, progress, ignore)
-    classes = find_classes(dataset, first_seen, settings.data.classes, ignore)
+    facts, findings = survey(dataset, progress, ignore)
+    refuse(findings, "more that can't be used")
+    verdict = judge(dataset, facts, settings)
+    refuse(verdict.findings)
+    assert verdict.decided, "nothing else keeps it from being decided"
+    resolved, preprocessing, reasons = verdict.decided
+    classes = verdict.classes
     training = [f for f in facts if f.case.split == "train"]
-    if not training:
-        raise DataError(f"{root}: no case is in the split train")
-    refuse(no_foreground(training, classes, root))
-    resolved, preprocessing, reasons = decide(facts, classes, ignore, settings, dataset)
-    refuse(other_channels(facts, preprocessing.channels, preprocessing.channel_files))
-    refuse(nothing_counted(facts, ignore, root))
-    odd = [] if dataset.class_names or settings.data.classes else odd_masks(facts, None, ignore)
+    warnings = [str(f) for f in (*findings, *verdict.findings)]
+    if leaks := declared_in_two_splits(dataset.cases):
+        more = f" (and {len(leaks) - 1} more patients)" if len(leaks) > 1 else ""
+        warnings.append(f"{leaks[0]}{more}; figures on val and test will be too good")
     counts = {s: len(dataset.split(s)) for s in ("train", "val", "test")}
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")
@@ -140,16 +135,32 @@ def make_plan(
         training=training_range(training, preprocessing),
         record=_record(dataset),
         reasons=(*dataset.notes, *reasons),
-        warnings=(
-            *warnings,
-            *map(str, odd),
-            *_shared_patients(dataset),
-            *odd_background(classes),
-        ),
+        warnings=tuple(warnings),
     )
 
 
-def decide(
+def judge(dataset: Dataset, facts: Sequence[CaseFacts], settings: Settings) -> Verdict:
+    """Judge the facts of all usable cases of a data set, as `segapp check` lists it and training
+    refuses it."""
+    root = dataset.root
+    ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
+    classes, in_code, found = judge_classes(dataset, facts, settings.data.classes, ignore)
+    if dataset.cases and not any(c.split in ("train", "") for c in dataset.cases):
+        remedy = "call the split of some cases train"
+        found.append(sinking("no-training-cases", root, "no case is in the split train", remedy))
+    if not any(f.case.split == "train" for f in in_code):
+        return Verdict(found, classes, in_code)
+    found += nothing_counted(facts, ignore, root)
+    try:
+        decided = _decide(in_code, classes, ignore, settings, dataset)
+    except ScanError as error:
+        found.append(replace(finding_of(error), kind="preprocessing"))
+        return Verdict(found, classes, in_code)
+    found += other_channels(facts, decided[1].channels, decided[1].channel_files)
+    return Verdict(found, classes, in_code, decided)
+
+
+def _decide(
     facts: Sequence[CaseFacts],
     classes: tuple[SegClass, ...],
     ignore: int | None,
@@ -185,28 +196,6 @@ def decide(
             names = " and ".join(c.name for c in classes if c.value in swapped)
             reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
     return resolved, preprocessing, reasons
-
-
-def odd_background(classes: tuple[SegClass, ...]) -> list[str]:
-    """What to say where no class has the mask value 0."""
-    first = classes[0]
-    if first.value == 0:
-        return []
-    return [
-        f"no class has the mask value 0, so {first.name} (value {first.value}) is the background: "
-        "it is not drawn, and not in Dice"
-    ]
-
-
-def _shared_patients(dataset: Dataset) -> list[str]:
-    """What to say where the data set itself puts one patient into train and elsewhere."""
-    shared = shared_patients(dataset.cases, lambda case: case.declared)
-    return [
-        f"patient {both[0]} is in train and in {split} ({len(both)} such patients); "
-        f"the figures on {split} will be too good"
-        for (first, split), both in shared.items()
-        if first == "train"
-    ]
 
 
 def network_size(f: CaseFacts, preprocessing: Preprocessing) -> tuple[int, int]:

@@ -17,8 +17,8 @@ from segapp.cases import (
     IGNORE_INDEX,
     Case,
     Dataset,
+    choose_classes,
     find_cases,
-    find_classes,
     image_hash,
     labels_to_indices,
     list_cases,
@@ -282,6 +282,13 @@ def test_msd_case_numbers_of_four_digits_are_no_channels(tmp_path: Path) -> None
         ('{"labels": {"background": 0, "whole": [1, 2]}}', "region-based labels (whole)"),
         ('{"labels": ["background", "liver"]}', "labels should be like"),
         ('{"labels": {"background": 0, "liver": "one"}}', "labels should be like"),
+        ('{"labels": {"background": 0, "liver": 1.5}}', "labels should be like"),
+        ('{"labels": {"background": 0, "liver": Infinity}}', "labels should be like"),
+        ('{"labels": {"0": "background", "1": "liver", "2": "liver"}}', "names 'liver' twice"),
+        ('{"channel_names": 5}', "channel_names should be like"),
+        ("[]", "holds no JSON object"),
+        ("[" * 100_000, "not readable as JSON"),
+        ('{"labels": {"background": ' + "9" * 5000 + "}}", "not readable as JSON"),
     ],
 )
 def test_an_unusable_dataset_json_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -365,6 +372,47 @@ def test_a_table_without_header_or_lines_says_what_is_expected(tmp_path: Path, t
     assert "expected a header image,mask" in refused(table(tmp_path, text))
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_of_other_separators_is_named(tmp_path: Path, mark: str) -> None:
+    message = refused(table(tmp_path, "image,mask\ni/a.png,m/a.png\n".replace(",", mark)))
+    assert message.startswith(f"{tmp_path / 'cases.csv'}: its columns are separated by ")
+    assert message.endswith("separate the columns by commas")
+
+
+def test_a_table_that_is_no_table_is_refused_in_words(tmp_path: Path) -> None:
+    lines = "i/b.png,m/b.png\n" * 20_000
+    message = refused(table(tmp_path, f'image,mask\n"i/a.png,m/a.png\n{lines}'))
+    assert message.startswith(f"{tmp_path / 'cases.csv'}: is no sound table")
+    assert "several lines" in refused(table(tmp_path, 'image,mask\n"i/a.png,m/a.png\n"i,m\n'))
+    assert "image is missing" in refused(table(tmp_path, f"image,mask\n{'x' * 400},m/a.png\n"))
+
+
+def test_names_of_columns_and_empty_lines_are_forgiven(tmp_path: Path) -> None:
+    text = " Image , MASK ,Patient, split\ni/a.png,m/a.png,p,train\n\n,,,\n , ,,\n"
+    (case,) = find_cases(table(tmp_path, text)).cases
+    assert (case.name, case.patient, case.split) == ("i/a", "p", "train")
+
+
+def test_a_wrong_word_for_a_split_is_told_once(tmp_path: Path) -> None:
+    lines = "".join(f"i/{n}.png,m/{n}.png,valid\n" for n in "abc")
+    (problem,) = list_cases(table(tmp_path, f"image,mask,split\n{lines}")).problems
+    assert "split 'valid' is not train, val or test (line 2 and 2 more)" in str(problem)
+
+
+def test_an_empty_cell_is_no_place_that_was_looked_for(tmp_path: Path) -> None:
+    one, two = list_cases(table(tmp_path, "image,mask\n,m/a.png\ni/b.png,\n")).problems
+    assert (one.path, two.path) == (tmp_path / "cases.csv", tmp_path / "i/b.png")
+    assert f"looked for {tmp_path}" not in f"{one} {two}"
+
+
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "images/b.webp", "images/c.png")
+    touch(tmp_path, "masks/a.gif", "masks/b.png", "masks/c.png")
+    image, mask = list_cases(tmp_path).problems
+    assert "masks/a.gif is of a format that is not read; save it as" in str(image)
+    assert "images/b.webp is of a format that is not read; save it as" in str(mask)
+
+
 def test_a_table_in_another_encoding_is_refused_in_words(tmp_path: Path) -> None:
     assert "UTF-8" in refused(table(tmp_path, "image,mask\ni/a.png,m/ä.png\n", "latin-1"))
 
@@ -418,6 +466,34 @@ def test_nnunet_slices_have_patients_too(tmp_path: Path) -> None:
         tmp_path, *(f"imagesTr/{n}_0000.png" for n in names), *(f"labelsTr/{n}.png" for n in names)
     )
     assert [c.patient for c in find_cases(tmp_path).cases] == ["p1", "p1", "p2"]
+
+
+def test_patients_are_guessed_over_all_parts(tmp_path: Path) -> None:
+    """One patient alone in a split must not look like a patient for each slice."""
+    for split, names in (("train", ["p1_slice1", "p2_slice1"]), ("test", ["p2_slice2"])):
+        for part in ("images", "masks"):
+            touch(tmp_path, *(f"{split}/{part}/{n}.png" for n in names))
+    assert [c.patient for c in find_cases(tmp_path).cases] == ["p1", "p2", "p2"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "patients", "declared"),
+    [
+        (["A", "B", "A", ""], ["patient1", "patient2", "patient1", "s3"], [1, 1, 1, 0]),
+        (["A", "A", "A", "A"], ["s0", "s1", "s2", "s3"], [0, 0, 0, 0]),  # an anonymiser's
+    ],
+)
+def test_whom_a_dicom_header_names_has_a_number(tmp_path: Path, ids, patients, declared) -> None:
+    for n, name in enumerate(ids):
+        volume = np.full((2, 8, 8), n, np.int16)
+        write_series(tmp_path / f"images/s{n}", volume, seed=f"{n}", PatientID=name)
+        touch(tmp_path, f"masks/s{n}.nii.gz")
+    dataset = find_cases(tmp_path)
+    assert [c.patient for c in dataset.cases] == patients
+    assert [bool(c.declared) for c in dataset.cases] == [bool(d) for d in declared]
+    for seed in range(8):
+        splits = splits_of_patients(with_val_split(dataset, 0.4, seed))
+        assert all(len(found) == 1 for found in splits.values())
 
 
 # A val split carved out of train
@@ -488,7 +564,7 @@ def classes_of(
     ignore: int | None = None,
 ) -> dict[str, int]:
     dataset = Dataset(Path("root"), (), declared)
-    found = find_classes(dataset, {v: Path(f"mask{v}.png") for v in values}, names, ignore)
+    found = choose_classes(dataset, sorted(set(values) - {ignore}), names)
     assert list(found) == sorted(found, key=lambda c: c.value)
     assert found[0].colour == (0, 0, 0)
     assert len({c.colour for c in found}) == len(found)
@@ -532,21 +608,7 @@ def test_the_data_sets_own_names_keep_their_values() -> None:
     assert classes_of([3, 7, 255], list(found)) == found
 
 
-@pytest.mark.parametrize(
-    ("names", "declared"),
-    [(["bg", "a"], None), (None, {"bg": 0, "a": 1}), (None, {"bg": None, "a": None})],
-)
-def test_a_value_outside_the_classes_names_its_mask(names, declared) -> None:
-    with pytest.raises(DataError, match=r"^mask7\.png: mask value 7 is outside.*0 bg, 1 a"):
-        classes_of([0, 1, 7], names, declared)
-
-
-def test_negative_and_huge_values_name_their_mask() -> None:
-    with pytest.raises(DataError, match=r"^mask-1\.png"):
-        classes_of([-1, 0, 1])
-    with pytest.raises(DataError, match=r"^mask70000\.png"):
-        classes_of([0, 70000])
-    assert classes_of([-1, 0, 1], ignore=-1) == {"background": 0, "class_1": 1}
+def test_more_classes_than_fit_are_refused() -> None:
     with pytest.raises(DataError, match="at most 250"):
         classes_of(list(range(251)))
 
@@ -581,7 +643,9 @@ def test_classes_txt_has_names_with_or_without_values(
 
 def test_a_confusing_classes_txt_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "masks/a.png")
-    for text, said in (("0 bg\nlesion\n", "every line"), ("1 a\n2 a\n", "'a' twice")):
+    long = f"0 bg\n{'9' * 5000} lesion\n"
+    texts = [("0 bg\nlesion\n", "every line"), ("1 a\n2 a\n", "'a' twice"), (long, "every line")]
+    for text, said in texts:
         (tmp_path / "classes.txt").write_text(text)
         assert said in refused(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")

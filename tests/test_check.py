@@ -11,11 +11,13 @@ from conftest import write_png_dataset
 from PIL import Image
 
 from segapp.cases import Case, Dataset, find_cases
-from segapp.check import inspect, odd_masks, read_case, survey
+from segapp.check import read_case, survey
 from segapp.errors import DataError, ScanError
+from segapp.finding import refuse
 from segapp.fingerprint import CaseFacts, measure
 from segapp.formats import NOT_FINITE
 from segapp.scan import Scan
+from segapp.verdicts import judge_classes, odd_masks
 
 SHAPE = (12, 10, 6)
 
@@ -59,36 +61,25 @@ def rotated(degrees: float, offset: tuple[float, ...] = (0, 0, 0)) -> np.ndarray
 
 def test_a_sound_data_set_gives_its_facts(tmp_path: Path) -> None:
     dataset = find_cases(write_png_dataset(tmp_path, 3, values=(0, 128, 255)))
-    facts, first_seen, warnings = inspect(dataset)
+    facts, findings = survey(dataset)
     assert [f.case for f in facts] == list(dataset.cases)
-    assert first_seen == dict.fromkeys((0, 128, 255), dataset.cases[0].mask)
-    assert warnings == []
+    assert {value for f in facts for value in f.mask_counts} == {0, 128, 255}
+    assert findings == []
 
 
 def test_progress_sees_every_case(tmp_path: Path) -> None:
     dataset = find_cases(write_png_dataset(tmp_path, 3))
     seen = []
-    inspect(dataset, lambda cases: (seen.append(c) or c for c in cases))
+    survey(dataset, lambda cases: (seen.append(c) or c for c in cases))
     assert seen == list(dataset.cases)
-
-
-def test_a_value_is_remembered_with_a_mask_that_holds_it(tmp_path: Path) -> None:
-    write_png_dataset(tmp_path, 3)
-    odd = tmp_path / "masks" / "case1.png"
-    mask = np.array(Image.open(odd))
-    mask[0, 0] = 9
-    Image.fromarray(mask).save(odd)
-    assert inspect(find_cases(tmp_path))[1][9] == odd
 
 
 def test_a_mask_of_another_size_names_both_sizes(tmp_path: Path) -> None:
     write_png_dataset(tmp_path, 2)
     mask = tmp_path / "masks" / "case1.png"
     Image.fromarray(np.zeros((64, 48), np.uint8)).save(mask)  # the image is 64 wide, 48 high
-    with pytest.raises(DataError) as error:
-        inspect(find_cases(tmp_path))
-    start = f"{mask}: is 48×64 but its image case1.png is 64×48; "
-    assert str(error.value).startswith(start)
+    (finding,) = survey(find_cases(tmp_path))[1]
+    assert str(finding).startswith(f"{mask}: is 48×64 but its image case1.png is 64×48; ")
 
 
 def test_a_volume_of_another_size_names_both_sizes(tmp_path: Path) -> None:
@@ -173,12 +164,12 @@ def test_all_unusable_cases_are_counted(tmp_path: Path) -> None:
     mask = (tmp_path / "masks" / "case2.png").read_bytes()
     (tmp_path / "masks" / "case2.png").write_bytes(mask[: len(mask) // 2])
     with pytest.raises(DataError) as error:
-        inspect(find_cases(tmp_path))
+        refuse(survey(find_cases(tmp_path))[1], "more that can't be used")
     assert str(error.value).startswith(f"{tmp_path / 'images' / 'case1.png'}: ")
     assert str(error.value).endswith(" (and 1 more that can't be used)")
     (tmp_path / "images" / "case1.png").write_bytes((tmp_path / "images/case0.png").read_bytes())
     with pytest.raises(DataError) as error:
-        inspect(find_cases(tmp_path))
+        refuse(survey(find_cases(tmp_path))[1], "more that can't be used")
     assert str(error.value).startswith(f"{tmp_path / 'masks' / 'case2.png'}: ")
     assert " more " not in str(error.value)
 
@@ -212,10 +203,10 @@ def test_what_the_readers_assumed_is_told_with_the_file(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(720, dtype=np.int16).reshape(SHAPE), np.eye(4))
     image.set_qform(np.diag([2, 2, 2, 1]), code=1)
     nib.save(image, case.images[0])
-    warnings = inspect(find_cases(tmp_path))[2]
-    assert [w.split(": ")[0] for w in warnings] == [str(case.images[0]), str(case.mask)]
-    assert "sform" in warnings[0]
-    assert "rounded" in warnings[1]
+    one, two = survey(find_cases(tmp_path))[1]
+    assert (one.level, one.path, two.path) == ("warning", case.images[0], case.mask)
+    assert "sform" in one.message
+    assert "rounded" in two.message
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -232,8 +223,7 @@ def test_voxels_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
     one, two = survey(Dataset(tmp_path, cases))[1]
     assert (one.kind, one.path, one.sinks) == ("not-finite", case.images[0], True)
     assert str(two).startswith(f"{tmp_path}/d_0000.nii.gz: d_0001.nii.gz: 2 voxels are not finite;")
-    with pytest.raises(DataError, match=r"c\.nii\.gz: 2 voxels are not finite"):
-        inspect(Dataset(tmp_path, cases))
+    assert str(one).startswith(f"{case.images[0]}: 2 voxels are not finite;")
     assert NOT_FINITE in read_case(case)[0].warnings[0]  # evaluation goes the way of prediction
 
 
@@ -297,3 +287,48 @@ def test_masks_written_in_other_values(tmp_path: Path, masks, allowed, odd) -> N
 def test_the_ignored_value_links_no_masks(tmp_path: Path) -> None:
     masks = facts_of(tmp_path, (1, 9), (1, 9), (255, 9))
     assert [f.path.name for f in odd_masks(masks, None, 9)] == ["m2"]
+
+
+@pytest.mark.parametrize(
+    ("masks", "declared", "found"),
+    [
+        # Names alone: the largest group says what they stand for
+        ([(255,), (255,), (1,)], {"bg": None, "a": None}, {"mask-values-differ": [2]}),
+        ([(1,), (1,), (255,)], {"bg": None, "a": None}, {"mask-values-differ": [2]}),
+        ([(255,), (255,)], {"bg": None, "a": None}, {}),
+        ([(1, 7), (1,), (1,)], {"bg": None, "a": None}, {"mask-value": [0]}),
+        ([(1,), (1,), (255,)], {"bg": 0, "a": 1}, {"mask-values-differ": [2]}),
+        ([(1, 2), (2, 1), (1, 2, 9)], {"bg": 0, "a": 1}, {"mask-value": ["classes.txt", 2]}),
+        ([(1,), (2,), (1, 2)], {"a": 1, "b": 2}, {"mask-value": ["classes.txt"]}),
+        ([(1,), (-1,), (70000,)], None, {"mask-value": [1, 2]}),
+        ([(1,), (1,)], {}, {"classes": ["classes.txt"]}),
+        ([(1,), (1,)], {"a": 0}, {"classes": ["classes.txt"]}),
+        ([(1,), (1,)], {"a": 0, "b": 99999}, {"classes": ["classes.txt"]}),
+        ([(), ()], None, {"classes": ["."]}),
+    ],
+)
+def test_masks_that_declared_classes_do_not_explain(tmp_path: Path, masks, declared, found) -> None:
+    facts = facts_of(tmp_path, *masks)
+    cases = tuple(f.case for f in facts)
+    place = tmp_path if declared is None else tmp_path / "classes.txt"
+    dataset = Dataset(tmp_path, cases, declared, declared_in=place)
+    judged = judge_classes(dataset, facts, None, None)[2]
+    by_kind: dict[str, list] = {}
+    for f in judged:
+        name = f.path.relative_to(tmp_path).as_posix()
+        by_kind.setdefault(f.kind, []).append(int(name[1:]) if name[1:].isdigit() else name)
+        assert f.sinks
+        assert f.remedy
+    assert by_kind == found
+
+
+def test_other_values_that_nothing_declares_are_classes_of_their_own(tmp_path: Path) -> None:
+    """Training warns of them; the doctor must not say that it refuses them."""
+    facts = facts_of(tmp_path, (1,), (1,), (255,))
+    dataset = Dataset(tmp_path, tuple(f.case for f in facts))
+    classes, in_code, found = judge_classes(dataset, facts, None, None)
+    assert [c.value for c in classes] == [0, 1, 255]
+    assert len(in_code) == 3
+    assert [(f.level, f.kind, f.sinks) for f in found] == [("error", "mask-values-differ", False)]
+    resumed = judge_classes(dataset, facts, [c.name for c in classes], None)
+    assert (resumed[0], [f.sinks for f in resumed[2]]) == (classes, [False])

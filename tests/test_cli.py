@@ -300,6 +300,15 @@ def test_a_place_that_can_not_be_written_is_one_line(png_dataset: Path, tmp_path
         assert len(result.err.splitlines()) == 1
 
 
+def test_ctrl_c_is_one_line(png_dataset: Path, monkeypatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segapp.doctor.report_on", stopped)
+    result = run("check", png_dataset)
+    assert (result.code, result.error) == (130, "stopped")
+
+
 def test_a_real_process_ends_the_same_way(png_dataset: Path, tmp_path: Path) -> None:
     said = other_size(png_dataset)
     result = process("train", f"data.root={png_dataset}", *QUICK, cwd=tmp_path)

@@ -20,7 +20,7 @@ from dicom_files import CANARY, write_series
 from PIL import Image
 
 from segapp.doctor import diagnose, report_on
-from segapp.errors import DataError
+from segapp.errors import DataError, OutputError
 
 BRAIN = Path(__file__).parents[1] / "data" / "brain"
 
@@ -207,7 +207,7 @@ def declare(names: str) -> Callable[[Path], object]:
         ),
         (extra_copy, "warning", "duplicate-image", "images/twin.png"),
         (declare("0 bg\n1 a\n2 b\n3 c\n"), "warning", "class-missing", "root"),
-        (declare("0 bg\n1 a\n1 b\n"), "error", "classes", "root"),
+        (declare("0 bg\n1 a\n1 b\n"), "error", "classes", "classes.txt"),
         (declare("0 bg\nlesion\n"), "error", "classes", "classes.txt"),
         (png_fault("masks", with_value(3)), "warning", "class-rare", "root"),
     ],
@@ -273,6 +273,27 @@ def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
         shutil.copy(root / "train" / part / "train3.png", root / "test" / part / "test1.png")
     assert found(root) == {("duplicate-image", "test/images/test1.png")}
     assert found(root, "warning") == set()  # not a near duplicate as well
+
+
+def test_a_copied_case_of_one_patient_is_one_error(tmp_path: Path) -> None:
+    root = write_splits(tmp_path, train=6, val=2, test=2)
+    lines = [
+        f"{image},{image.replace('images', 'masks')},{Path(image).stem},{image.split('/')[0]}"
+        for path in sorted(root.rglob("images/*.png"))
+        if (image := path.relative_to(root).as_posix())
+    ]
+    for part in ("images", "masks"):
+        shutil.copy(root / "train" / part / "train3.png", root / "test" / part / "x.png")
+    lines.append("test/images/x.png,test/masks/x.png,train3,test")
+    (root / "cases.csv").write_text("\n".join(["image,mask,patient,split", *lines]))
+    assert found(root) == {("duplicate-image", "test/images/x.png")}
+    lines.append("test/images/test0.png,test/masks/test0.png,train3,test")
+    del lines[[line[:17] for line in lines].index("test/images/test0")]
+    (root / "cases.csv").write_text("\n".join(["image,mask,patient,split", *lines]))
+    assert found(root) == {  # a leak of its own
+        ("duplicate-image", "test/images/x.png"),
+        ("leakage", "test/images/test0.png"),
+    }
 
 
 def test_the_same_picture_saved_again(tmp_path: Path) -> None:
@@ -395,9 +416,47 @@ def test_no_foreground_at_all(tmp_path: Path) -> None:
     assert found(root) == {("class-missing", ".")}
 
 
-def test_nothing_to_train_on(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, val=6, test=2)
-    assert ("no-training-cases", ".") in found(root)
+@pytest.mark.parametrize("splits", [{"val": 6, "test": 2}, {"test": 3}])
+def test_nothing_to_train_on(tmp_path: Path, splits: dict[str, int]) -> None:
+    assert found(write_splits(tmp_path, **splits)) == {("no-training-cases", ".")}
+
+
+def test_training_images_that_can_not_be_read_are_all_there_is_to_say(tmp_path: Path) -> None:
+    root = write_splits(tmp_path, train=6, val=2)
+    for path in root.glob("train/images/*"):
+        path.write_bytes(path.read_bytes()[:40])
+    assert {kind for kind, _ in found(root)} == {"unreadable"}
+    assert found(root, "warning") == set()
+
+
+def test_a_wrong_word_for_a_split_has_no_consequences(tmp_path: Path) -> None:
+    root = write_png_dataset(tmp_path, 8)
+    words = ["train", "train", "Train", "Train", "Val", "Val", "test", "test"]
+    lines = [f"images/case{n}.png,masks/case{n}.png,{w}" for n, w in enumerate(words)]
+    (root / "cases.csv").write_text("\n".join(["image,mask,split", *lines]))
+    assert [f.kind for f in diagnose(root).findings if f.level == "error"] == ["split"] * 2
+    (root / "cases.csv").write_text("\n".join(["image,mask,split", *lines[2:6]]))
+    assert [f.kind for f in diagnose(root).findings] == ["split"] * 2
+
+
+def test_some_masks_flipped_and_no_majority(tmp_path: Path) -> None:
+    root = write_png_dataset(tmp_path, 12)
+    for n in range(0, 12, 3):
+        edit(root / f"masks/case{n}.png", lambda m: m[::-1])
+    (finding,) = diagnose(root).findings
+    assert (finding.level, finding.kind, finding.path) == ("warning", "flipped-mask", root)
+    assert finding.message.startswith("4 of 12 masks fit their images better when flipped (4 top")
+    assert "case0.png), the others do not" in finding.message
+
+
+def test_a_dicom_series_with_gaps_is_not_sent_to_an_option_of_predict(tmp_path: Path) -> None:
+    root = write_dicom_splits(tmp_path, ["A", "B", "C", "D", "E", "F", "G", "H"])
+    write_series(root / "train/images/s1", np.zeros((6, 48, 64), np.int16), seed="1")
+    for n in (2, 3):
+        (root / f"train/images/s1/{n:04}.dcm").unlink()
+    (finding,) = [f for f in diagnose(root).findings if f.level == "error"]
+    assert finding.kind == "slices-missing"
+    assert finding.remedy == "export the whole series, or remove the case"
 
 
 # The command
@@ -435,6 +494,12 @@ def test_what_is_no_data_set(tmp_path: Path, name: str) -> None:
         *("layout", str(tmp_path / name)),
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_for_results_is_tried_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        report_on(tmp_path / "nowhere", tmp_path / "file")
 
 
 def test_the_command_prints_one_object_and_needs_no_torch(tmp_path: Path) -> None:

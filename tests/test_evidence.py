@@ -42,7 +42,7 @@ def square_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
 TURNS = {
     "top to bottom": lambda m: m[::-1],
     "left to right": lambda m: m[:, ::-1],
-    "by 180°": lambda m: m[::-1, ::-1],
+    "left to right and top to bottom": lambda m: m[::-1, ::-1],
     "rows for columns": lambda m: m.T,
 }
 
@@ -51,28 +51,33 @@ TURNS = {
 def test_a_flipped_mask_among_sound_ones_is_found(how: str) -> None:
     pairs = [square_case(n) for n in range(12)]
     pairs[4] = (pairs[4][0], TURNS[how](pairs[4][1]))
-    assert flipped([fit(*p) for p in pairs]) == {4: how}
+    assert flipped([fit(*p) for p in pairs]) == ({4: how}, True)
 
 
 def test_masks_that_all_lie_flipped_are_found() -> None:
     pairs = [(image, mask[::-1]) for image, mask in map(draw_case, range(8))]
-    assert flipped([fit(*p) for p in pairs]) == dict.fromkeys(range(8), "top to bottom")
+    assert flipped([fit(*p) for p in pairs]) == (
+        dict.fromkeys(range(8), "top to bottom"),
+        True,
+    )
 
 
 def test_five_sound_masks_are_the_least_to_compare_with() -> None:
-    def found(count: int) -> dict[int, str]:
+    def found(count: int) -> tuple[dict[int, str], bool]:
         pairs = [draw_case(n) for n in range(count)]
         pairs[1] = (pairs[1][0], pairs[1][1][::-1])
         return flipped([fit(*p) for p in pairs])
 
-    assert found(6) == {1: "top to bottom"}
-    assert found(5) == {}
-    assert flipped([]) == {}
+    assert found(6) == ({1: "top to bottom"}, True)
+    assert found(5) == ({1: "top to bottom"}, False)
+    assert found(4) == ({}, False)
+    assert flipped([]) == ({}, False)
 
 
-def test_half_of_the_masks_flipped_is_no_evidence() -> None:
+def test_half_of_the_masks_flipped_is_a_doubt() -> None:
     pairs = [(i, m[::-1] if n % 2 else m) for n, (i, m) in enumerate(map(draw_case, range(12)))]
-    assert flipped([fit(*p) for p in pairs]) == {}
+    found = dict.fromkeys(range(1, 12, 2), "top to bottom")
+    assert flipped([fit(*p) for p in pairs]) == (found, False)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -87,7 +92,7 @@ def test_masks_that_do_not_fit_anyhow_are_not_called_flipped(seed: int) -> None:
     noise = [(rng.normal(size=(64, 64)), rng.integers(0, 3, (64, 64))) for _ in range(20)]
     elsewhere = [(rng.normal(size=(64, 64)) + 3 * blob(), blob()) for _ in range(20)]
     for pairs in (noise, elsewhere):
-        assert flipped([fit(*p) for p in pairs]) == {}
+        assert flipped([fit(*p) for p in pairs])[0] == {}
 
 
 def test_one_of_two_lungs_is_not_called_flipped() -> None:
@@ -101,7 +106,7 @@ def test_one_of_two_lungs_is_not_called_flipped() -> None:
             for n, middle in enumerate((18, 46))
         )
         pairs.append((rng.normal(100, 10, (64, 64)) - 80 * (left | right), left.astype(int)))
-    assert flipped([fit(*p) for p in pairs]) == {}
+    assert flipped([fit(*p) for p in pairs])[0] == {}
 
 
 def test_flips_of_brain_slices_are_found_and_no_others() -> None:
@@ -109,7 +114,8 @@ def test_flips_of_brain_slices_are_found_and_no_others() -> None:
     for n, path in enumerate(sorted((BRAIN / "train" / "images").iterdir())):
         mask = np.array(Image.open(BRAIN / "train" / "masks" / path.name))
         fits.append(fit(np.array(Image.open(path)), mask[::-1] if n in upside_down else mask))
-    assert set(flipped(fits)) == upside_down
+    found, is_sure = flipped(fits)
+    assert (set(found), is_sure) == (upside_down, True)
 
 
 def test_volumes_are_flipped_along_any_axis() -> None:
@@ -121,7 +127,7 @@ def test_volumes_are_flipped_along_any_axis() -> None:
         scan = Scan((rng.normal(0, 1, labels.shape) + 9 * labels)[None], np.eye(4), Path("x"))
         mask = np.flip(labels, (0, 2)) if n == 3 else labels
         fits.append(explained(scan, Scan(mask[None], np.eye(4), Path("x"))))
-    assert flipped(fits) == {3: "along i and along k"}
+    assert flipped(fits) == ({3: "along i and along k"}, True)
 
 
 def test_a_picture_is_known_again_after_other_size_contrast_and_jpeg() -> None:
@@ -134,9 +140,22 @@ def test_a_picture_is_known_again_after_other_size_contrast_and_jpeg() -> None:
         jpeg = cv2.imdecode(cv2.imencode(".jpg", picture, [1, 70])[1], cv2.IMREAD_GRAYSCALE)
         hashes.append([picture_hash(raster(p)) for p in (picture, smaller, darker, jpeg)])
     for k in (1, 2, 3):
-        found = near_pairs([h[0] for h in hashes], [h[k] for h in hashes])
-        assert sorted((i, j) for _, i, j in found) == [(n, n) for n in range(len(hashes))]
-    assert near_pairs([], hashes[0]) == []
+        sides = [h[0] for h in hashes], [h[k] for h in hashes]
+        count, nearest = near_pairs(*sides, "a" * 12, "b" * 12)
+        assert (count, len(nearest)) == (12, 3)
+        assert all(i == j for _, i, j in nearest)
+    assert near_pairs([], hashes[0], "", "a" * 4) == (0, [])
+
+
+def test_the_nearest_pairs_of_other_owners_come_first() -> None:
+    bits = np.random.default_rng(0).random(256) < 0.5
+    others = [bits ^ (np.arange(256) < n) for n in (5, 7, 2, 0, 3)]
+    assert near_pairs([~bits, bits], others, "ab", "xxxby") == (
+        3,
+        [(2, 1, 2), (3, 1, 4), (5, 1, 0)],
+    )
+    many = near_pairs([bits] * 3000, [bits], ["a"] * 3000, ["b"])
+    assert many == (3000, [(0, 0, 0), (0, 1, 0), (0, 2, 0)])
 
 
 def test_a_plain_picture_is_like_no_other() -> None:

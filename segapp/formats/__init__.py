@@ -231,8 +231,8 @@ def _whole_numbers(path: Path, values: np.ndarray) -> tuple[np.ndarray, float]:
     if wrong.size:
         raise ScanError(
             path,
-            f"a mask holds whole class numbers, this one has values like {wrong[0]:.6g} (an image, a "
-            "probability map, or resampled with interpolation?)",
+            f"a mask holds whole class numbers, this one has values like {wrong[0]:.6g} (an image, "
+            "a probability map, or resampled with interpolation?)",
             "mask-not-integer",
             _WHOLE,
         )

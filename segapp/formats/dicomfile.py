@@ -10,7 +10,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,10 +20,11 @@ import pydicom
 import pydicom.config
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
-from pydicom.filereader import read_dataset, read_preamble
+from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from segapp.errors import ScanError
@@ -35,6 +36,7 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _HEADER_BYTES = 1 << 24  # of a deflated header; real ones have some thousand
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_GROUP = 0x7FE0
+_MAX_ELEMENTS = 100_000
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _OTHER_CLASSES = (
     "1.2.840.10008.1.3.10",  # the index of a disc
@@ -179,14 +181,17 @@ def _parse(
     start = stream.tell()
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     syntax = meta.get("TransferSyntaxUID")
+    if stream.read(2) == b"\0\0":  # pydicom would take zeros for commands, without end
+        raise ScanError(path, "its header is damaged or no valid DICOM")
     stream.seek(0)
     if syntax == _DEFLATED:
         stream.seek(start)
         read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         dataset = _inflated(path, stream.read(), header_only)
     else:
-        dataset = pydicom.dcmread(
-            stream, stop_before_pixels=header_only, force=True, specific_tags=tags
+        wanted: list[BaseTag | int] | None = [Tag(tag) for tag in tags] if tags else None
+        dataset = read_partial(
+            stream, stop_when=_stop(path, header_only), force=True, specific_tags=wanted
         )
     if not hasattr(dataset, "file_meta") or syntax == _DEFLATED:
         dataset.file_meta = FileMetaDataset(meta)
@@ -198,9 +203,7 @@ def _parse(
 def _inflated(path: Path, packed: bytes, header_only: bool) -> pydicom.Dataset:
     """The header first, from a limited piece; it says how many bytes of pixels there may be."""
     piece = zlib.decompressobj(-15).decompress(packed, _HEADER_BYTES)
-    header = read_dataset(
-        io.BytesIO(piece), False, True, stop_when=lambda tag, *_: tag >> 16 == _PIXEL_GROUP
-    )
+    header = read_dataset(io.BytesIO(piece), False, True, stop_when=_stop(path, True))
     if header_only:
         return header
     sizes = [int(header.get(k) or 1) for k in ("NumberOfFrames", "Rows", "Columns")]
@@ -211,7 +214,22 @@ def _inflated(path: Path, packed: bytes, header_only: bool) -> pydicom.Dataset:
     whole = unpack.decompress(packed, pixel_bytes + _HEADER_BYTES)
     if unpack.unconsumed_tail and not unpack.eof:
         raise ScanError(path, f"unpacks to more than the {pixel_bytes} bytes that its header needs")
-    return read_dataset(io.BytesIO(whole), False, True)
+    return read_dataset(io.BytesIO(whole), False, True, stop_when=_stop(path, False))
+
+
+def _stop(path: Path, at_pixels: bool) -> Callable[[BaseTag, str | None, int], bool]:
+    """Tells pydicom where to stop, and gives up on what is endless: 100 MB of zeros, say, are
+    twelve million elements."""
+    count = 0
+
+    def stop(tag: BaseTag, *_: object) -> bool:
+        nonlocal count
+        count += 1
+        if count > _MAX_ELEMENTS:
+            raise ScanError(path, "its header is damaged: it goes on without end")
+        return at_pixels and tag >> 16 == _PIXEL_GROUP
+
+    return stop
 
 
 def _decode(path: Path, dataset: pydicom.Dataset, frames: int, size: tuple[int, int]) -> np.ndarray:

@@ -14,7 +14,8 @@ from PIL import Image
 from segapp.errors import ScanError
 from segapp.formats import alpha_warnings
 
-LOSSY_MASK = "is compressed as {}, which invents mask values near edges; save masks as PNG"
+LOSSY_MASK = "is compressed as {}, which invents mask values near edges"
+AS_PNG = "save masks as PNG, from the original labels"
 ORIENTATION = 274
 
 

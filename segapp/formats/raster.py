@@ -15,6 +15,7 @@ from segapp.errors import OutputError, ScanError
 from segapp.files import atomic_path
 from segapp.formats import tiff
 from segapp.formats.pixels import (
+    AS_PNG,
     LOSSY_MASK,
     ORIENTATION,
     as_array,
@@ -70,7 +71,7 @@ def _check(path: Path, stream: BinaryIO, labels: bool) -> tuple[int, int]:
             check_size(path, (*image.size, len(image.getbands())))
             is_jpeg = image.format in ("JPEG", "MPO")  # a phone's MPO holds previews as well
             if is_jpeg and labels:
-                raise ScanError(path, LOSSY_MASK.format("JPEG"), "mask-jpeg")
+                raise ScanError(path, LOSSY_MASK.format("JPEG"), "mask-jpeg", AS_PNG)
             pages = 1 if is_jpeg else getattr(image, "n_frames", 1)
             if pages > 1:
                 raise ScanError(path, f"has {pages} pages; only single images are read, split it")

@@ -22,6 +22,7 @@ from segapp.errors import ScanError
 from segapp.files import atomic_path
 from segapp.formats.geometry import ASSUMED, from_spacing
 from segapp.formats.pixels import (
+    AS_PNG,
     LOSSY_MASK,
     ORIENTATION,
     as_array,
@@ -60,7 +61,8 @@ def read(path: Path, labels: bool) -> Scan:
         check_size(path, (len(pages), *first.shaped))
         for page in pages:
             if labels and page.compression in _LOSSY:
-                raise ScanError(path, LOSSY_MASK.format(_name(page.compression)), "mask-jpeg")
+                problem = LOSSY_MASK.format(_name(page.compression))
+                raise ScanError(path, problem, "mask-jpeg", AS_PNG)
             _check_segments(path, tif, page)
         pixels = _through_tifffile(pages)
         if pixels is None:

@@ -17,29 +17,29 @@ _COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
 _PER_KIND = 10
 
 
-def to_json(findings: Sequence[Finding], facts: dict[str, Any], sheet: Path | None) -> str:
-    """One object; `sinks` says whether segapp train would refuse the data set for a finding."""
-    return json.dumps(
-        {
-            "errors": sum(f.level == "error" for f in findings),
-            "warnings": sum(f.level == "warning" for f in findings),
-            "findings": [{**asdict(f), "path": str(f.path)} for f in findings],
-            "facts": facts,
-            "sheet": str(sheet) if sheet else None,
-        }
-    )
+def report_of(
+    findings: Sequence[Finding], facts: dict[str, Any], sheet: Path | None
+) -> dict[str, Any]:
+    """What report.json and --json hold; `sinks` says whether segapp train would refuse the data set
+    for a finding."""
+    rows = [{**asdict(f), "path": str(f.path)} for f in findings]
+    return {
+        "errors": sum(f.level == "error" for f in findings),
+        "warnings": sum(f.level == "warning" for f in findings),
+        "findings": rows,
+        "facts": facts,
+        "sheet": str(sheet) if sheet else None,
+    }
 
 
-def write_findings(
-    findings: Sequence[Finding], facts: dict[str, Any], sheet: Path, out: Path
-) -> None:
+def write_report(report: dict[str, Any], out: Path) -> None:
     """Write out/findings.csv and out/report.json. Raises OutputError."""
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(f) for f in findings)
+    writer.writerows(report["findings"])
     write_text(out / "findings.csv", table.getvalue())
-    write_text(out / "report.json", to_json(findings, facts, sheet) + "\n")
+    write_text(out / "report.json", json.dumps(report) + "\n")
 
 
 def findings_text(findings: Sequence[Finding], out: Path) -> Iterator[str]:
@@ -82,36 +82,23 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     else:
         yield "spacing", ["unknown"]
     i = facts["intensities"]
-    yield (
-        "intensities",
-        [
-            f"{i['minimum']:g} to {i['maximum']:g}, mostly {i['percentile_0.5']:.4g} to "
-            f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {_most(facts['dtypes'])}, "
-            f"{_most(facts['channels'])} channel(s)"
-        ],
-    )
+    said = f"{i['minimum']:g} to {i['maximum']:g}, mostly {i['percentile_0.5']:.4g} to "
+    said += f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {_most(facts['dtypes'])}, "
+    yield "intensities", [f"{said}{_most(facts['channels'])} channel(s)"]
     if classes := facts.get("classes"):
-        width = max(len(f"{c['value']} {c['name']}") for c in classes)
-        yield (
-            "classes",
-            [
-                f"{c['value']} {c['name']}".ljust(width)
-                + f"  {share_text(c['share']):>7} of the voxels, in {_count(c['cases'], 'case')}"
-                for c in classes
-            ],
-        )
+        names = [f"{c['value']} {c['name']}" for c in classes]
+        width = max(map(len, names))
+        shares = (f"{share_text(c['share']):>7} of the voxels" for c in classes)
+        cases = (f"in {_count(c['cases'], 'case')}" for c in classes)
+        rows = zip(names, shares, cases, strict=True)
+        yield "classes", [f"{name:<{width}}  {share}, {where}" for name, share, where in rows]
     if "preprocessing" in facts:
         yield "preparation", facts["preprocessing"]
     if cost := facts.get("training"):
-        yield (
-            "training",
-            [
-                f"{cost['slices']} slices; about {_seconds(cost['seconds_per_pass'])} for one pass "
-                f"over them on this CPU, {cost['memory_mb'] / 1000:.1f} GB of memory, "
-                f"{cost['disk_mb'] / 1000:.1f} GB of disk",
-                "(the default network; estimated within a factor of two)",
-            ],
-        )
+        said = f"{cost['slices']} slices; about {_seconds(cost['seconds_per_pass'])} for one pass "
+        said += f"over them on this CPU, {cost['memory_mb'] / 1000:.1f} GB of memory, "
+        said += f"{cost['disk_mb'] / 1000:.1f} GB of disk"
+        yield "training", [said, "(the default network; estimated within a factor of two)"]
 
 
 def _most(counts: dict[str, int], unit: str = "") -> str:
@@ -128,13 +115,9 @@ def share_text(share: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return (
-        f"{seconds:.1g} s"
-        if seconds < 10
-        else f"{seconds:.2g} s"
-        if seconds < 90
-        else (f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h")
-    )
+    if seconds < 90:
+        return f"{seconds:.{1 if seconds < 10 else 2}g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 def _count(n: int, what: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -31,6 +32,8 @@ _CAPTION, _HEADER = 40, 76
 _INK, _SOFT, _PAPER, _EMPTY = (30, 30, 30), (110, 110, 110), (255, 255, 255), (228, 228, 228)
 _FRAMES = {"error": (200, 20, 30), "warning": (225, 150, 0), "": (205, 205, 205)}
 _OTHER = (255, 0, 255)  # a mask value of no class
+_UNPAIRED = ("mask-missing", "image-missing")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,13 @@ def write_sheet(
     dataset: Dataset,
     findings: Sequence[Finding],
     classes: tuple[SegClass, ...],
-    shares: Sequence[float],
+    shares: Sequence[float | None],
     path: Path,
 ) -> None:
     """A PNG of up to 24 cases: those that findings name, then others from every split.
 
-    shares: of all voxels, for each class. Each picture is the slice with the most foreground; a
-    value that no class has is magenta. Raises OutputError.
+    shares: of all voxels, for each class, None where unknown. Each picture is the slice with the
+    most foreground; a value that no class has is magenta. Raises OutputError.
     """
     tiles = _choose(dataset, findings)
     rows = -(-len(tiles) // _COLUMNS) or 1
@@ -116,42 +119,34 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
 
 
 def _choose(dataset: Dataset, findings: Iterable[Finding]) -> list[_Tile]:
-    """Files that findings name, of each kind in turn, then cases from each split in turn."""
+    """Files that findings name, of each kind in turn, then cases of each split in turn."""
     owner = {path: c for c in dataset.cases for path in (*c.images, c.mask)}
-    by_kind: dict[str, list[_Tile]] = {}
-    kinds: dict[object, list[Finding]] = {}
+    told: dict[Case | Path, list[Finding]] = {}
     for f in findings:
-        if f.path.is_file():
-            kinds.setdefault(owner.get(f.path, f.path), []).append(f)
-    for key, found in kinds.items():
+        if f.path in owner or (f.kind in _UNPAIRED and f.path.is_file()):
+            told.setdefault(owner.get(f.path, f.path), []).append(f)
+    kinds: dict[str, list[_Tile]] = {}
+    for key, found in told.items():
+        kind, level = found[0].kind, found[0].level
         title = ", ".join(dict.fromkeys(f.kind for f in found))
         if isinstance(key, Case):
-            tile = _Tile(key.images, key.mask, title, key.name, found[0].level)
+            tile = _Tile(key.images, key.mask, title, key.name, level)
+        elif kind == "image-missing":
+            tile = _Tile((), key, title, key.name, level)
         else:
-            is_mask = found[0].kind == "image-missing"
-            files = ((), found[0].path) if is_mask else ((found[0].path,), None)
-            tile = _Tile(*files, title, found[0].path.name, found[0].level)
-        if key in owner.values() or found[0].kind in ("mask-missing", "image-missing"):
-            by_kind.setdefault(found[0].kind, []).append(tile)
-    tiles = [t for turn in zip_longest(*by_kind.values()) for t in turn if t][:_WITH_PROBLEMS]
-    sound = [[c for c in dataset.split(s) if c not in kinds] for s in SPLITS if dataset.split(s)]
+            tile = _Tile((key,), None, title, key.name, level)
+        kinds.setdefault(kind, []).append(tile)
+    tiles = _in_turn(list(kinds.values()), _WITH_PROBLEMS)
+    sound = [[c for c in dataset.split(s) if c not in told] for s in SPLITS]
     room = _MOST - len(tiles)
-    spread = [
-        [c[int(i)] for i in np.linspace(0, len(c) - 1, min(room, len(c)))] for c in sound if c
-    ]
-    turns = [c for turn in zip_longest(*_thinned(spread, room)) for c in turn if c]
-    turns = sorted(turns[:room], key=lambda c: SPLITS.index(c.split))
-    return tiles + [_Tile(c.images, c.mask, c.split, c.name, "") for c in turns]
+    spread = [c[:: -(-len(c) // room)] for c in sound if c]
+    cases = sorted(_in_turn(spread, room), key=lambda c: SPLITS.index(c.split))
+    return tiles + [_Tile(c.images, c.mask, c.split, c.name, "") for c in cases]
 
 
-def _thinned(groups: list[list[Case]], room: int) -> list[list[Case]]:
-    """Evenly spread members of each group, so many that all groups together fill the room."""
-    result, left = [], room
-    for done, group in enumerate(sorted(groups, key=len)):
-        count = min(len(group), -(-left // (len(groups) - done)))
-        left -= count
-        result.append([group[int(i)] for i in np.linspace(0, len(group) - 1, count)])
-    return result
+def _in_turn(groups: Sequence[Sequence[T]], count: int) -> list[T]:
+    """The first of each group, then the second of each, up to `count`."""
+    return [item for turn in zip_longest(*groups) for item in turn if item is not None][:count]
 
 
 def _picture(tile: _Tile, classes: tuple[SegClass, ...]) -> tuple[Image.Image | None, str]:

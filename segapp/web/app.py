@@ -68,7 +68,7 @@ def build_app(predictor: Predictor, title: str, examples: Sequence[Entry] = ()) 
         with gr.Row(elem_classes="sa-columns"):
             with gr.Column(scale=5, min_width=260):
                 files = gr.File(
-                    label="Scans: images, NIfTI, NRRD, DICOM, or a zip",
+                    label="Images, NIfTI, DICOM, zip",
                     file_count="multiple",
                     height=170,
                     elem_id="scans",

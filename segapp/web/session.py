@@ -164,7 +164,7 @@ def _segment(
     except SessionClosed:
         raise
     except SegappError as error:
-        reason = error.problem if isinstance(error, ScanError) else str(error)
+        reason = error.reason if isinstance(error, ScanError) else str(error)
         for path in (*entry.paths, *(path.parent for path in entry.paths)):
             reason = reason.replace(str(path), path.name if path in entry.paths else "")
         reason = reason.replace(str(folder.parent), "")
