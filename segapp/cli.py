@@ -103,7 +103,7 @@ def train(
 @app.command()
 def check(
     data: Data,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="runs/check-DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Else runs/check-DATA.")] = None,
     as_json: Json = False,
 ) -> None:
     """Look for everything that is wrong with a data set, before training on it.
