@@ -464,7 +464,7 @@ def test_images_of_a_series_without_a_position_are_told(tmp_path):
     place = ["0\\0\\0", "0\\0\\1", "0\\0\\2", None]
     write_series(tmp_path / "ct", VOLUME, ImagePositionPatient=lambda k: place[k])
     doubts = entries_and_states(tmp_path)["ct"][1]
-    assert doubts == ("1 images of the series have no position; left out",)
+    assert doubts == ("1 images of the series have no position; not in it",)
 
 
 @pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])

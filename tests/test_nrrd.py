@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from segapp.errors import ScanError
-from segapp.formats import read_labels, read_scan, write_segmentation
+from segapp.formats import find_scans, read_labels, read_scan, write_segmentation
 from segapp.scan import Scan, Segmentation, make_classes
 
 sitk = pytest.importorskip("SimpleITK")
@@ -513,3 +513,13 @@ def test_flipped_bytes_raise_nothing_else(tmp_path, suffix):
             except ScanError as error:
                 assert "\n" not in str(error)  # noqa: PT017
                 assert "may be damaged (" not in str(error)  # noqa: PT017 - told by the reader
+
+
+@pytest.mark.parametrize("start", [b"\x08\0\x05\0UL\4\0", b"\xff\xd8\xff", b"\0"])
+def test_voxels_beside_a_header_are_no_scan_whatever_they_begin_with(tmp_path, start):
+    (tmp_path / "a.raw").write_bytes(start.ljust(2000, b"\0"))
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 10 20 10\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mhd").write_text(header + "ElementDataFile = a.raw\n")
+    (entry,) = find_scans(tmp_path)
+    assert entry.paths == (tmp_path / "a.mhd",)
+    assert read_scan(entry.paths).voxels[0, 0, 0, 0] == start[0]

@@ -19,6 +19,7 @@ from segapp.formats.dicomspace import (
     arrange,
     assumed_affine,
     find_plane,
+    frame_headers,
     make_affine,
     on_even_grid,
 )
@@ -155,23 +156,15 @@ def _multi_frame(
     warnings: list[str],
     allow_gaps: bool,
 ) -> Scan:
-    shared = _first(dataset.get("SharedFunctionalGroupsSequence")) or pydicom.Dataset()
-    per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    headers = frame_headers(dataset)
     warnings += _doubts(dataset)
-    if len(per_frame) != len(pixels):
-        pixels = rescale(path, pixels, dataset, _bits(dataset))
-        warnings.append("frames without positions; each is segmented for itself, spacing unknown")
-        return Scan(_voxels(pixels), None, path, tuple(warnings), (path,))
-    planes, frames = [], []
-    for frame, own in zip(pixels, per_frame, strict=True):
-        header = pydicom.Dataset()
-        for group in ("PixelMeasures", "PlaneOrientation", "PlanePosition"):
-            item = _first(own.get(f"{group}Sequence")) or _first(shared.get(f"{group}Sequence"))
-            header.update(item or {})
-        planes.append(find_plane(path, header))
-        name = "PixelValueTransformationSequence"
-        transform = _first(own.get(name)) or _first(shared.get(name)) or dataset
-        frames.append(rescale(path, frame, transform, _bits(dataset)))
+    if len(headers) != len(pixels):
+        headers = [pydicom.Dataset() for _ in pixels]
+    planes = [find_plane(path, header) for header in headers]
+    frames = [
+        rescale(path, frame, header if "RescaleSlope" in header else dataset, _bits(dataset))
+        for frame, header in zip(pixels, headers, strict=True)
+    ]
     found = [plane for plane in planes if plane is not None]
     if len(found) < len(planes):
         warnings.append("frames without positions; each is segmented for itself, spacing unknown")
@@ -239,7 +232,3 @@ def _whole(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError):
         return None
-
-
-def _first(sequence: Any) -> pydicom.Dataset | None:
-    return sequence[0] if sequence else None

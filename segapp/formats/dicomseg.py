@@ -22,7 +22,7 @@ from segapp import __version__
 from segapp.errors import OutputError, ScanError, SegappError
 from segapp.files import atomic_path
 from segapp.formats.dicomfile import read_header
-from segapp.formats.dicomspace import Plane, find_plane
+from segapp.formats.dicomspace import Plane, find_plane, frame_headers
 from segapp.scan import SegClass, Segmentation
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -120,7 +120,10 @@ def _sources(
     """
     files, depth = segmentation.scan.files, segmentation.labels.shape[2]
     in_one = len(files) == 1
-    frames = _frames(headers[0]) if in_one else headers
+    frames = headers
+    if in_one:
+        count = int(_value(headers[0], "NumberOfFrames") or 1)
+        frames = frame_headers(headers[0]) or list(headers) * count
     planes = [find_plane(files[0 if in_one else n], frame) for n, frame in enumerate(frames)]
     found = [plane for plane in planes if plane is not None]
     affine = segmentation.scan.affine
@@ -160,22 +163,6 @@ def _require(path: Path, headers: Sequence[pydicom.Dataset], shape: tuple[int, .
         raise OutputError(f"{path}: its source's images are {size}, the labels {shape[:2]}")
     if size[0] * size[1] < 8:  # highdicom packs these wrongly
         raise OutputError(f"{path}: frames of fewer than 8 pixels can't be written; {_ELSE}")
-
-
-def _frames(header: pydicom.Dataset) -> list[pydicom.Dataset]:
-    """The geometry of every frame of a file, in the order of storage."""
-    shared = (_value(header, "SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    own_groups = _value(header, "PerFrameFunctionalGroupsSequence")
-    if not own_groups:
-        return [header] * int(_value(header, "NumberOfFrames") or 1)
-    frames = []
-    for own in own_groups:
-        frame = pydicom.Dataset()
-        for group in ("PixelMeasures", "PlaneOrientation", "PlanePosition"):
-            items = own.get(f"{group}Sequence") or shared.get(f"{group}Sequence")
-            frame.update(items[0] if items else {})
-        frames.append(frame)
-    return frames
 
 
 def _source(

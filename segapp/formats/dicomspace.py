@@ -20,6 +20,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _EVEN = 0.1  # of a slice distance: how far slices may lie from an even grid
 _SLIGHT = 0.02  # of a slice distance: beyond it an uneven grid is mentioned
 _TILT = 0.01  # mm aside per mm along the normal: beyond it slices do not lie above each other
+_GROUPS = ("PixelMeasures", "PlaneOrientation", "PlanePosition", "PixelValueTransformation")
 _TAGS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
 
 
@@ -152,6 +153,20 @@ def on_even_grid(slices: np.ndarray, stack: Stack) -> np.ndarray:
         mixed = slices[below] * (1 - share) + slices[above] * share
         volume[k] = mixed if slices.dtype.kind == "f" else np.rint(mixed)
     return volume
+
+
+def frame_headers(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
+    """What a multi-frame header says of each frame's place and units, in the order of storage; []
+    where it has no word for each."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    frames = []
+    for own in dataset.get("PerFrameFunctionalGroupsSequence") or []:
+        frame = pydicom.Dataset()
+        for group in _GROUPS:
+            items = own.get(f"{group}Sequence") or shared[0].get(f"{group}Sequence")
+            frame.update(items[0] if items else {})
+        frames.append(frame)
+    return frames
 
 
 def find_plane(path: Path, header: pydicom.Dataset) -> Plane | None:

@@ -107,11 +107,12 @@ def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
 def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> list[Entry]:
     """`files` below `folder` as scans; see `find_scans`. A file that can't be opened is an Entry of
     its own, so that reading it says why."""
-    kinds = {path: _kind_or_unreadable(path) for path in files}
-    dicom = [path for path, kind in kinds.items() if kind == "dicom"]
-    damaged = _damaged_slices(dicom, [path for path, kind in kinds.items() if not kind])
-    kinds.update(dict.fromkeys(damaged, "unreadable"))
     voxels = detached(files)
+    kinds = {path: "" if path in voxels else _kind_or_unreadable(path) for path in files}
+    dicom = [path for path, kind in kinds.items() if kind == "dicom"]
+    unknown = [path for path, kind in kinds.items() if not kind and path not in voxels]
+    damaged = _damaged_slices(dicom, unknown)
+    kinds.update(dict.fromkeys(damaged, "unreadable"))
     groups: dict[tuple[str, tuple[Path, ...]], Entry] = {}
     endings = tuple(f"_{channel:04d}" for channel in range(channel_files))
     for path, kind in kinds.items():
@@ -126,7 +127,7 @@ def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> 
         groups[name, paths] = Entry(name, paths)
     found, others = _series_entries(dicom, damaged, folder)
     left_out = Counter(f"DICOM {kind}" for kind in others)
-    left_out["of another format"] = sum(not kind for kind in kinds.values()) - len(voxels)
+    left_out["of another format"] = len(unknown) - len(damaged)
     if said := ", ".join(f"{count} {what}" for what, count in left_out.items() if count > 0):
         log.info("%s: left out files that are no scans: %s", folder, said)
     return sorted([*groups.values(), *found], key=lambda entry: (entry.name, entry.paths))
@@ -153,10 +154,9 @@ def _damaged_slices(dicom: Sequence[Path], others: Sequence[Path]) -> list[Path]
 
 def _kind_or_unreadable(path: Path) -> str:
     try:
-        kind = file_kind(path)
+        return file_kind(path)
     except (OSError, ScanError):
         return "unreadable"
-    return kind
 
 
 def _series_entries(
@@ -187,7 +187,7 @@ def _series_entries(
         if count := sum(unreadable[parent] for parent in {path.parent for path in paths}):
             doubts.append(f"{count} files beside its slices can't be read; slices may be missing")
         if found.without_place:
-            doubts.append(f"{found.without_place} images of the series have no position; left out")
+            doubts.append(f"{found.without_place} images of the series have no position; not in it")
         entries.append(Entry(name, tuple(paths), place if alone else None, tuple(doubts)))
     return entries, others
 

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from segapp.errors import OutputError, ScanError
 from segapp.files import atomic_path
 from segapp.formats import tiff
+from segapp.formats.listing import TIFF_MARKS
 from segapp.formats.pixels import (
     AS_PNG,
     LOSSY_MASK,
@@ -38,7 +39,7 @@ def read(path: Path, labels: bool) -> Scan:
     stretched or inverted. An orientation tag is not applied: an output lies on the stored pixels.
     Raises ScanError.
     """
-    if head(path, 4) in tiff.MARKS:
+    if head(path, 4) in TIFF_MARKS:
         return tiff.read(path, labels)
     pixels, notes = _read_image(path, labels)
     return Scan(pixels.transpose(2, 1, 0)[..., None], None, path, tuple(notes))

@@ -1,8 +1,8 @@
 """TIFF: single images, and stacks that declare their pages to be slices (ImageJ, OME).
 
-tifffile leaves LZW and others to a package that is not required; Pillow decodes those where it
-keeps all bits. OpenCV would keep them always, but it returns made-up pixels where a TIFF is
-damaged.
+tifffile decodes what can be proven before to unpack to no more than its share; libtiff, which
+never unpacks more, does LZW and others, where Pillow keeps all bits. OpenCV would keep them always,
+but it returns made-up pixels where a TIFF is damaged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from segapp.formats.source import UNPACK_ERRORS, check_size, open_binary, pieces
 from segapp.formats.tiffstack import declared_stack, stack_options
 from segapp.scan import Scan, Segmentation
 
-MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LOSSY = (6, 7, 34892, 50001)  # JPEG and WebP
 _MINISWHITE, _PALETTE = 0, 3
 _PLAIN = (_MINISWHITE, 1, 2, _PALETTE, 4)  # grey, RGB and masks: no colours to convert
