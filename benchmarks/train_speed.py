@@ -97,14 +97,15 @@ def plain_loop(network, cache, plan, steps: int) -> tuple[list[float], float, st
 
     from segapp.augment import Augmentation
     from segapp.data import sample_order
-    from segapp.losses import dice_ce_loss
+    from segapp.losses import make_loss
     from segapp.optim import make_optimizer
 
     augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
-    optimizer = make_optimizer(network, MAX_LR, plan.settings.optim.weight_decay)
+    optimizer = make_optimizer(network, plan.settings.optim)
     for group in optimizer.param_groups:
         group["lr"], group["fused"] = MAX_LR, False
     order = sample_order(cache.empty, 0)
+    loss_function = make_loss(plan.settings.loss, len(plan.classes))
     network.train()
     losses, began = [], time.perf_counter()
     for step in range(steps):
@@ -116,7 +117,7 @@ def plain_loop(network, cache, plan, steps: int) -> tuple[list[float], float, st
             samples.append(augment(*cache[index], seed=(0, number, index)))
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
         masks = torch.from_numpy(np.stack([mask for _, mask in samples]))
-        loss = dice_ce_loss(network(images), masks)
+        loss = loss_function(network(images), masks)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), plan.settings.optim.clip_norm)
         optimizer.step()
@@ -132,19 +133,22 @@ def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, s
     from segapp.augment import Augmentation
     from segapp.data import Samples, make_batches
     from segapp.engines.torch import choose_device, choose_precision
+    from segapp.losses import make_loss
+    from segapp.mix import Mixed
     from segapp.optim import make_optimizer
     from segapp.step import make_accelerator, training_step
 
     device = choose_device("cpu")
     precision = choose_precision("auto", device)
     augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
-    optimizer = make_optimizer(network, MAX_LR, plan.settings.optim.weight_decay)
+    optimizer = make_optimizer(network, plan.settings.optim)
     for group in optimizer.param_groups:
         group["lr"] = MAX_LR
     accelerator = make_accelerator(precision, device)
     network = network.to(memory_format=torch.channels_last)
     network, optimizer = accelerator.prepare(network, optimizer)
     batches = make_batches(Samples(cache, augment, 0), BATCH, workers=0)
+    loss_function = make_loss(plan.settings.loss, len(plan.classes))
     network.train()
     losses, began = [], time.perf_counter()
     for step in range(steps):
@@ -152,13 +156,8 @@ def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, s
             began = time.perf_counter()
         images, masks, _ = next(batches)
         loss, _ = training_step(
-            accelerator,
-            network,
-            optimizer,
-            plan.settings.loss,
-            images,
-            masks,
-            plan.settings.optim.clip_norm,
+            *(accelerator, network, optimizer, loss_function),
+            *([Mixed(images, masks)], plan.settings.optim.clip_norm),
         )
         losses.append(loss.item())
     return losses, time.perf_counter() - began, precision

@@ -125,13 +125,19 @@ def place_of_names(dataset: Dataset, names: list[str] | None) -> Path:
 
 
 def labels_to_indices(
-    mask: np.ndarray, classes: tuple[SegClass, ...], ignore: int | None
+    mask: np.ndarray,
+    classes: tuple[SegClass, ...],
+    ignore: int | None,
+    merged: tuple[int, ...] = (),
 ) -> np.ndarray:
     """Mask values → class indices as uint8; IGNORE_INDEX where the mask has `ignore`.
 
+    merged: mask values of classes that are not learned, and count as the background (index 0).
     Raises ValueError naming a value that belongs to no class.
     """
     result = np.full(mask.shape, _UNKNOWN, np.uint8)
+    for value in merged:
+        result[mask == value] = 0
     for index, seg_class in enumerate(classes):
         result[mask == seg_class.value] = index
     if ignore is not None:

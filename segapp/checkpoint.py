@@ -7,7 +7,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ import segapp
 from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 from segapp.likeness import TrainingRange
-from segapp.preprocess import Preprocessing
+from segapp.preprocess import Flip, Preprocessing
 from segapp.scan import SegClass
 
 MODEL_NAME = "model.safetensors"
@@ -31,11 +31,13 @@ class Architecture(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Literal["unet", "unetplusplus"]
+    name: str
     encoder: str
     in_channels: int
     classes: int
     residual: bool
+    separable: bool = False
+    members: int = Field(default=1, ge=1)  # networks whose probabilities are averaged
 
 
 class DataRecord(BaseModel):
@@ -59,6 +61,8 @@ class ModelInfo(BaseModel):
     preprocessing: Preprocessing
     classes: tuple[SegClass, ...]
     ignore: int | None = None
+    merged: tuple[int, ...] = ()  # mask values of other classes, which count as the background
+    flips: tuple[Flip, ...] = ()  # predictions are averaged over these and their combination
     settings: dict[str, Any]
     metrics: dict[str, Any]
     starting_weights: str
@@ -76,10 +80,10 @@ class ModelInfo(BaseModel):
     def _consistent(self) -> ModelInfo:
         if self.architecture.classes != len(self.classes):
             raise ValueError(f"{self.architecture.classes} outputs, {len(self.classes)} classes")
-        if self.architecture.in_channels != self.preprocessing.channels:
+        if self.architecture.in_channels != self.preprocessing.inputs:
             raise ValueError("the network and the preprocessing differ in channels")
         ranges = (self.training.intensities, self.training.narrowest) if self.training else ()
-        if any(len(of_channels) != self.architecture.in_channels for of_channels in ranges):
+        if any(len(of_channels) != self.preprocessing.channels for of_channels in ranges):
             raise ValueError("the network and the training range differ in channels")
         return self
 

@@ -6,10 +6,9 @@ import json
 import sys
 import time
 import traceback
-from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,6 +42,14 @@ class OutputFormat(StrEnum):
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors.")
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE ...]",
+        help="A YAML file, and settings that go before its own, e.g. data.root=DIR "
+        "train.budget_minutes=10. With neither: configs/brain.yaml.",
+    ),
+]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="A data set, as for train.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -50,19 +57,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @app.command()
 def train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A YAML file, and settings that go before its own, e.g. data.root=DIR "
-            "train.budget_minutes=10. With neither: configs/brain.yaml.",
-        ),
-    ] = None,
+    words: Words = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting and its value, then stop.")
+    ] = False,
+    find_lr: Annotated[
+        bool,
+        typer.Option(
+            "--find-lr",
+            help="Try learning rates for a minute, print a suggestion, save a plot, train nothing.",
+        ),
     ] = False,
 ) -> None:
     """Train a model.
@@ -71,20 +78,25 @@ def train(
     labelsTr/ + dataset.json, either below train/ val/ test/, or a cases.csv with
     image,mask,patient,split. Ctrl-C saves the run; --resume goes on with it.
     """
-    from segapp.config import load_settings
+    from segapp.config import load_settings, run_config
 
-    words = words or []
+    config, words = _config_and_words(words)
     if resume:
-        if words:
+        if config or words or find_lr:
             raise typer.BadParameter("--resume takes the run's own settings; give none beside it")
-        settings = load_settings(_run_config(resume), [])
+        settings = load_settings(run_config(resume), [])
     else:
-        config = Path(words.pop(0)) if words and "=" not in words[0] else None
         settings = load_settings(config, words)
     if print_config:
         typer.echo(settings.to_yaml(), nl=False)
         return
     _start_logging()
+    if find_lr:
+        from segapp.train import find_rate
+
+        rate, plot = find_rate(settings)
+        typer.echo(f"suggested optim.max_lr: {rate:.1e}\nplot: {plot}")
+        return
     from segapp.plan import open_run, reopen_run
 
     if resume:
@@ -98,6 +110,45 @@ def train(
     assert out is not None
     typer.echo(f"model: {out / 'model.safetensors'}")
     typer.echo(f"next:  segapp evaluate {out} {settings.data.root} --out {out / 'evaluation'}")
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and plots go.")],
+    words: Words = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="A setting and its values; the first is the baseline. Given again: every "
+            "combination. Replaces what the config's compare: section varies.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each variant. Default: the config's, else 3.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train variants with several seeds each, measure them, and say what made a difference.
+
+    All runs have the same budget, and each is a process of its own. DIR gets comparison.md, .csv
+    and .png after every run. The same command again goes on where the last one stopped.
+    """
+    from segapp.variants import read_comparison
+
+    config, words = _config_and_words(words)
+    comparison = read_comparison(config, words, vary or [], seeds, out)
+    _start_logging()
+    from segapp.compare import run_comparison
+    from segapp.report.comparison import table_text
+
+    result = run_comparison(comparison, out)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(table_text(result["variants"]))
+        typer.echo(f"what the columns mean: {result['page']}")
+    raise typer.Exit(1 if result["n_failed"] else 0)
 
 
 @app.command()
@@ -156,38 +207,15 @@ def predict(
     others go on.
     """
     _start_logging()
-    from segapp.batch import list_inputs, predict_batch
-    from segapp.checkpoint import read_info
-    from segapp.predict import Predictor
-    from segapp.progress import BatchBar, log
+    from segapp.cli_text import predict_all
 
-    info = read_info(model)
-    entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
-    predictor = Predictor.load(model, device)
-    repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
-    with BatchBar(len(entries)) as bar:
-
-        def report(outcome: Any) -> None:
-            for warning in outcome.warnings:
-                repeated[warning] += 1
-                if repeated[warning] == 1:
-                    log.warning("%s: %s", outcome.file, warning)
-            if outcome.status == "failed":
-                log.error("%s: %s", outcome.file, outcome.reason)
-            bar.step(outcome.status == "failed")
-
-        outcomes = predict_batch(
-            *(predictor, entries, out),
-            output_format=output_format.value,
-            overlay=overlay,
-            skip_existing=skip_existing,
-            allow_gaps=allow_gaps,
-            on_outcome=report,
-        )
-    for warning, count in repeated.items():
-        if count > 1:
-            log.warning("%d more scans: %s", count - 1, warning)
-    counts = {s: sum(o.status == s for o in outcomes) for s in ("ok", "failed", "skipped")}
+    counts = predict_all(
+        *(model, inputs, out, device),
+        output_format=output_format.value,
+        overlay=overlay,
+        skip_existing=skip_existing,
+        allow_gaps=allow_gaps,
+    )
     table = out / "predictions.csv"
     if as_json:
         typer.echo(json.dumps({**counts, "csv": str(table)}))
@@ -212,13 +240,14 @@ def evaluate(
     Dice the mean over the foreground classes. cases.csv has the figures of each case.
     """
     _start_logging()
+    from segapp.cli_text import evaluation_table
     from segapp.evaluate import evaluate_model
 
     result = evaluate_model(model, data, split.value if split else None, out, device)
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(_evaluation_table(result))
+        typer.echo(evaluation_table(result))
         typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
     raise typer.Exit(1 if result["n_failed"] else 0)
 
@@ -227,29 +256,13 @@ def evaluate(
 def info(model: Model, as_json: Json = False) -> None:
     """Show what a model file says about itself."""
     from segapp.checkpoint import model_path, read_info
+    from segapp.cli_text import info_text
 
     record = read_info(model)
     if as_json:
         typer.echo(record.model_dump_json())
         return
-    val = record.metrics
-    classes = ", ".join(f"{c.name} (mask value {c.value})" for c in record.classes)
-    split_sizes = ", ".join(f"{len(names)} {split}" for split, names in record.data.images.items())
-    lines = {
-        "model": model_path(model),
-        "network": " ".join(f"{k}={v}" for k, v in record.architecture.model_dump().items()),
-        "classes": classes,
-        "preprocessing": record.preprocessing.model_dump_json(exclude_defaults=True),
-        "validation": f"mIoU {val.get('miou')}, Dice {val.get('dice')}, epoch {val.get('epoch')}",
-        "starting weights": record.starting_weights,
-        "data": f"{record.data.root} ({split_sizes} cases)",
-        "training scans": record.training or "not recorded",
-        "created": record.created,
-        "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
-        "licences": record.licence_notes,
-    }
-    for name, value in lines.items():
-        typer.echo(f"{name + ':':18}{value}")
+    typer.echo(info_text(record, model_path(model)))
 
 
 @app.command(name="app")
@@ -267,13 +280,9 @@ def web_app(
     launch(models, host, port)
 
 
-def _run_config(run: Path) -> Path:
-    from segapp.errors import ConfigError
-
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise ConfigError(f"{run}: holds no config.yaml; --resume takes a run folder")
-    return config
+def _config_and_words(words: list[str] | None) -> tuple[Path | None, list[str]]:
+    words = words or []
+    return (Path(words[0]), words[1:]) if words and "=" not in words[0] else (None, words)
 
 
 def _start_logging() -> None:
@@ -287,23 +296,6 @@ def _command_started() -> float:
     import psutil
 
     return min(time.time(), psutil.Process().create_time())
-
-
-def _evaluation_table(result: dict[str, Any]) -> str:
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
-
-    rows = [("class", "IoU", "Dice")]
-    rows += [(n, cell(v["iou"]), cell(v["dice"])) for n, v in result["classes"].items()]
-    rows += [("mean", cell(result["miou"]), cell(result["dice"]))]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {a:>7}  {b:>7}" for name, a, b in rows]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.insert(len(lines) - 1, "-" * len(lines[0]))
-    lines.append("mean IoU over all classes, mean Dice over the foreground")
-    failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
-    lines.insert(0, f"split {result['split']}: {result['n']} cases{failed}")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,188 +1,25 @@
-"""Typed settings: YAML files and KEY=VALUE words become one checked `Settings` object.
+"""YAML files and KEY=VALUE words become one checked `Settings` object.
 
-Every key says what it means and what it accepts; an unknown key is refused with the nearest name.
-`auto` stands for "decided from the data and the machine when training starts"; the run's
-config.yaml holds what was decided.
+An unknown key is refused with the nearest name, and so are settings that contradict each other.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from segapp.contradictions import refuse_contradictions
 from segapp.errors import ConfigError
+from segapp.settings import DEFAULT_BUDGET_MINUTES, Settings, known_keys
 
 BUILT_IN_CONFIG = "brain.yaml"
-
-Auto = Literal["auto"]
-
-
-def _comma_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _all_different(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError("every class needs a name of its own")
-    return names
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-ClassNames = Annotated[
-    list[Annotated[str, Field(min_length=1)]],
-    BeforeValidator(_comma_list),
-    AfterValidator(_all_different),
-]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
-
-
-class DataSettings(_Section):
-    root: Path | None = Field(default=None, description="Folder of the data set.")
-    classes: ClassNames | None = Field(
-        default=None,
-        description="Class names in the order of their mask values; else from the data set.",
-    )
-    ignore: int | None = Field(
-        default=None, description="Mask value that counts nowhere, e.g. 255."
-    )
-    slice_axis: Auto | Literal["axial", "coronal", "sagittal"] = Field(
-        default="auto",
-        description="Anatomical direction along which volumes are cut; auto: thickest.",
-    )
-    val_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2,
-        description="Share of the training patients set aside where there is no val split.",
-    )
-    workers: Auto | Annotated[int, Field(ge=0)] = Field(
-        default="auto", description="Processes that prepare batches beside the training."
-    )
-
-
-class PreprocessSettings(_Section):
-    spacing_mm: Annotated[
-        Auto | Literal["none"] | Annotated[float, Field(gt=0)],
-        BeforeValidator(lambda value: "none" if value is None else value),
-    ] = Field(
-        default="none",
-        description="Side of a pixel in mm that slices are resampled to, or none, or auto (the "
-        "training scans' median).",
-    )
-    size: Auto | Literal["native"] | Annotated[int, Field(ge=32)] = Field(
-        default="auto",
-        description="Longest side of a slice in pixels, native, or auto (native if small).",
-    )
-    normalisation: Auto | Literal["imagenet", "zscore", "percentile", "ct"] = Field(
-        default="auto", description="How intensities are brought to the network's range."
-    )
-
-
-class AugmentSettings(_Section):
-    """Shares (…_p) are the probability that a training patch gets the change."""
-
-    flip_p: Auto | Share = Field(
-        default="auto", description="Horizontal flip; auto: 0.5, or 0 where it would swap classes."
-    )
-    affine_p: Share = Field(default=0.7, description="Rotation, shear and scale in one resampling.")
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = Field(
-        default=15, description="Up to ±degrees."
-    )
-    shear_deg: Annotated[float, Field(ge=0, le=45)] = Field(
-        default=10, description="Up to ±degrees."
-    )
-    scale: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.2, description="Size changes by ±share."
-    )
-    colour_p: Share = Field(
-        default=0.3, description="Brightness and contrast; saturation and hue for RGB."
-    )
-    brightness: Share = Field(default=0.15, description="Up to ±share of the slice's range.")
-    contrast: Share = Field(default=0.15, description="Up to ±share.")
-    saturation: Share = Field(default=0.15, description="Up to ±share (RGB only).")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.03, description="Up to ±turns (RGB only)."
-    )
-    blur_p: Share = Field(default=0.05, description="Gaussian blur.")
-    noise_p: Share = Field(default=0.1, description="Gaussian noise.")
-    salt_pepper_p: Share = Field(default=0.02, description="Salt-and-pepper noise.")
-    erase_p: Share = Field(
-        default=0.05, description="Rectangles erased from the image; the mask stays."
-    )
-
-
-class ModelSettings(_Section):
-    architecture: Literal["unet", "unetplusplus"] = "unet"
-    encoder: str = Field(
-        default="resnet34", description="Any encoder of segmentation-models-pytorch."
-    )
-    encoder_weights: str = Field(
-        default="auto",
-        description="auto, imagenet, none, or a local .safetensors/.pth FILE of the encoder.",
-    )
-    residual: bool = Field(default=True, description="Residual blocks in the decoder.")
-
-
-class LossSettings(_Section):
-    name: Literal["dice_ce", "ce"] = "dice_ce"
-    dice_weight: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="Weight of the Dice term beside the cross-entropy's 1."
-    )
-
-
-class OptimSettings(_Section):
-    max_lr: Annotated[float, Field(gt=0)] = Field(
-        default=2e-3, description="Peak of the one-cycle rate."
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
-    patch: Auto | Literal["full"] | Annotated[int, Field(ge=64, multiple_of=32)] = Field(
-        default="auto",
-        description="Side of the square training patches in pixels; full: whole slices.",
-    )
-    clip_norm: Annotated[float, Field(gt=0)] = Field(
-        default=5.0, description="Gradients are clipped to it"
-    )
-
-
-class TrainSettings(_Section):
-    out: Path | None = Field(default=None, description="Run folder; default runs/<config name>.")
-    epochs: Annotated[int, Field(ge=1)] | None = None
-    budget_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Wall-clock time from the command's start to the written model."
-    )
-    steps_per_epoch: Auto | Annotated[int, Field(ge=1)] = Field(
-        default="auto",
-        description="Optimiser steps between validations; auto: one pass, at least 40.",
-    )
-    patience: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Stop after so many epochs without a better val mIoU."
-    )
-    precision: Auto | Literal["fp32", "bf16", "fp16"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class Settings(_Section):
-    data: DataSettings = Field(default_factory=DataSettings)
-    preprocess: PreprocessSettings = Field(default_factory=PreprocessSettings)
-    augment: AugmentSettings = Field(default_factory=AugmentSettings)
-    model: ModelSettings = Field(default_factory=ModelSettings)
-    loss: LossSettings = Field(default_factory=LossSettings)
-    optim: OptimSettings = Field(default_factory=OptimSettings)
-    train: TrainSettings = Field(default_factory=TrainSettings)
-
-    def to_yaml(self) -> str:
-        """The settings as a YAML document that `load_settings` reads back to the same object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-DEFAULT_BUDGET_MINUTES = 15.0
 _TEXT_KEYS = {"data.root", "train.out", "model.encoder", "model.encoder_weights"}
+_TEXT_KEYS |= {"model.init_from"}
 
 
 def load_settings(config: Path | None, overrides: list[str]) -> Settings:
@@ -192,10 +29,30 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
     Of train.epochs and train.budget_minutes the one given last (command line over file) counts;
     with neither, the budget is DEFAULT_BUDGET_MINUTES. Raises ConfigError, naming the key.
     """
-    changes = [_parse_override(word) for word in overrides]
+    config, tree, changes = read_words(config, overrides)
+    if "compare" in tree:
+        raise ConfigError(f"{config}: is a comparison; use segapp compare {config} --out DIR")
+    return settings_of(tree, changes, config)
+
+
+def read_words(
+    config: Path | None, overrides: list[str]
+) -> tuple[Path | None, dict[str, Any], list[tuple[str, Any]]]:
+    """What `load_settings` checks: the config file taken, its content, (key, value) of each word.
+
+    Raises ConfigError for a file that can't be read and a word that is none.
+    """
+    changes = [parse_override(word) for word in overrides]
     if config is None and not any(key == "data.root" for key, _ in changes):
         config = built_in_config()
-    tree = _read_yaml(config) if config else {}
+    return config, _read_yaml(config) if config else {}, changes
+
+
+def settings_of(
+    tree: dict[str, Any], changes: list[tuple[str, Any]], config: Path | None
+) -> Settings:
+    """The settings of a file's content, which stays as it is, with (key, value) changes."""
+    tree = copy.deepcopy(tree)
     for key, value in changes:
         _set(tree, key, value)
     settings = _validate(tree, config, {key for key, _ in changes})
@@ -215,8 +72,7 @@ def load_settings(config: Path | None, overrides: list[str]) -> Settings:
         settings.data.root = settings.data.root.expanduser()
     else:
         raise ConfigError("data.root is missing: name the folder of the data set, data.root=DIR")
-    if settings.preprocess.spacing_mm != "none" and isinstance(settings.preprocess.size, int):
-        raise ConfigError("preprocess.spacing_mm and preprocess.size exclude each other; give one")
+    refuse_contradictions(settings)
     if settings.train.out is None:
         name = config.stem if config else settings.data.root.resolve().name
         settings.train.out = Path("runs") / name
@@ -231,7 +87,16 @@ def built_in_config() -> Path:
     return next((path for path in places if path.is_file()), local)
 
 
-def _parse_override(word: str) -> tuple[str, Any]:
+def run_config(run: Path) -> Path:
+    """The config.yaml of a run folder. Raises ConfigError where there is none."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{run}: holds no config.yaml; --resume takes a run folder")
+    return config
+
+
+def parse_override(word: str) -> tuple[str, Any]:
+    """ "train.epochs=20" → ("train.epochs", 20). Raises ConfigError."""
     key, equals, text = word.partition("=")
     if not equals:
         raise ConfigError(f"{word!r} is neither a config file nor KEY=VALUE, e.g. train.epochs=20")
@@ -280,15 +145,6 @@ def _validate(tree: dict[str, Any], config: Path | None, typed: set[str]) -> Set
             dict.fromkeys(e["msg"] for e in error.errors() if e["loc"][:2] == first["loc"][:2])
         )
         raise ConfigError(f"{where}{key}: got {first['input']!r}: {wanted}") from error
-
-
-def known_keys() -> list[str]:
-    """Every `section.key` there is."""
-    return [
-        f"{section}.{key}"
-        for section, field in Settings.model_fields.items()
-        for key in field.annotation.model_fields  # type: ignore[union-attr]
-    ]
 
 
 def _unknown(key: str) -> str:

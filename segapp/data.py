@@ -26,15 +26,17 @@ class SliceCache:
 
     Images are float16 (10 bits are more than any scanner's noise leaves), masks uint8. The files
     are memory-mapped, so that any number of workers share them and only what is used is in memory.
+    channels: of one slice; context: slices on each side that are read with one.
     """
 
-    def __init__(self, folder: Path, channels: int):
+    def __init__(self, folder: Path, channels: int, context: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self.channels = channels
+        self.channels, self.context = channels, context
         self.names: list[str] = []  # "case" or "case slice k", to name a slice in an error
         self.sizes: list[tuple[int, int]] = []
         self.offsets: list[int] = []  # in pixels
         self.empty: list[bool] = []  # no foreground
+        self.cases: list[range] = []  # the slices of each one's case
         self._files = (folder / "images.f16", folder / "masks.u8")
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -44,16 +46,21 @@ class SliceCache:
         preprocessing: Preprocessing,
         classes: tuple[SegClass, ...],
         ignore: int | None,
+        merged: tuple[int, ...] = (),
     ) -> None:
-        """Prepare every slice of `cases`. Raises ScanError, and OSError where the disk is full."""
+        """Prepare every slice of `cases`; mask values in `merged` count as background.
+
+        Raises ScanError, and OSError where the disk is full.
+        """
         total = 0
         with self._files[0].open("wb") as images, self._files[1].open("wb") as masks:
             for case in cases:
                 scan, mask = read_case(case)
                 prepared = preprocessing.prepare(scan)
-                indices = labels_to_indices(mask.voxels, classes, ignore)
+                indices = labels_to_indices(mask.voxels, classes, ignore, merged)
                 target = to_slices(indices, scan.affine, prepared.axis)  # (K, 1, H, W)
                 size = prepared.target
+                span = range(len(self.names), len(self.names) + len(prepared))
                 for k in range(len(prepared)):
                     image = resize(prepared.normalised(k, k + 1), size)
                     labels = resize(target[k : k + 1], size, nearest=True)
@@ -63,39 +70,68 @@ class SliceCache:
                     self.sizes.append((size[0], size[1]))
                     self.offsets.append(total)
                     self.empty.append(not np.any((labels > 0) & (labels < len(classes))))
+                    self.cases.append(span)
                     total += size[0] * size[1]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slice `index`: image (C, H, W) float32 and mask (H, W) uint8."""
+        """Slice `index`: image (C · (2 · context + 1), H, W) float32 and mask (H, W) uint8.
+
+        The channels are those of the slices from index - context to index + context; beyond the
+        case's first and last slice that one repeats.
+        """
         if self._maps is None:  # opened by each process for itself
             self._maps = (
                 np.memmap(self._files[0], np.float16, "r"),
                 np.memmap(self._files[1], np.uint8, "r"),
             )
         height, width = self.sizes[index]
-        start, pixels = self.offsets[index], height * width
-        image = self._maps[0][start * self.channels : (start + pixels) * self.channels]
-        mask = self._maps[1][start : start + pixels]
-        shape = (self.channels, height, width)
-        return image.reshape(shape).astype(np.float32), mask.reshape(height, width)
+        start, pixels, case = self.offsets[index], height * width, self.cases[index]
+        planes = []
+        for near in range(index - self.context, index + self.context + 1):
+            at = self.offsets[min(max(near, case[0]), case[-1])] * self.channels
+            planes.append(self._maps[0][at : at + pixels * self.channels])
+        image = np.concatenate(planes).reshape(-1, height, width).astype(np.float32)
+        return image, self._maps[1][start : start + pixels].reshape(height, width)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": None}  # workers open the files themselves
 
 
 class Samples(Dataset):
-    """Augmented samples, addressed by (pass over the data, slice index)."""
+    """Augmented samples, addressed by (pass over the data, slice index).
 
-    def __init__(self, cache: SliceCache, augment: Augmentation, seed: int):
-        self.cache, self.augment, self.seed = cache, augment, seed
+    scale: share of its sides that each slice is shrunk to first (progressive resizing); the patch
+    of `augment` is the caller's to scale, see `scaled_patch`.
+    """
+
+    def __init__(self, cache: SliceCache, augment: Augmentation, seed: int, scale: float = 1.0):
+        self.cache, self.augment, self.seed, self.scale = cache, augment, seed, scale
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
         number, index = at
-        image, mask = self.augment(*self.cache[index], seed=(self.seed, number, index))
+        image, mask = self.cache[index]
+        if self.scale != 1:
+            size = tuple(max(1, round(self.scale * n)) for n in mask.shape)
+            image = resize(image[None], size)[0]
+            mask = resize(mask[None, None], size, nearest=True)[0, 0]
+        image, mask = self.augment(image, mask, seed=(self.seed, number, index))
         return image, mask, index
+
+
+def stage_scale(scales: Sequence[float] | None, done: float) -> float:
+    """The scale of the slices where a share `done` (0…1) of the run is over: each has an equal
+    part of it, in their order. 1 without scales."""
+    if not scales:
+        return 1.0
+    return scales[min(len(scales) - 1, int(done * len(scales)))]
+
+
+def scaled_patch(side: int, scale: float) -> int:
+    """Side in pixels of the patches of a stage: the nearest multiple of 32, at least 64."""
+    return max(64, round(side * scale / 32) * 32)
 
 
 def sample_order(empty: Sequence[bool], seed: int) -> Iterator[tuple[int, int]]:
@@ -157,5 +193,6 @@ def make_batches(
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
             worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # else it takes a number of the network's dropout
         )
     )

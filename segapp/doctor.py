@@ -17,7 +17,6 @@ import numpy as np
 
 from segapp.cases import image_hash, list_cases, with_val_split
 from segapp.check import survey
-from segapp.config import Settings
 from segapp.errors import ScanError
 from segapp.estimate import training_cost
 from segapp.evidence import explained, flipped, picture_hash
@@ -38,6 +37,7 @@ from segapp.progress import track
 from segapp.report.findings import facts_text, findings_text, report_of, write_report
 from segapp.report.sheet import write_sheet
 from segapp.scan import Scan, SegClass
+from segapp.settings import Settings
 from segapp.verdicts import empty_cases, few_patients, frequencies, mixed_cases
 
 

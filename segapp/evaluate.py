@@ -73,6 +73,7 @@ def evaluate_cases(
     predictor: Predictor,
     cases: Iterable[Case],
     ignore: int | None,
+    merged: tuple[int, ...] = (),
     read: Callable[[Case], tuple[Scan, Scan]] = read_case,
     on_segmentation: Callable[[Case, Segmentation, np.ndarray], None] = lambda *_: None,
 ) -> Evaluation:
@@ -86,7 +87,7 @@ def evaluate_cases(
     for case in cases:
         try:
             scan, mask = read(case)
-            truth = labels_to_indices(mask.voxels, classes, ignore)  # (1, I, J, K)
+            truth = labels_to_indices(mask.voxels, classes, ignore, merged)  # (1, I, J, K)
             axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
             in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
             slabs: list[tuple[float, int]] = []
@@ -213,7 +214,8 @@ def evaluate_model(
     if not cases:
         there = ", ".join(sorted({c.split for c in dataset.cases if c.split})) or "none"
         raise DataError(f"{data}: no case is in the split {split}; there is: {there}")
-    result = evaluate_cases(predictor, track(cases, "evaluating"), predictor.info.ignore)
+    info = predictor.info
+    result = evaluate_cases(predictor, track(cases, "evaluating"), info.ignore, info.merged)
     for r in result.failed():
         log.error("%s", r.error)
     used = {

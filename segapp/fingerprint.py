@@ -10,8 +10,7 @@ from typing import get_args
 import numpy as np
 
 from segapp.cases import Case
-from segapp.config import Settings
-from segapp.errors import ScanError
+from segapp.errors import ConfigError, ScanError
 from segapp.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,6 +23,7 @@ from segapp.preprocess import (
     to_slices,
 )
 from segapp.scan import Scan
+from segapp.settings import Settings
 
 _NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
 _RESIZE_TO = 512
@@ -145,7 +145,8 @@ def fit_preprocessing(
     2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
     volume), over the non-zero pixels where more than a tenth of all are exactly zero.
 
-    Raises ScanError for a scan of unknown spacing where preprocess.spacing_mm needs it.
+    Raises ScanError for a scan of unknown spacing where preprocess.spacing_mm needs it, ConfigError
+    for data.context_slices without volumes.
     """
     reasons = []
     channels = Counter(f.channels for f in facts).most_common(1)[0][0]
@@ -173,6 +174,11 @@ def fit_preprocessing(
         why = f"median minimum {minimum:g}, {channels} channel(s) of {facts[0].dtype}"
         reasons.append(f"normalisation: {kind} ({why})")
     over = "slice" if all(f.shape[2] == 1 for f in facts) else "scan"
+    context = settings.data.context_slices
+    if context and all(1 in f.shape for f in facts):
+        raise ConfigError(
+            f"data.context_slices={context} needs volumes, and every case is a single slice"
+        )
     nonzero = float(np.mean([f.zero_share for f in facts])) > 0.1
     fixed = _fixed_normalisation(kind, channels, facts)
     if kind in ("zscore", "percentile"):
@@ -184,6 +190,7 @@ def fit_preprocessing(
         Preprocessing(
             channels=channels,
             channel_files=channel_files,
+            context=context,
             slice_axis=axis,
             size=None if size == "native" else int(size),
             spacing_mm=spacing_mm,

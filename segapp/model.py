@@ -1,28 +1,43 @@
-"""Networks over segmentation-models-pytorch with residual decoder blocks, and encoder weights."""
+"""Networks over segmentation-models-pytorch, and what is changed in them."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import logging
-import threading
+import math
 import warnings
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import huggingface_hub as hub
 import segmentation_models_pytorch as smp
-import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from safetensors.torch import load_file
 from segmentation_models_pytorch.base.initialization import initialize_decoder
 from segmentation_models_pytorch.base.modules import Conv2dReLU
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import SeparableConv2d
+from segmentation_models_pytorch.encoders._efficientnet import MBConvBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import ops
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from segapp.errors import ConfigError
 
-log = logging.getLogger("segapp")
+_ARCHITECTURES = {
+    "unet": smp.Unet,
+    "unetplusplus": smp.UnetPlusPlus,
+    "manet": smp.MAnet,
+    "linknet": smp.Linknet,
+    "fpn": smp.FPN,
+    "pspnet": smp.PSPNet,
+    "pan": smp.PAN,
+    "deeplabv3": smp.DeepLabV3,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+    "upernet": smp.UPerNet,
+    "segformer": smp.Segformer,
+}
+# how smp and timm say that an encoder doesn't go with an architecture
+_REFUSALS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+# what timm's blocks call the module that each of their branches ends with
+_DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
 
 
 class ResidualBlock(nn.Module):
@@ -52,33 +67,73 @@ class ResidualBlock(nn.Module):
         return self.relu(self.branch(x) + self.shortcut(x))
 
 
+class Ensemble(nn.Module):
+    """Networks whose probabilities are averaged.
+
+    (N, C, H, W) → logits (N, classes, H, W) float32 whose softmax is the mean of the members'.
+    """
+
+    def __init__(self, members: list[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        log_probs = [member(x).float().log_softmax(1) for member in self.members]
+        return torch.stack(log_probs).logsumexp(0) - math.log(len(log_probs))
+
+
 def build_network(
-    name: Literal["unet", "unetplusplus"],
+    name: str,
     encoder: str,
     in_channels: int,
     classes: int,
     residual: bool = True,
+    separable: bool = False,
+    members: int = 1,
 ) -> nn.Module:
     """A randomly initialised network: (N, in_channels, H, W) → logits (N, classes, H, W).
 
-    H and W are multiples of 32. Never touches the network. Raises ConfigError for an encoder that
-    is unknown or can't serve this architecture.
+    H and W are multiples of 32, and at least 64. name: one of model.architecture. residual: for a
+    unet or unetplusplus, ResidualBlocks in the decoder. separable: its k×k convolutions become
+    depthwise ones and a pointwise one each (Chollet 2017). members: more than one make an Ensemble.
+
+    Never touches the network. Raises ConfigError for an encoder that is unknown or can't serve this
+    architecture, and for a decoder without k×k convolutions where `separable`.
     """
     _check_encoder(encoder)
-    architecture = {"unet": smp.Unet, "unetplusplus": smp.UnetPlusPlus}[name]
+    networks = [
+        _build_one(name, encoder, in_channels, classes, residual, separable) for _ in range(members)
+    ]
+    return Ensemble(networks) if members > 1 else networks[0]
+
+
+def _build_one(
+    name: str, encoder: str, in_channels: int, classes: int, residual: bool, separable: bool
+) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of smp's and timm's own names
         try:
-            network = architecture(
+            network = _ARCHITECTURES[name](
                 encoder, encoder_weights=None, in_channels=in_channels, classes=classes
             )
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if name == "pan":  # a slice of 64 pixels is down to 1 before the last of its poolings
+                network.decoder.fpa.down3[0].ceil_mode = True
+            if encoder.startswith("tu-"):  # some of timm's take images of one size only
+                with torch.no_grad():
+                    network.eval()(torch.zeros(1, in_channels, 64, 96))
+                network.train()
+        except _REFUSALS as error:
+            problem = str(error).rstrip(".") or "timm has it with these strides only"
             raise ConfigError(
                 f"model.encoder={encoder!r} can't be used in a {name} with {in_channels} input "
-                f"channel(s): {str(error).rstrip('.')}. resnet34 always can."
+                f"channel(s): {problem}. resnet34 always can."
             ) from error
     if residual:
         _make_decoder_residual(network.decoder)
+    if separable and not _make_separable(network.decoder):
+        raise ConfigError(
+            f"model.separable: the decoder of {name} has no convolutions to separate; leave it out"
+        )
     return network
 
 
@@ -105,184 +160,117 @@ def _make_decoder_residual(decoder: nn.Module) -> None:
         block.conv1, block.conv2 = residual, nn.Identity()
 
 
-def load_encoder_weights(network: nn.Module, encoder: str, in_channels: int, source: str) -> str:
-    """Loads pretrained weights into `network.encoder`; returns what the model file records.
-
-    source: `none`; `imagenet`, from the hub's cache or the hub; `auto`, the same, but within 3
-    seconds of an unreachable hub it warns and leaves the encoder as it is; or the path of a
-    .safetensors or .pth file with the encoder's, a whole smp model's or torchvision's names. A
-    first convolution of other channels is adapted as smp does. Raises ConfigError.
-    """
-    if source == "none":
-        return "none"
-    if source in ("auto", "imagenet"):
-        try:
-            # auto's limit leaves half a second of the promised three for starting the client
-            state, origin = _read_pretrained(encoder, in_channels, 2.5 if source == "auto" else 10)
-        except _NoPretrainedError as error:
-            if source == "imagenet":
-                raise
-            log.warning(
-                "THE ENCODER STARTS FROM RANDOM WEIGHTS and will need more data and time. %s", error
-            )
-            return f"none ({error.reason})"
-    else:
-        state, origin = _read_weights_file(Path(source))
-    _load_state(network.get_submodule("encoder"), state, in_channels, origin)
-    return origin
-
-
-class _NoPretrainedError(ConfigError):
-    def __init__(self, reason: str, encoder: str, repo: str | None = None):
-        self.reason = reason
-        remedy = "set model.encoder_weights=none or to a .safetensors or .pth FILE of its weights"
-        if repo:
-            remedy += (
-                f", or bring {repo} to the hub's cache ({hub.constants.HF_HUB_CACHE}, moved by "
-                f"HF_HOME), or point HF_ENDPOINT (now {hub.constants.ENDPOINT}) at a mirror, "
-                "without HF_HUB_OFFLINE=1"
-            )
-        super().__init__(
-            f"model.encoder_weights: no pretrained weights for {encoder}: {reason}. Remedies: "
-            f"{remedy}."
+def _make_separable(decoder: nn.Module) -> int:
+    """Replaces the dense k×k convolutions, k > 1, but those to one channel; returns how many."""
+    dense = [
+        (parent, name, conv)
+        for parent in list(decoder.modules())
+        for name, conv in parent.named_children()
+        if isinstance(conv, nn.Conv2d)
+        and conv.groups == 1
+        and conv.kernel_size[0] > 1
+        and conv.out_channels > 1  # to one channel, separate ones would need more weights
+    ]
+    for parent, name, conv in dense:
+        separable = SeparableConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            conv.stride[0],
+            int(conv.padding[0]),
+            conv.dilation[0],
+            conv.bias is not None,
         )
+        initialize_decoder(separable)
+        setattr(parent, name, separable)
+    return len(dense)
 
 
-def _read_pretrained(
-    encoder: str, in_channels: int, limit_s: float
-) -> tuple[dict[str, Tensor], str]:
-    """State dict of the encoder's ImageNet weights, from the cache or the hub, and their origin."""
-    if encoder.startswith("tu-"):
-        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
-        repo, revision = config.hf_hub_id if config else None, None
-    else:
-        config = smp.encoders.encoders[encoder]["pretrained_settings"].get("imagenet", {})
-        repo, revision = config.get("repo_id"), config.get("revision")
-    if not repo:
-        raise _NoPretrainedError("there are none from ImageNet", encoder)
+def regularise(network: nn.Module, dropout: float, stochastic_depth: float) -> None:
+    """Adds dropout and stochastic depth to a network of `build_network`, for its training.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        hub.utils.disable_progress_bars()
-        hub.logging.set_verbosity_error()
-        # hf_hub_download(local_files_only=True) would ask the hub who is calling, patiently
-        path = hub.try_to_load_from_cache(repo, "model.safetensors", revision=revision)
-        if not isinstance(path, str):
-            reason = _why_unreachable(repo, revision, limit_s)
-            if reason:
-                raise _NoPretrainedError(reason, encoder, repo)
-            log.info("Downloading %s from %s", repo, hub.constants.ENDPOINT)
-            try:
-                path = hub.hf_hub_download(repo, "model.safetensors", revision=revision)
-            except Exception as error:  # any of two HTTP clients', the disk's, the protocol's
-                log.info("Download of %s failed: %s", repo, error)
-                raise _NoPretrainedError("the download failed", encoder, repo) from error
-        try:
-            if encoder.startswith("tu-"):  # timm maps its files to its modules and channels itself
-                overlay = {"file": path}
-                donor = smp.encoders.get_encoder(
-                    encoder, in_channels, weights=True, pretrained_cfg_overlay=overlay
-                )
-                state = donor.state_dict()
-            else:
-                state = load_file(path)
-        except Exception as error:  # a damaged file fails in as many ways as there are bytes
-            log.info("%s: %s", path, error)
-            raise _NoPretrainedError(
-                "the file in the hub's cache is damaged, delete it", encoder, repo
-            ) from error
-    return state, f"imagenet ({repo}@{Path(path).parent.name[:7]})"
+    dropout: share of the channels, whole maps of them (Tompson et al. 2015), left out before the
+    segmentation head. stochastic_depth: block l of L, the encoder's residual blocks and then the
+    decoder's, is skipped with probability stochastic_depth × l / L, by each sample of a batch on
+    its own (Huang et al. 2016); the others are scaled up to make up for it. 0 leaves what an
+    encoder brings itself (MiT, EfficientNet).
 
-
-def _why_unreachable(repo: str, revision: str | None, limit_s: float) -> str:
-    """Asks the hub for a file's metadata; "" if it answers, else why not, after `limit_s` at most.
-
-    The client's own timeouts don't cover name resolution, nor an answer that trickles in; hence a
-    thread that is left behind. Its retries, some 24 s, are the download's and not this request's.
+    Names and shapes of the weights stay, copies are regularised too, and nothing happens in
+    evaluation mode. Draws from torch's global generators. Raises ConfigError where no block can be
+    skipped.
     """
-    outcome = ["hub unreachable"]
-
-    def ask() -> None:
-        try:
-            url = hub.hf_hub_url(repo, "model.safetensors", revision=revision)
-            hub.get_hf_file_metadata(url, timeout=limit_s)
-            outcome[0] = ""
-        except OfflineModeIsEnabled:
-            outcome[0] = "hub unreachable, HF_HUB_OFFLINE is set"
-        except HfHubHTTPError as error:
-            outcome[0] = f"the hub answered with status {error.response.status_code}"
-        except Exception as error:  # recorded: the thread must not print a traceback
-            log.debug("The hub can't be reached: %r", error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return outcome[0]
-
-
-def _read_weights_file(path: Path) -> tuple[dict[str, Tensor], str]:
-    """State dict of an encoder from a local file, and what the model file records about it."""
-    key = f"model.encoder_weights={path}"
-    if not path.is_file():
-        raise ConfigError(f"{key} is neither auto, imagenet or none nor a file that exists.")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ConfigError(f"{key}: expected a .safetensors, .pth or .pt file.")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+    if dropout:
+        head = network.get_submodule("segmentation_head")
+        head.register_forward_pre_hook(_dropout_hook(dropout))
+    if not stochastic_depth:
+        return
+    blocks = _residual_blocks(network)
+    if not blocks:
+        encoder = str(network.name).partition("-")[2]
         raise ConfigError(
-            f"{key} can't be read: it is damaged, or holds more than tensors, which would run code "
-            "when opened. Save the encoder's state dict alone, best as .safetensors."
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
-        raise ConfigError(f"{key} holds no state dict (names → tensors). Save that alone.")
-    if any(name.startswith("encoder.") for name in state):  # a whole smp model
-        state = {k.removeprefix("encoder."): v for k, v in state.items() if k[:8] == "encoder."}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(state), f"file {path.name} sha256:{digest[:16]}"
+            f"model.stochastic_depth: neither model.encoder={encoder} nor the decoder has residual "
+            "blocks that could be skipped; leave it out, or use resnet34"
+        )
+    for number, block in enumerate(blocks, start=1):
+        _make_skippable(block, stochastic_depth * number / len(blocks))
+    encoder: Any = network.encoder
+    if hasattr(encoder, "_drop_connect_rate"):  # EfficientNet's own, of the same blocks
+        encoder._drop_connect_rate = 0.0
 
 
-def _load_state(module: nn.Module, state: dict[str, Tensor], in_channels: int, origin: str) -> None:
-    """Loads all of `state` into an encoder; only BatchNorm's num_batches_tracked may be missing."""
-    for name, conv in module.named_modules():
-        weight = state.get(f"{name}.weight")
-        reads_input = isinstance(conv, nn.Conv2d) and conv.in_channels == in_channels
-        if reads_input and conv.groups == 1 and weight is not None and weight.ndim == 4:
-            state[f"{name}.weight"] = _adapt_input_channels(weight, in_channels)
-    try:
-        module.load_state_dict(state)  # smp's encoders drop the classifier's keys from `state`
-    except RuntimeError as error:
-        counts = "num_batches_tracked"
-        given = {k: v for k, v in state.items() if not k.endswith(counts)}
-        expected = {k: v for k, v in module.state_dict().items() if not k.endswith(counts)}
-        problems = [f"{k} is unknown" for k in given if k not in expected]
-        problems += [f"{k} is missing" for k in expected if k not in given]
-        problems += [
-            f"{k} has shape {tuple(given[k].shape)}, expected {tuple(v.shape)}"
-            for k, v in expected.items()
-            if k in given and given[k].shape != v.shape
-        ]
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ConfigError(
-            f"model.encoder_weights ({origin}) doesn't fit model.encoder: "
-            f"{'; '.join(problems[:3]) or error}{more}."
-        ) from error
+def _residual_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that can be skipped: the encoder's as they follow each other, the decoder's."""
+    encoder: Any = network.encoder
+    depth = len(encoder.out_channels) - 1
+    # pspnet runs three stages only; the others are there for the pretrained weights' sake
+    idle = tuple(f"{kind}{stage}." for kind in ("layer", "block") for stage in range(depth, 5))
+    blocks = [block for name, block in encoder.named_modules() if not name.startswith(idle)]
+    blocks += network.get_submodule("decoder").modules()
+    return [block for block in blocks if _branch_end(block) or _drop_paths(block)]
 
 
-def _adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
-    """(out, c, h, w) → (out, channels, h, w), answering alike to alike channels.
+def _branch_end(block: nn.Module) -> nn.Module | None:
+    """The module whose output a residual block adds to its shortcut, where it can be hooked."""
+    if isinstance(block, ResidualBlock):
+        return block.branch
+    if isinstance(block, BasicBlock):
+        return block.bn2
+    if isinstance(block, Bottleneck):
+        return block.bn3
+    if isinstance(block, InvertedResidual) and block.use_res_connect:
+        return block.conv
+    if isinstance(block, MBConvBlock) and block._has_drop_connect:
+        return block._bn2
+    return None
 
-    As smp's patch_first_conv: one channel gets the sum, others repeat the given ones, scaled.
-    """
-    given = weight.shape[1]
-    if given == channels:
-        return weight
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight[:, torch.arange(channels) % given] * (given / channels)
+
+def _drop_paths(block: nn.Module) -> list[str]:
+    """Where a block of timm's or of a MiT has its branches pass, if it has a shortcut."""
+    has_skip = getattr(block, "has_skip", True)
+    return [name for name in _DROP_PATHS if has_skip and hasattr(block, name)]
+
+
+def _make_skippable(block: nn.Module, rate: float) -> None:
+    end = _branch_end(block)
+    if end is not None:
+        end.register_forward_hook(_skip_hook(rate))
+    for name in _drop_paths(block):
+        setattr(block, name, ops.StochasticDepth(rate, "row"))
+
+
+# Hooks, not modules around modules, which would change the weights' names. Functions that know
+# nothing of their module, so that a copy of the network has them too.
+
+
+def _dropout_hook(share: float):
+    def drop(module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return F.dropout2d(args[0], share, module.training)
+
+    return drop
+
+
+def _skip_hook(rate: float):
+    def skip(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return ops.stochastic_depth(output, rate, "row", module.training)
+
+    return skip

@@ -6,22 +6,33 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
 from segapp.check import survey
 from segapp.checkpoint import DataRecord
-from segapp.config import Settings
+from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
 from segapp.files import require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
 from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
+from segapp.inherit import inherit_network, inherit_preprocessing
 from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
-from segapp.preprocess import Preprocessing
+from segapp.policies import resolved as resolved_policy
+from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
 from segapp.scan import SegClass
+from segapp.selection import (
+    balanced_weights,
+    limit_cases,
+    limit_classes,
+    pool_cases,
+    split_fold,
+)
+from segapp.settings import WARM_UP, Settings
 from segapp.verdicts import judge_classes, nothing_counted, other_channels
 
 log = logging.getLogger("segapp")
@@ -51,12 +62,22 @@ class Plan:
     dataset: Dataset
     classes: tuple[SegClass, ...]
     ignore: int | None
+    merged: tuple[int, ...]  # mask values of classes that are not learned
     preprocessing: Preprocessing
     training: TrainingRange
     record: DataRecord
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     fresh: bool = True  # the run folder was empty when it was taken
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """What predictions are averaged over: the flips of the training, if they should be."""
+        shares: dict[Flip, Any] = {
+            "horizontal": self.settings.augment.flip_p,
+            "vertical": self.settings.augment.vertical_flip_p,
+        }
+        return tuple(f for f, p in shares.items() if p) if self.settings.model.tta else ()
 
     @property
     def out(self) -> Path:
@@ -108,7 +129,13 @@ def make_plan(
     """
     root = settings.data.root
     assert root is not None, "load_settings makes sure of it"
-    dataset = with_val_split(find_cases(root), settings.data.val_share, settings.train.seed)
+    s, seed = settings, settings.train.seed
+    dataset = find_cases(root)
+    if s.train.folds:  # everything is decided from all cases, so that the folds fit together
+        dataset = pool_cases(dataset)
+    else:
+        dataset = with_val_split(dataset, s.data.val_share, seed)
+    dataset = limit_cases(dataset, s.data.limit, seed)
     ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
     facts, findings = survey(dataset, progress, ignore)
     refuse(findings, "more that can't be used")
@@ -116,7 +143,11 @@ def make_plan(
     refuse(verdict.findings)
     assert verdict.decided, "nothing else keeps it from being decided"
     resolved, preprocessing, reasons = verdict.decided
-    classes = verdict.classes
+    classes, merged = limit_classes(verdict.classes, s.data.limit)
+    if merged:
+        reasons.append(f"data.limit: {len(merged)} other classes count as {classes[0].name}")
+    if s.train.folds and s.train.fold:
+        dataset = split_fold(dataset, s.train.folds, s.train.fold, seed)
     training = [f for f in facts if f.case.split == "train"]
     warnings = [str(f) for f in (*findings, *verdict.findings)]
     if leaks := declared_in_two_splits(dataset.cases):
@@ -126,14 +157,17 @@ def make_plan(
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")
     reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
+    resolved.loss.class_weights = _class_weights(s.loss.class_weights, classes, training)
+    refuse_contradictions(resolved)
     return Plan(
         settings=resolved,
         dataset=dataset,
         classes=classes,
         ignore=ignore,
+        merged=merged,
         preprocessing=preprocessing,
         training=training_range(training, preprocessing),
-        record=_record(dataset),
+        record=record_of(dataset),
         reasons=(*dataset.notes, *reasons),
         warnings=tuple(warnings),
     )
@@ -172,16 +206,25 @@ def _decide(
     Raises ScanError for a case that can't be prepared so, such as a slice that becomes too large.
     """
     training = [f for f in facts if f.case.split == "train"]
+    settings, start = inherit_network(settings)
     preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
+    inherited = inherit_preprocessing(settings, start, training, dataset.channel_files)
+    if inherited:
+        preprocessing, reasons = inherited, ["preprocessing: that of the model it goes on from"]
     for f in facts:
         network_size(f, preprocessing)
     resolved = settings.model_copy(deep=True)
     resolved.data.slice_axis = preprocessing.slice_axis
     resolved.data.classes = [c.name for c in classes]
     resolved.data.ignore = ignore
+    resolved.data.context_slices = preprocessing.context
+    if resolved.model.residual == "auto":
+        resolved.model.residual = resolved.model.architecture in RESIDUAL_DECODERS
     resolved.preprocess.spacing_mm = preprocessing.spacing_mm or "none"
     resolved.preprocess.size = preprocessing.size or "native"
     resolved.preprocess.normalisation = preprocessing.normalisation
+    if resolved.optim.warm_up == "auto":
+        resolved.optim.warm_up = WARM_UP[resolved.optim.schedule]
     if resolved.optim.batch_size == "auto":
         resolved.optim.batch_size = _BATCH_SIZE
     if resolved.optim.patch == "auto":
@@ -189,12 +232,13 @@ def _decide(
         reasons.append(
             f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
         )
-    if resolved.augment.flip_p == "auto":
-        swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
-        resolved.augment.flip_p = 0.0 if swapped else 0.5
-        if swapped:
-            names = " and ".join(c.name for c in classes if c.value in swapped)
-            reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
+    given = resolved.augment.flip_p
+    resolved.augment = resolved_policy(resolved.augment)
+    swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
+    if given == "auto" and swapped:
+        resolved.augment.flip_p = 0.0
+        names = " and ".join(c.name for c in classes if c.value in swapped)
+        reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
     return resolved, preprocessing, reasons
 
 
@@ -210,7 +254,20 @@ def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
     return int(np.clip(side, *_PATCH_LIMITS))
 
 
-def _record(dataset: Dataset) -> DataRecord:
+def _class_weights(given: Any, classes: tuple[SegClass, ...], training: Sequence[CaseFacts]) -> Any:
+    """loss.class_weights with `auto` as a weight for each class, from the pixels of all masks."""
+    if isinstance(given, list) and len(given) != len(classes):
+        raise ConfigError(
+            f"loss.class_weights: got {len(given)} numbers, and there are {len(classes)} classes: "
+            + ", ".join(c.name for c in classes)
+        )
+    if given != "auto":
+        return given
+    counts = [sum(f.mask_counts.get(c.value, 0) for f in training) for c in classes]
+    return balanced_weights(counts)
+
+
+def record_of(dataset: Dataset) -> DataRecord:
     record = DataRecord(root=str(dataset.root))
     for case in dataset.cases:
         record.images.setdefault(case.split, []).append(image_hash(case))

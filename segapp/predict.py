@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, load_engine
 from segapp.errors import ScanError
 from segapp.likeness import unlike
-from segapp.preprocess import Prepared, Preprocessing, from_slices, slabs
+from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices, slabs
 from segapp.scan import Scan, SegClass, Segmentation
 
 
@@ -25,19 +27,26 @@ class Predictor:
         classes: tuple[SegClass, ...],
         temperature: float = 1.0,
         info: ModelInfo | None = None,
+        flips: tuple[Flip, ...] = (),
     ):
+        """flips: probabilities are averaged over the slices as they are and flipped so (and, for
+        two flips, both ways at once): test-time augmentation."""
         self.engine = engine
         self.preprocessing = preprocessing
         self.classes = classes
         self.temperature = temperature
         self.info = info
+        axes = [{"vertical": 2, "horizontal": 3}[flip] for flip in flips]
+        self._views = [c for n in range(len(axes) + 1) for c in combinations(axes, n)]
 
     @classmethod
     def load(cls, model: Path, device: str = "auto") -> Predictor:
         """The predictor of a run folder or a model file. Raises ModelFileError, ConfigError."""
         info = read_info(model)
         engine = load_engine(model, info, device)
-        return cls(engine, info.preprocessing, info.classes, info.temperature, info)
+        return cls(
+            engine, info.preprocessing, info.classes, info.temperature, info, flips=info.flips
+        )
 
     def probabilities(self, prepared: Prepared) -> Iterator[tuple[int, np.ndarray]]:
         """Slab by slab: (first slice, probabilities (n, classes, H, W) float32 on the scan's grid).
@@ -50,8 +59,15 @@ class Predictor:
             missing = size - len(batch)
             if missing:  # a constant batch shape, see Engine
                 batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            logits = self.engine(batch)[: stop - start]  # (n, classes, H', W')
-            yield start, prepared.probabilities(logits, self.temperature)
+            views = (self._logits(batch, view)[: stop - start] for view in self._views)
+            slab = reduce(np.add, (prepared.probabilities(x, self.temperature) for x in views))
+            yield start, slab / np.float32(len(self._views)) if len(self._views) > 1 else slab
+
+    def _logits(self, batch: np.ndarray, view: tuple[int, ...]) -> np.ndarray:
+        """Logits (batch_size, classes, H', W') of the batch flipped along `view`, flipped back."""
+        if not view:
+            return self.engine(batch)
+        return np.flip(self.engine(np.ascontiguousarray(np.flip(batch, view))), view)
 
     def __call__(
         self,

@@ -20,6 +20,7 @@ from segapp.scan import Scan
 
 SliceAxis = Literal["axial", "coronal", "sagittal"]
 Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
+Flip = Literal["horizontal", "vertical"]
 
 # World axes (0 = right, 1 = anterior, 2 = superior) of slices, rows and columns. Slices go towards
 # +world; rows and columns towards -world (posterior, inferior, left), as DICOM viewers show them.
@@ -126,12 +127,19 @@ class Prepared:
         return len(self.slices)
 
     def network_input(self, start: int, stop: int) -> np.ndarray:
-        """Slices start…stop, normalised, resized, padded to the stride: (n, C, H', W') float32.
+        """Slices start…stop, normalised, resized, padded to the stride: (n, inputs, H', W').
 
-        At least two strides each way: where a stride-2 convolution's output is 1 wide, oneDNN's
-        bfloat16 kernel for AMX was seen to give another, wrong result every time.
+        With `context` each slice has its neighbours as further channels, lowest first, at the ends
+        the last slice again. At least two strides each way: where a stride-2 convolution's output
+        is 1 wide, oneDNN's bfloat16 kernel for AMX was seen to give a wrong result every time.
         """
-        x = resize(self.normalised(start, stop), self.target)
+        around = self.preprocessing.context
+        first, end = max(0, start - around), min(len(self), stop + around)
+        x = resize(self.normalised(first, end), self.target)
+        if around:
+            near = np.arange(start, stop)[:, None] + np.arange(-around, around + 1)
+            near = np.clip(near, 0, len(self) - 1) - first  # (n, 2 · context + 1)
+            x = x[near].reshape(stop - start, -1, *x.shape[2:])
         return pad(x, self.preprocessing.stride, least=2 * self.preprocessing.stride)
 
     def normalised(self, start: int, stop: int) -> np.ndarray:
@@ -165,6 +173,7 @@ class Preprocessing(BaseModel):
     slice_axis: SliceAxis = "axial"
     size: int | None = None  # longest side of a slice in pixels; None: as it is
     spacing_mm: float | None = Field(default=None, gt=0)  # side of a pixel, instead of `size`
+    context: int = Field(default=0, ge=0)  # slices on each side that the network sees as channels
     stride: int = 32
     normalisation: Normalisation = "zscore"
     over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
@@ -174,6 +183,11 @@ class Preprocessing(BaseModel):
     shift: tuple[float, ...] = ()  # per channel, for imagenet and ct
     scale: tuple[float, ...] = ()
     clip: tuple[tuple[float, float], ...] = ()  # per channel, for ct
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the network's input."""
+        return self.channels * (2 * self.context + 1)
 
     def prepare(self, scan: Scan) -> Prepared:
         """Turn a scan into slices, find their size for the network and their normalisation.
@@ -189,6 +203,8 @@ class Preprocessing(BaseModel):
             raise ScanError(scan.source, f"holds values beyond ±{_LARGEST:g}; is it an image?")
         if axis != self.slice_axis:
             warnings += (f"a single {axis} slice; the model was trained on {self.slice_axis} ones",)
+        if self.context and len(slices) == 1:
+            warnings += ("a single slice; the model was trained to look at its neighbours as well",)
         mm = slice_spacing(scan, axis) if scan.affine is not None else None
         if mm is None and self.spacing_mm:
             taken = f"(taken as the model's {self.spacing_mm:.3g} mm)"

@@ -15,6 +15,7 @@ from torch import nn
 
 from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
+from segapp.optim import Average
 
 _STATE = "state.safetensors"
 _NEW_SHARE = 0.3  # of the newest epoch in the running mean
@@ -55,10 +56,16 @@ class State:
 
 
 def save_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state_of_run: State
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state_of_run: State,
+    average: Average | None = None,
 ) -> None:
-    """Write network, optimiser, random state and `state_of_run` to one file, atomically."""
+    """Write all of it, and torch's random state, to one file, atomically."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, values in state["state"].items():
@@ -81,8 +88,17 @@ def has_state(folder: Path) -> bool:
     return (folder / _STATE).is_file()
 
 
-def load_state(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Restore what `save_state` wrote, and return the run's. Raises ModelFileError if damaged."""
+def load_state(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+) -> State:
+    """Restore what `save_state` wrote, and return the run's.
+
+    Parameters that had no optimiser state yet (a frozen encoder's) have none afterwards. Raises
+    ModelFileError if damaged, or if it holds no average where one is asked for.
+    """
     path = folder / _STATE
     try:
         with safe_open(path, framework="pt") as file:
@@ -93,6 +109,13 @@ def load_state(folder: Path, network: nn.Module, optimizer: torch.optim.Optimize
             f"{path}: the saved state is damaged ({error}); delete {folder} to start the run again"
         ) from error
     network.load_state_dict(_below("network.", tensors))
+    if average is not None:
+        if "average.n_averaged" not in tensors:
+            raise ModelFileError(
+                f"{path}: the run began without an average of the weights, and optim.ema asks for "
+                "one; set it to 0 or start a new run"
+            )
+        average.load_state_dict(_below("average.", tensors))
     torch.set_rng_state(tensors["rng.torch"])
     state: dict[int, dict[str, Any]] = {}
     named = {**_below("optimizer.", tensors), **meta["scalars"]}

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
-from segapp.config import LossSettings
 from segapp.errors import ConfigError
-from segapp.losses import cross_entropy_loss, dice_ce_loss
+from segapp.mix import Mixed
 
 
 def training_step(
     accelerator: Accelerator,
     network: nn.Module,
     optimizer: Any,
-    loss_settings: LossSettings,
-    images: torch.Tensor,
-    masks: torch.Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Sequence[Mixed],
     clip_norm: float,
-) -> tuple[torch.Tensor, bool]:
-    """One optimiser step on (N, C, h, w) images and (N, h, w) masks.
+) -> tuple[Tensor, bool]:
+    """One optimiser step on one batch or more, down the gradient of the mean of their losses.
 
-    Returns the loss, and whether the step was taken: a gradient scaler skips it on overflow.
+    loss: logits (N, classes, h, w) and masks (N, h, w) → scalar. Of a mixture of two images it is
+    taken for both masks and weighed by their shares (Zhang et al. 2018).
+
+    Returns the mean loss, and whether the step was taken: a gradient scaler skips it on overflow.
     """
-    images = images.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
-    masks = masks.to(accelerator.device, non_blocking=True)
-    logits = network(images)  # (N, classes, h, w)
-    if loss_settings.name == "dice_ce":
-        loss = dice_ce_loss(logits, masks, loss_settings.dice_weight)
-    else:
-        loss = cross_entropy_loss(logits, masks)
-    accelerator.backward(loss)
+    mean = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        part = _loss(accelerator.device, network, loss, batch) / len(batches)
+        accelerator.backward(part)  # adds to the gradients, and frees this batch's activations
+        mean += part.detach()
     accelerator.clip_grad_norm_(network.parameters(), clip_norm)
     scaler = accelerator.scaler
     scale = scaler.get_scale() if scaler else 0.0
@@ -45,7 +44,22 @@ def training_step(
     # A skipped step shows in the scale alone: a fused optimiser is called and skips inside, which
     # Accelerate's own step_was_skipped does not see.
     taken = not scaler or scaler.get_scale() >= scale
-    return loss.detach(), taken
+    return mean, taken
+
+
+def _loss(
+    device: torch.device,
+    network: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batch: Mixed,
+) -> Tensor:
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    logits = network(images)  # (N, classes, h, w)
+    value = loss(logits, batch.masks.to(device, non_blocking=True))
+    if batch.other_masks is None:
+        return value
+    other = loss(logits, batch.other_masks.to(device, non_blocking=True))
+    return batch.share * value + (1 - batch.share) * other
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:

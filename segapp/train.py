@@ -5,42 +5,45 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
+import tempfile
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from segapp import resume
-from segapp.augment import Augmentation
-from segapp.checkpoint import MODEL_NAME, Architecture, ModelInfo, read_weights, save_model
-from segapp.config import Settings
-from segapp.data import Samples, SliceCache, make_batches, pass_length
-from segapp.engines.torch import TorchEngine, choose_device, choose_precision
+from segapp.assemble import Parts, assemble, batches_at, make_samples
+from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
+from segapp.data import stage_scale
+from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
 from segapp.evaluate import summary
-from segapp.files import write_text
+from segapp.files import require_writable, write_text
 from segapp.history import figures_text, record_epoch
+from segapp.kfold import run_folds
+from segapp.losses import make_loss
 from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_file
-from segapp.model import build_network, load_encoder_weights
-from segapp.optim import OneCycle, make_optimizer
+from segapp.mix import mix_batch
+from segapp.optim import Average, Schedule, make_optimizer
 from segapp.pace import Clock, Pace
-from segapp.plan import Plan, open_run, reopen_run
+from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
+from segapp.rangetest import range_test, write_range_test
 from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
 from segapp.resume import State
+from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
+from segapp.weights import freeze
 
 log = logging.getLogger("segapp")
 
-_LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
 _SAVE_EVERY_S = 60
 _OVERLAYS = 8
 
@@ -68,6 +71,8 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     behind then), DataError where the data changed since an interrupted run began, TrainingError
     for a loss that is not finite, Interrupted on Ctrl-C or SIGTERM (after saving).
     """
+    if plan.settings.train.folds and not plan.settings.train.fold:
+        return run_folds(plan, run_plan, started)
     keep_freed_memory()
     s, out = plan.settings, plan.out
     resuming = resume.has_state(out / "last")
@@ -77,17 +82,10 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
             log.info("%s", line)
         for line in plan.warnings:
             log.warning("%s", line)
-        cache = SliceCache(out / ".cache", plan.preprocessing.channels)
         try:
-            device = choose_device("auto")
-            s.train.precision = choose_precision(s.train.precision, device)
-            architecture, network = _build(plan)
-            origin = "" if resuming else _load_starting_weights(s, architecture, network)
-            cases = track(plan.dataset.split("train"), "preparing slices")
-            cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore)
-            _resolve(s, cache, device)
+            parts = assemble(plan, out / ".cache", load_weights=not resuming)
             write_text(out / "config.yaml", s.to_yaml())
-            fit(plan, cache, architecture, network, origin, device, started or time.time())
+            fit(parts, started or time.time())
         except ConfigError:
             if plan.fresh:  # the corrected command must find the folder as it was
                 shutil.rmtree(out / ".cache", ignore_errors=True)
@@ -100,77 +98,92 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
             raise OutputError(f"{out}: can't be written ({error.strerror or error})") from error
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"out of memory with batches of {s.optim.batch_size} × {s.optim.patch}²; "
-                "set a smaller optim.batch_size or optim.patch"
+                f"out of memory with batches of {s.optim.batch_size} × {s.optim.patch}²; set a "
+                "smaller optim.batch_size (optim.accumulate makes up for it) or optim.patch"
             ) from error
         finally:
             shutil.rmtree(out / ".cache", ignore_errors=True)
     return out
 
 
-def fit(
-    plan: Plan,
-    cache: SliceCache,
-    architecture: Architecture,
-    network: nn.Module,
-    starting_weights: str,
-    device: torch.device,
-    started: float,
-) -> None:
+def fit(parts: Parts, started: float) -> None:
     """The recipe: step, validate and save until the schedule has ended."""
+    plan, cache, network, device = parts.plan, parts.cache, parts.network, parts.device
     s, out = plan.settings, plan.out
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(network, s.optim.max_lr, s.optim.weight_decay)
-    state = State(data=plan.record.model_dump(), starting_weights=starting_weights)
+    encoder = network.get_submodule("encoder")
+    optimizer = make_optimizer(network, s.optim)
+    average = Average(network, s.optim.ema) if s.optim.ema else None
+    state = State(data=plan.record.model_dump(), starting_weights=parts.starting_weights)
     best: dict[str, torch.Tensor] = {}
     resuming = resume.has_state(out / "last")
     if resuming:
-        state = resume.load_state(out / "last", network, optimizer)
+        state = resume.load_state(out / "last", network, optimizer, average)
         if state.data != plan.record.model_dump():
             raise DataError(f"{s.data.root}: the data changed since {out} began; start a new run")
         if state.best_epoch:
             best = {name: torch.from_numpy(a) for name, a in read_weights(out).items()}
         log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
-    schedule = OneCycle(optimizer, s.optim.max_lr, state.done)
+    schedule = Schedule(optimizer, s.optim, state.done)
+    loss_function = make_loss(s.loss, len(plan.classes))
     accelerator = make_accelerator(s.train.precision, device)
     network, optimizer = accelerator.prepare(network, optimizer)
-    engine = TorchEngine(network, device, s.train.precision)
-    predictor = Predictor(engine, plan.preprocessing, plan.classes)
+    judged = average.module if average else network  # the weights that are validated and kept
+    engine = TorchEngine(judged, device, s.train.precision)
+    predictor = Predictor(engine, plan.preprocessing, plan.classes, flips=plan.flips)
 
-    size = int(s.optim.batch_size)
+    per_step = int(s.optim.batch_size) * s.optim.accumulate
     per_epoch = int(s.train.steps_per_epoch)
-    samples = Samples(cache, _augmentation(plan, cache), s.train.seed)
     if not resuming:
-        write_augmentations(samples, plan.classes, out / "augmentations.png")
+        write_augmentations(make_samples(parts), plan.classes, out / "augmentations.png")
     clock = Clock(started, state.elapsed, s.train.budget_minutes)
     pace = Pace(clock, per_epoch, (s.train.epochs or 0) * per_epoch)
     validation = Validation(predictor, plan)
     if s.train.budget_minutes:
         validation.estimate()
-    batches = make_batches(samples, size, int(s.data.workers), first_step=state.step)
+    scale = stage_scale(s.train.progressive, schedule.done)
+    batches = batches_at(parts, scale, state.step)
 
     def save() -> None:
         state.done, state.elapsed = schedule.done, clock.elapsed()
         if best:
             weights = {name: tensor.numpy() for name, tensor in best.items()}
-            save_model(out / MODEL_NAME, weights, _model_info(plan, architecture, state))
-        resume.save_state(out / "last", network, optimizer, state)
+            save_model(out / MODEL_NAME, weights, _model_info(parts, state))
+        resume.save_state(out / "last", network, optimizer, state, average)
 
     stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
     saved_at = time.time()
     with catch_interrupt() as interrupted, TrainingBar() as bar:
         while not stop:
             epoch_began, trained = clock.elapsed(), 0
+            frozen = schedule.done < s.optim.freeze_encoder
             network.train()
+            freeze(encoder, frozen)
             pace.resume_timing()
-            for images, masks, indices in batches:
+            while True:
+                if frozen and schedule.done >= s.optim.freeze_encoder:
+                    frozen = False
+                    network.train()
+                    freeze(encoder, frozen)
+                if stage_scale(s.train.progressive, schedule.done) != scale:
+                    scale = stage_scale(s.train.progressive, schedule.done)
+                    batches = batches_at(parts, scale, state.step)
+                    log.info("step %d: slices at %g of their size", state.step, scale)
+                micro, names = [], []
+                for n in range(s.optim.accumulate):
+                    images, masks, indices = next(batches)
+                    seed = (s.train.seed, state.step, n)
+                    micro.append(mix_batch(images, masks, s.augment, seed))
+                    names += [cache.names[i] for i in indices.tolist()]
                 loss, taken = training_step(
-                    accelerator, network, optimizer, s.loss, images, masks, s.optim.clip_norm
+                    accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
                 )
                 value = loss.item()
                 if not math.isfinite(value):
-                    names = ", ".join(cache.names[i] for i in indices.tolist())
-                    raise TrainingError(f"the loss became {value} on a batch of these: {names}")
+                    raise TrainingError(
+                        f"the loss became {value} on a batch of these: {', '.join(names)}"
+                    )
+                if average and taken:
+                    average.update(network)
                 state.step, trained = state.step + 1, trained + 1
                 state.loss_sum, state.loss_steps = state.loss_sum + value, state.loss_steps + 1
                 pace.step_done()
@@ -179,13 +192,13 @@ def fit(
                 bar.show(
                     state.epoch + 1,
                     schedule.done,
-                    figures_text(state, size, pace, validation.seconds, peak_memory_mb()),
+                    figures_text(state, per_step, pace, validation.seconds, peak_memory_mb()),
                 )
                 if interrupted or schedule.done >= 1 or state.step % per_epoch == 0:
                     break
             if interrupted and state.step % per_epoch:  # in the middle of an epoch
                 break
-            speed = trained * size / (clock.elapsed() - epoch_began)
+            speed = trained * per_step / (clock.elapsed() - epoch_began)
             state.epoch += 1
             if schedule.done >= 1:
                 stop = "the schedule has ended"
@@ -195,7 +208,7 @@ def fit(
                 if not result.failed() and state.judge(result.miou):
                     state.best_metrics = summary(result, "val")
                     best = {
-                        n: t.detach().to("cpu", copy=True) for n, t in network.state_dict().items()
+                        n: t.detach().to("cpu", copy=True) for n, t in judged.state_dict().items()
                     }
                 elif s.train.patience and state.epoch - state.best_epoch >= s.train.patience:
                     stop = f"no better val mIoU for {s.train.patience} epochs"
@@ -212,70 +225,58 @@ def fit(
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
     log.info("%s; the model is written after %s", stop, clock_text(clock.elapsed()))
-    network.load_state_dict(best)
+    judged.load_state_dict(best)
     _write_results(state, predictor, validation, plan, clock)
 
 
-def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
-    """The network that the settings name, its weights drawn with the run's seed."""
-    torch.manual_seed(plan.settings.train.seed)
-    architecture = Architecture(
-        name=plan.settings.model.architecture,
-        encoder=plan.settings.model.encoder,
-        in_channels=plan.preprocessing.channels,
-        classes=len(plan.classes),
-        residual=plan.settings.model.residual,
-    )
-    return architecture, build_network(**architecture.model_dump())
+def find_rate(settings: Settings) -> tuple[float, Path]:
+    """Try rising learning rates on the data and the network that `settings` name (Smith 2017).
+
+    Returns a suggestion for optim.max_lr and the folder, beside the run's, with the plot and the
+    figures. Trains nothing that is kept. Raises what `make_plan` and `assemble` raise, and
+    TrainingError where no rate made the loss fall.
+    """
+    assert settings.train.out is not None, "load_settings makes sure of it"
+    out = settings.train.out.with_name(settings.train.out.name + "-find-lr")
+    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
+    require_writable(out)
+    keep_freed_memory()
+    s = plan.settings
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        parts = assemble(plan, Path(folder))
+        optimizer = make_optimizer(parts.network, s.optim)
+        accelerator = make_accelerator(s.train.precision, parts.device)
+        network, optimizer = accelerator.prepare(parts.network, optimizer)
+        loss_function = make_loss(s.loss, len(plan.classes))
+        batches = batches_at(parts, stage_scale(s.train.progressive, 0.0), 0)
+        network.train()
+        numbers = count()
+
+        def step(rate: float) -> float:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            seed = (s.train.seed, next(numbers))
+            drawn = (next(batches) for _ in range(s.optim.accumulate))
+            micro = [mix_batch(x, y, s.augment, (*seed, n)) for n, (x, y, _) in enumerate(drawn)]
+            clip = s.optim.clip_norm
+            return training_step(accelerator, network, optimizer, loss_function, micro, clip)[
+                0
+            ].item()
+
+        result = range_test(step)
+    write_range_test(result, out)
+    return result.suggestion, out
 
 
-def _load_starting_weights(s: Settings, architecture: Architecture, network: nn.Module) -> str:
-    origin = load_encoder_weights(
-        network, s.model.encoder, architecture.in_channels, s.model.encoder_weights
-    )
-    log.info("encoder weights: %s", origin)
-    if s.model.encoder_weights == "auto":
-        s.model.encoder_weights = "imagenet" if origin.startswith("imagenet") else "none"
-    return origin
-
-
-def _resolve(settings: Settings, cache: SliceCache, device: torch.device) -> None:
-    """Decide what depends on the machine and on the number of slices."""
-    if settings.data.workers == "auto":
-        # On a CPU the step needs every core, and a sample costs less than a hundredth of it.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        settings.data.workers = 0 if device.type == "cpu" else min(8, max(1, (cores or 2) - 1))
-    if settings.train.steps_per_epoch == "auto":
-        one_pass = math.ceil(pass_length(cache.empty) / int(settings.optim.batch_size))
-        settings.train.steps_per_epoch = max(_LEAST_STEPS, one_pass)
-    log.info(
-        "training: %d slices, batches of %s, %s steps an epoch, %s on %s",
-        len(cache),
-        settings.optim.batch_size,
-        settings.train.steps_per_epoch,
-        settings.train.precision,
-        device,
-    )
-
-
-def _augmentation(plan: Plan, cache: SliceCache) -> Augmentation:
-    patch = plan.settings.optim.patch
-    if patch == "full":  # one size for all, so that slices fit into a batch
-        stride = plan.preprocessing.stride
-        largest = np.max(cache.sizes, axis=0)
-        height, width = np.maximum(-(-largest // stride), 2) * stride  # see network_input
-        size = (int(height), int(width))
-    else:
-        size = (int(patch), int(patch))
-    return Augmentation(plan.settings.augment, plan.preprocessing.channels, size)
-
-
-def _model_info(plan: Plan, architecture: Architecture, state: State) -> ModelInfo:
+def _model_info(parts: Parts, state: State) -> ModelInfo:
+    plan = parts.plan
     return ModelInfo(
-        architecture=architecture,
+        architecture=parts.architecture,
         preprocessing=plan.preprocessing,
         classes=plan.classes,
         ignore=plan.ignore,
+        merged=plan.merged,
+        flips=plan.flips,
         settings=plan.settings.model_dump(mode="json"),
         metrics={"epoch": state.best_epoch, **state.best_metrics},
         starting_weights=state.starting_weights,

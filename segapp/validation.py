@@ -24,7 +24,7 @@ class Validation:
     """The val split through the Predictor that users get; scans stay in memory while they fit."""
 
     def __init__(self, predictor: Predictor, plan: Plan):
-        self._predictor, self._ignore = predictor, plan.ignore
+        self._predictor, self._ignore, self._merged = predictor, plan.ignore, plan.merged
         self.cases = plan.dataset.split("val")
         self._kept: dict[str, tuple[Scan, Scan]] = {}
         self._room = _KEPT_BYTES
@@ -48,7 +48,9 @@ class Validation:
     def run(self, clock: Clock, **kwargs: Any) -> Evaluation:
         began = clock.elapsed()
         result = evaluate_cases(
-            self._predictor, self.cases, self._ignore, read=self._read, **kwargs
+            *(self._predictor, self.cases, self._ignore, self._merged),
+            read=self._read,
+            **kwargs,
         )
         for failed in result.failed():
             log.warning("validation: %s", failed.error)

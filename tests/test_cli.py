@@ -134,6 +134,9 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
         ["predict", "model", "scan.png"],
         ["evaluate", "model", "data", "--out", "o", "--split", "bogus"],
         ["train", "--resume", "run", "train.epochs=3"],
+        ["train", "--resume", "run", "--find-lr"],
+        ["compare", "data.root=d", "--vary", "loss.name=ce,dice_ce"],
+        ["compare", "--out", "o", "--seeds", "0"],
     ],
 )
 def test_usage_errors_exit_with_2(words: list[str]) -> None:
@@ -338,6 +341,54 @@ def test_a_finished_run_says_so(trained) -> None:
     assert result.code == 0
     assert "finished" in result.err
     assert sorted((p, p.stat().st_mtime_ns) for p in out.rglob("*")) == before
+
+
+def test_find_lr_prints_a_suggestion_and_trains_nothing(png_dataset: Path, monkeypatch) -> None:
+    import segapp.train
+
+    monkeypatch.setattr(segapp.train, "find_rate", lambda s: (0.00213, s.train.out / "lr.png"))
+    out = png_dataset.parent / "run"
+    result = run("train", "--find-lr", f"data.root={png_dataset}", f"train.out={out}")
+    assert result.code == 0
+    assert result.out == f"suggested optim.max_lr: 2.1e-03\nplot: {out / 'lr.png'}\n"
+    assert not out.exists()
+
+
+# compare
+
+
+def test_compare_trains_each_run_in_a_process_and_goes_on_after_a_failed_one(
+    png_dataset: Path, tmp_path: Path
+) -> None:
+    words = [f"data.root={png_dataset}", *(w for w in QUICK if "encoder=" not in w)]
+    words += ["--vary", "model.encoder=resnet18,resnet99", "--seeds", "1", "--out", "o"]
+    result = process("compare", *words, "--json", cwd=tmp_path)
+    assert result.code == 1
+    figures = json.loads(result.out)
+    assert [r["status"] for r in figures["runs"]] == ["ok", "failed"]
+    assert "model.encoder='resnet99'" in figures["runs"][1]["reason"]
+    said = result.err.splitlines()
+    assert said[0].startswith("2 runs (2 variants × 1 seed)")
+    assert said[1] == "run 1 of 2: resnet18, seed 0"
+    assert said[2].startswith("  val mIoU 0.")
+    assert said[3].startswith("run 2 of 2: resnet99, seed 0, about ")
+    assert said[4].startswith("error: resnet99, seed 0: model.encoder='resnet99'")
+    assert len(said) == 5
+    assert "no pair of runs yet" in (tmp_path / "o" / "comparison.md").read_text()
+
+
+def test_a_wrong_comparison_is_one_line(png_dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"compare: {{vary: {{loss.name: [ce, cee]}}}}\ndata: {{root: {png_dataset}}}")
+    for words, said in (
+        (["compare", config, "--out", tmp_path / "o"], "variant cee: "),
+        (["compare", f"data.root={png_dataset}", "--out", tmp_path / "o"], "0 variants given"),
+        (["train", config], f"{config}: is a comparison; use segapp compare"),
+    ):
+        result = run(*words)
+        assert result.code == 2
+        assert result.error.startswith(said)
+        assert not (tmp_path / "o").exists()
 
 
 # predict

@@ -10,14 +10,9 @@ import pytest
 import yaml
 
 from segapp import config as config_module
-from segapp.config import (
-    DEFAULT_BUDGET_MINUTES,
-    Settings,
-    built_in_config,
-    known_keys,
-    load_settings,
-)
+from segapp.config import built_in_config, load_settings
 from segapp.errors import ConfigError
+from segapp.settings import DEFAULT_BUDGET_MINUTES, Settings, known_keys
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -191,12 +186,48 @@ def test_a_spacing_is_none_auto_or_millimetres(typed: str, meant: object) -> Non
     assert Settings().preprocess.spacing_mm == "none"
 
 
-def test_a_spacing_and_a_size_exclude_each_other(tmp_path: Path) -> None:
-    both = "preprocess.spacing_mm and preprocess.size exclude each other"
-    for spacing in ("auto", "0.5"):
-        assert both in refused(f"preprocess.spacing_mm={spacing}", "preprocess.size=256")
-    load_settings(None, ["data.root=d", "preprocess.spacing_mm=none", "preprocess.size=256"])
-    load_settings(None, ["data.root=d", "preprocess.spacing_mm=0.5", "preprocess.size=native"])
+def test_contradictions_are_refused() -> None:
+    wanted = "preprocess.spacing_mm and preprocess.size exclude each other"
+    assert wanted in refused("preprocess.spacing_mm=0.5", "preprocess.size=256")
+    assert "loss.focal_gamma" in refused("loss.focal_gamma=1")
+
+
+def test_a_comparison_is_no_training(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {root: d}\ncompare: {vary: {loss.name: [ce, dice_ce]}}")
+    message = refused(config=path)
+    assert f"{path}: is a comparison; use segapp compare {path}" in message
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("data.limit=0.1", 0.1),
+        ("data.limit=20", 20),
+        ("data.limit=liver,tumour", ["liver", "tumour"]),
+        ("data.limit=liver", ["liver"]),
+        ("train.progressive=0.5,1", [0.5, 1.0]),
+        ("train.progressive=[0.5, 0.75, 1]", [0.5, 0.75, 1.0]),
+        ("loss.class_weights=1,2.5", [1.0, 2.5]),
+        ("loss.class_weights=auto", "auto"),
+    ],
+)
+def test_lists_are_written_with_commas(word: str, value: object) -> None:
+    section, name = word.partition("=")[0].split(".")
+    settings = load_settings(None, ["data.root=d", word])
+    assert getattr(getattr(settings, section), name) == value
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data.limit=0", "data.limit=1.5", "data.limit=-3", "train.progressive=1"),
+        *("train.progressive=1,0.5", "train.progressive=0.5,0.75", "train.progressive=0.1,1"),
+        *("loss.class_weights=1,0", "loss.class_weights=heavy", "train.folds=1"),
+        *("optim.accumulate=0", "optim.ema=1", "model.dropout=1", "augment.policy=wild"),
+    ],
+)
+def test_wrong_lists_and_shares_are_refused_by_name(word: str) -> None:
+    assert refused(word).startswith(word.partition("=")[0] + ": got ")
 
 
 @pytest.mark.parametrize("name", ["2024", "1e3", "2024-01-31", "null", "a: b", "[x]", "007", "on"])
@@ -258,30 +289,55 @@ def test_the_wheel_brings_its_own_copy(tmp_path: Path, monkeypatch) -> None:
 
 
 # A value other than the default for every key; a new key needs one here.
-OTHERS = {
+OTHERS: dict[str, object] = {
     "data.root": Path("données/my data"),
     "data.classes": ["no", "1", "Läsion", "a: b"],
     "data.ignore": 255,
+    "data.limit": ["liver", "1"],
     "data.slice_axis": "coronal",
+    "data.context_slices": 2,
     "data.val_share": 0.35,
     "data.workers": 3,
     "preprocess.spacing_mm": 0.45,
     "preprocess.size": "native",
     "preprocess.normalisation": "ct",
-    "augment.flip_p": 0.25,
+    "augment.policy": "strong",
+    "augment.operations": 4,
+    "augment.scale": 0.05,
+    "augment.rotate_deg": 3.5,
+    "augment.shear_deg": 0.1,
+    "augment.hue": 0.01,
     "model.architecture": "unetplusplus",
     "model.encoder": "resnet18",
     "model.encoder_weights": "none",
+    "model.init_from": Path("runs/my model"),
     "model.residual": False,
+    "model.separable": True,
+    "model.tta": True,
     "loss.name": "ce",
-    "loss.dice_weight": 1e-7,
+    "loss.weight": 1e-7,
+    "loss.class_weights": [0.5, 2.0, 1e-3],
+    "optim.schedule": "poly",
+    "optim.warm_up": 0.125,
     "optim.batch_size": 2,
+    "optim.accumulate": 4,
     "optim.patch": "full",
     "train.out": Path("runs/1e3"),
     "train.steps_per_epoch": 7,
     "train.patience": 4,
+    "train.progressive": [0.5, 0.75, 1.0],
     "train.precision": "fp16",
     "train.seed": 12345,
+}
+# What a key needs beside it to mean something.
+COMPANIONS: dict[str, dict[str, object]] = {
+    "augment.operations": {"augment.policy": "randaugment"},
+    "augment.magnitude": {"augment.policy": "randaugment"},
+    "augment.mixup_alpha": {"augment.mixup_p": 0.5},
+    "augment.cutmix_alpha": {"augment.cutmix_p": 0.5},
+    "loss.focal_gamma": {"loss.name": "focal_ce"},
+    "loss.tversky_beta": {"loss.name": "tversky_ce"},
+    "train.fold": {"train.folds": 5},
 }
 
 
@@ -289,7 +345,11 @@ def other_value(key: str) -> object:
     if key in OTHERS:
         return OTHERS[key]
     section, name = key.split(".")
+    if section == "augment":  # shares; numbers that every policy leaves to another value
+        return 0.3125
     default = getattr(getattr(Settings(), section), name)
+    if default == 0:
+        return 0.375
     assert default is None or type(default) in (int, float), f"add a value for {key} to OTHERS"
     return 3 if default is None else default / 3
 
@@ -297,12 +357,15 @@ def other_value(key: str) -> object:
 @pytest.mark.parametrize("key", [k for k in known_keys() if k != "train.budget_minutes"])
 def test_every_setting_survives_the_yaml_file(tmp_path: Path, key: str) -> None:
     settings = load_settings(None, ["data.root=d", "train.epochs=9"])
-    section, name = key.split(".")
-    setattr(getattr(settings, section), name, other_value(key))
+    for changed, value in {**COMPANIONS.get(key, {}), key: other_value(key)}.items():
+        section, name = changed.split(".")
+        assert getattr(getattr(settings, section), name) != value
+        setattr(getattr(settings, section), name, value)
     text = settings.to_yaml()
     back = load_settings(write(tmp_path, text), [])
     assert back == settings
     assert back.to_yaml() == text
+    section, name = key.split(".")
     assert getattr(getattr(back, section), name) == other_value(key)
 
 

@@ -1,20 +1,33 @@
 """The cache gives back what went in; batches depend on (seed, step) alone."""
 
+import pickle
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from segapp.augment import Augmentation
-from segapp.cases import find_cases
+from segapp.cases import Case, find_cases
 from segapp.config import load_settings
-from segapp.data import Samples, SliceCache, make_batches, pass_length, sample_order
+from segapp.data import (
+    Samples,
+    SliceCache,
+    make_batches,
+    pass_length,
+    sample_order,
+    scaled_patch,
+    stage_scale,
+)
 from segapp.plan import make_plan
+from segapp.policies import resolved
 from segapp.preprocess import Preprocessing
+from segapp.resample import resize
 from segapp.scan import make_classes
+from segapp.settings import AugmentSettings
 
 
 @pytest.fixture
@@ -57,6 +70,70 @@ def test_cache_holds_slices_at_the_models_spacing(tmp_path: Path) -> None:
     assert image.shape == (1, 16, 12)
     assert np.array_equal(mask, np.tile(np.repeat([1, 0], 6), (16, 1)))
     assert np.array_equal(image[0] > 50, mask == 1)
+
+
+RAW = Preprocessing(channels=1, normalisation="imagenet", shift=(0,), scale=(1,))
+
+
+def write_volumes(root: Path, depths: tuple[int, ...]) -> Path:
+    """One volume of 6 × 4 pixels for each depth; slice k of case n is 100 n + k everywhere, its
+    mask 0, 1 or 2 in turn."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for n, depth in enumerate(depths):
+        values = np.arange(depth) + np.zeros((6, 4, 1))
+        for part, voxels in (("images", 100 * n + values), ("masks", values % 3)):
+            image = nib.Nifti1Image(voxels.astype(np.uint8), np.diag([-1, -1, 5, 1]))
+            nib.save(image, root / part / f"{n}.nii")
+    return root
+
+
+def volume_cache(root: Path, folder: Path, **options: int) -> SliceCache:
+    cache = SliceCache(folder, 1, **options)
+    cache.fill(find_cases(root).cases, RAW, make_classes(["a", "b", "c"], [0, 1, 2]), None)
+    return cache
+
+
+def test_neighbours_are_further_channels_and_never_another_cases(tmp_path: Path) -> None:
+    root = write_volumes(tmp_path / "data", (4, 1, 2))
+    plain = volume_cache(root, tmp_path / "plain")
+    cache = volume_cache(root, tmp_path / "cache", context=2)
+    assert [c.tolist() for c in (cache[n][0][:, 0, 0] for n in range(7))] == [
+        [0, 0, 0, 1, 2],
+        [0, 0, 1, 2, 3],
+        [0, 1, 2, 3, 3],
+        [1, 2, 3, 3, 3],
+        [100] * 5,
+        [200, 200, 200, 201, 201],
+        [200, 200, 201, 201, 201],
+    ]
+    for n in range(7):
+        image, mask = cache[n]
+        assert image.shape == (5, 4, 6)
+        assert image.dtype == np.float32
+        np.testing.assert_array_equal(image[2:3], plain[n][0])
+        np.testing.assert_array_equal(mask, plain[n][1])
+
+
+def test_neighbours_keep_their_channels_together(tmp_path: Path) -> None:
+    values = np.arange(3, dtype=np.uint8) + np.zeros((6, 4, 1), np.uint8)
+    files = [tmp_path / f"{name}.nii" for name in ("a_0000", "a_0001", "mask")]
+    for path, voxels in zip(files, (values, values + 50, values), strict=True):
+        nib.save(nib.Nifti1Image(voxels, np.diag([-1, -1, 5, 1])), path)
+    case = Case("a", (files[0], files[1]), files[2], "a")
+    cache = SliceCache(tmp_path / "cache", 2, context=1)
+    two = Preprocessing(channels=2, normalisation="imagenet", shift=(0, 0), scale=(1, 1))
+    cache.fill([case], two, make_classes(["a", "b", "c"], [0, 1, 2]), None)
+    assert cache[1][0][:, 0, 0].tolist() == [0, 50, 1, 51, 2, 52]
+
+
+def test_merged_mask_values_are_background(tmp_path: Path) -> None:
+    root = write_volumes(tmp_path / "data", (3,))
+    cache = SliceCache(tmp_path / "cache", 1)
+    classes = make_classes(["a", "b"], [0, 1])
+    cache.fill(find_cases(root).cases, RAW, classes, None, merged=(2,))
+    assert [int(cache[n][1][0, 0]) for n in range(3)] == [0, 1, 0]
+    assert cache.empty == [True, False, True]
 
 
 def test_a_pass_is_every_slice_with_foreground_and_some_without() -> None:
@@ -106,3 +183,45 @@ def test_a_later_start_gives_the_same_batches(samples: Samples) -> None:
 def test_batches_follow_the_seed(samples: Samples) -> None:
     other = Samples(samples.cache, samples.augment, seed=6)
     assert not torch.equal(take(samples, 1, workers=0)[0][0], take(other, 1, workers=0)[0][0])
+
+
+def test_the_strongest_augmentation_survives_the_way_to_a_worker(samples: Samples) -> None:
+    strong = resolved(AugmentSettings(policy="strong", foreground_p=0.5))
+    samples = Samples(samples.cache, Augmentation(strong, 1, (32, 32)), seed=5)
+    assert_equal(take(samples, 3, workers=0), take(samples, 3, workers=2))
+    sent = pickle.loads(pickle.dumps(samples))  # what a spawned worker gets
+    for at in ((0, 1), (3, 4)):
+        assert np.array_equal(sent[at][0], samples[at][0])
+        assert np.array_equal(sent[at][1], samples[at][1])
+
+
+def test_a_scaled_sample_is_the_shrunken_slice(samples: Samples) -> None:
+    whole = Augmentation(resolved(AugmentSettings(policy="none")), 1, (24, 32))
+    image, mask, index = Samples(samples.cache, whole, 5, scale=0.5)[0, 3]
+    slice_, labels = samples.cache[3]
+    assert index == 3
+    expected = cv2.resize(slice_[0], (32, 24), interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(image[0], expected, atol=1e-5)
+    np.testing.assert_array_equal(mask, resize(labels[None, None], (24, 32), nearest=True)[0, 0])
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    assert mask.dtype == np.uint8
+
+
+def test_scale_1_is_no_scale_at_all(samples: Samples) -> None:
+    same = Samples(samples.cache, samples.augment, samples.seed, scale=1.0)
+    assert_equal(take(samples, 3, workers=0), take(same, 3, workers=0))
+    smaller = Samples(samples.cache, samples.augment, samples.seed, scale=0.75)
+    assert not torch.equal(take(samples, 1, workers=0)[0][0], take(smaller, 1, workers=0)[0][0])
+
+
+def test_stages_are_equal_parts_of_the_run() -> None:
+    scales = [0.5, 0.75, 1.0]
+    done = [0, 0.33, 0.34, 0.66, 0.67, 0.99, 1]
+    assert [stage_scale(scales, d) for d in done] == [0.5, 0.5, 0.75, 0.75, 1, 1, 1]
+    assert stage_scale(None, 0.2) == 1
+
+
+def test_scaled_patches_suit_every_network() -> None:
+    assert [scaled_patch(256, s) for s in (0.25, 0.5, 0.75, 1)] == [64, 128, 192, 256]
+    assert scaled_patch(224, 0.7) == 160  # 156.8
+    assert scaled_patch(96, 0.5) == 64

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from segapp.cases import Case
-from segapp.config import Settings
 from segapp.errors import ScanError
 from segapp.fingerprint import CaseFacts, fit_preprocessing, measure, sides_that_flips_swap
 from segapp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from segapp.scan import Scan
+from segapp.settings import Settings
 
 CASE = Case("c", (Path("c"),), Path("m"), "p")
 

@@ -1,60 +1,23 @@
-import contextlib
-import functools
-import hashlib
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+import copy
+import math
 
 import pytest
 import segmentation_models_pytorch as smp
-import timm
 import torch
-import torchvision
-from safetensors.torch import load_file, save_file
+from torch import nn
 
 from segapp.errors import ConfigError
-from segapp.model import ResidualBlock, build_network, load_encoder_weights
+from segapp.model import Ensemble, ResidualBlock, build_network, regularise
+from segapp.settings import ModelSettings
 
-ARCHITECTURES = {"unet": smp.Unet, "unetplusplus": smp.UnetPlusPlus}
-
-
-def adapted(weight, channels):
-    """What smp makes of a first convolution of 3 channels."""
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return torch.stack([weight[:, i % 3] for i in range(channels)], 1) * (3 / channels)
-
-
-def assert_carries(state, given, channels, first="conv1.weight"):
-    assert state.keys() == given.keys()
-    for name, tensor in given.items():
-        expected = adapted(tensor, channels) if name == first else tensor
-        torch.testing.assert_close(state[name], expected, msg=name)
-
-
-@functools.cache
-def resnet18_network(channels):
-    """Shared by tests that load all of its encoder, or fail to."""
-    return build_network("unet", "resnet18", channels, 2)
-
-
-@functools.cache
-def random_encoder(name):
-    """State dict of an smp encoder, BatchNorm's statistics random as well."""
-    state = smp.encoders.get_encoder(name).state_dict()
-    return {k: torch.rand_like(v) if v.is_floating_point() else v + 7 for k, v in state.items()}
+ARCHITECTURES = ModelSettings.model_fields["architecture"].annotation.__args__
+RESIDUAL = {"unet": smp.Unet, "unetplusplus": smp.UnetPlusPlus}
 
 
 # --- the network -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", RESIDUAL)
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 5), (4, 2), (7, 5)])
 def test_shapes(name, channels, classes):
     network = build_network(name, "resnet18", channels, classes).eval()
@@ -72,9 +35,9 @@ def test_every_decoder_block_is_residual(name, count):
     assert not [m for m in decoder.modules() if isinstance(m, smp.base.modules.Conv2dReLU)]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", RESIDUAL)
 def test_without_residual_it_is_plain_smp(name):
-    plain = ARCHITECTURES[name]("resnet18", encoder_weights=None, in_channels=1, classes=2)
+    plain = RESIDUAL[name]("resnet18", encoder_weights=None, in_channels=1, classes=2)
     network = build_network(name, "resnet18", 1, 2, residual=False)
     assert list(network.state_dict()) == list(plain.state_dict())
 
@@ -113,7 +76,7 @@ def test_new_layers_start_as_smp_starts_its_own():
     assert 0.95 * bound < weight.abs().max() <= bound
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", RESIDUAL)
 def test_exportable(name):
     network = build_network(name, "resnet18", 1, 2).eval()
     x = torch.rand(2, 1, 32, 64)
@@ -133,349 +96,298 @@ def test_encoder_that_the_architecture_refuses():
         build_network("unetplusplus", "mit_b0", 3, 2)
 
 
-# --- encoder weights from a file --------------------------------------------------------------
+# --- all architectures -------------------------------------------------------------------------
+
+OTHERS = [
+    *((name, "efficientnet-b0") for name in ("fpn", "deeplabv3plus", "linknet")),
+    *((name, "mobilenet_v2") for name in ("manet", "pan", "pspnet")),
+    *((name, "mit_b0") for name in ("segformer", "unet", "deeplabv3")),
+    *((name, "tu-convnext_atto") for name in ("upernet", "unetplusplus", "linknet")),
+    ("segformer", "tu-resnet18"),
+]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "prefix", "channels"),
+    ("name", "encoder"), [*((name, "resnet18") for name in ARCHITECTURES), *OTHERS]
+)
+def test_logits_have_the_size_of_the_images(name, encoder):
+    network = build_network(name, encoder, 1, 3, residual=False)
+    for size in ((64, 64), (64, 96)):
+        x = torch.rand(2, 1, *size)
+        logits = network.train()(x)
+        assert logits.shape == (2, 3, *size)
+        logits.mean().backward()
+        with torch.no_grad():
+            assert network.eval()(x).shape == (2, 3, *size)
+
+
+def test_pan_pools_larger_images_as_smp_does():
+    torch.manual_seed(0)
+    network = build_network("pan", "resnet18", 1, 2, residual=False).eval()
+    torch.manual_seed(0)
+    theirs = smp.PAN("resnet18", encoder_weights=None, in_channels=1, classes=2).eval()
+    x = torch.rand(1, 1, 128, 256)
+    with torch.no_grad():
+        assert torch.equal(network(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "problem"),
     [
-        (".safetensors", "", 1),
-        (".safetensors", "encoder.", 3),
-        (".pth", "", 4),
-        (".pt", "encoder.", 1),
+        ("linknet", "mit_b0", "not supported for Linknet"),
+        ("pan", "vgg11", "do not support dilated mode"),
+        ("deeplabv3", "tu-dla34", "with these strides only"),
+        ("unet", "tu-swin_tiny_patch4_window7_224", r"64\) doesn't match model"),
     ],
 )
-def test_file(tmp_path, suffix, prefix, channels):
-    given = random_encoder("resnet18")
-    state = {prefix + k: v for k, v in given.items()}
-    if prefix:
-        state["decoder.something"] = torch.ones(1)
-    path = tmp_path / f"encoder{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    network = resnet18_network(channels)
-    origin = load_encoder_weights(network, "resnet18", channels, str(path))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert origin == f"file encoder{suffix} sha256:{digest[:16]}"
-    assert_carries(network.get_submodule("encoder").state_dict(), given, channels)
+def test_encoders_that_cannot_serve(name, encoder, problem):
+    refused = rf"model\.encoder='{encoder}' can't be used in a {name} .*{problem}"
+    with pytest.raises(ConfigError, match=refused):
+        build_network(name, encoder, 1, 2, residual=False)
 
 
-def test_file_with_torchvision_names(tmp_path):
-    given = torchvision.models.resnet34(weights=None).state_dict()
-    torch.save(given, tmp_path / "resnet34.pth")
-    network = build_network("unetplusplus", "resnet34", 1, 2)
-    load_encoder_weights(network, "resnet34", 1, str(tmp_path / "resnet34.pth"))
-    given = {k: v for k, v in given.items() if not k.startswith("fc.")}
-    assert_carries(network.get_submodule("encoder").state_dict(), given, 1)
+# --- separable ---------------------------------------------------------------------------------
 
 
-def test_file_that_already_has_the_channels(tmp_path):
-    given = build_network("unet", "resnet18", 4, 2).state_dict()  # a whole residual network
-    save_file(given, tmp_path / "model.safetensors")
-    network = build_network("unetplusplus", "resnet18", 4, 3)
-    load_encoder_weights(network, "resnet18", 4, str(tmp_path / "model.safetensors"))
-    for name, tensor in network.get_submodule("encoder").state_dict().items():
-        assert torch.equal(tensor, given[f"encoder.{name}"])
+def size_of(module):
+    return sum(p.numel() for p in module.parameters())
 
 
-def test_file_may_lack_only_the_batch_counts(tmp_path):
-    given = {k: v for k, v in random_encoder("resnet18").items() if "num_batches" not in k}
-    path = tmp_path / "encoder.safetensors"
-    save_file(given, path)
-    network = resnet18_network(3)
-    load_encoder_weights(network, "resnet18", 3, str(path))
-    del given["bn1.running_mean"]
-    given["extra"] = torch.ones(1)
-    save_file(given, path)
-    with pytest.raises(ConfigError) as caught:
-        load_encoder_weights(network, "resnet18", 3, str(path))
-    assert "extra is unknown; bn1.running_mean is missing." in str(caught.value)
-    assert "num_batches" not in str(caught.value)
+def dense_convolutions(module):
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.Conv2d) and m.groups == 1 and m.kernel_size[0] > 1
+    ]
 
 
-def test_file_of_another_encoder(tmp_path):
-    save_file(random_encoder("resnet34"), tmp_path / "encoder.safetensors")
-    problem = r"layer1\.2\.\S+ is unknown; .*; .* and \d+ more"
-    with pytest.raises(ConfigError, match=problem):
-        load_encoder_weights(
-            resnet18_network(3), "resnet18", 3, str(tmp_path / "encoder.safetensors")
-        )
+@pytest.mark.parametrize("name", ["unet", "unetplusplus", "manet", "fpn", "deeplabv3", "upernet"])
+def test_separable_decoders_are_smaller_and_answer_in_the_same_shape(name):
+    residual = name in RESIDUAL
+    plain = build_network(name, "resnet18", 1, 2, residual)
+    network = build_network(name, "resnet18", 1, 2, residual, separable=True).eval()
+    decoder = network.get_submodule("decoder")
+    assert dense_convolutions(plain.get_submodule("decoder"))
+    assert not dense_convolutions(decoder)
+    assert size_of(decoder) < size_of(plain.get_submodule("decoder"))
+    assert size_of(network.get_submodule("encoder")) == size_of(plain.get_submodule("encoder"))
+    with torch.no_grad():
+        assert network(torch.rand(2, 1, 64, 96)).shape == (2, 2, 64, 96)
 
 
-def test_file_with_a_tensor_of_another_shape(tmp_path):
-    given = random_encoder("resnet18") | {"layer1.0.conv2.weight": torch.ones(64, 32, 3, 3)}
-    save_file(given, tmp_path / "encoder.safetensors")
-    network = resnet18_network(3)
-    problem = r"layer1\.0\.conv2\.weight has shape \(64, 32, 3, 3\), expected \(64, 64, 3, 3\)\."
-    with pytest.raises(ConfigError, match=problem):
-        load_encoder_weights(network, "resnet18", 3, str(tmp_path / "encoder.safetensors"))
+def test_size_of_a_separable_block():
+    network = build_network("unet", "resnet18", 1, 2, separable=True)
+    first = 32 * 9 + 32 * 16  # depthwise, pointwise
+    second = 16 * 9 + 16 * 16
+    norms, shortcut = 2 * 2 * 16, 32 * 16 + 2 * 16
+    last = network.get_submodule("decoder.blocks.4.conv1")
+    assert size_of(last) == first + second + norms + shortcut
 
 
-class Bomb:
-    def __reduce__(self):
-        return (Path.touch, (Path("exploded"),))
+def test_separable_convolutions_keep_dilation_and_bias():
+    network = build_network("deeplabv3", "resnet18", 1, 2, residual=False, separable=True)
+    depthwise, pointwise = network.get_submodule("decoder.aspp.convs.2.0")
+    assert (depthwise.dilation, depthwise.padding, depthwise.groups) == ((24, 24), (24, 24), 512)
+    assert pointwise.bias is None
+    network = build_network("manet", "resnet18", 1, 2, residual=False, separable=True)
+    _, pointwise = network.get_submodule("decoder.center.out_conv")
+    assert not pointwise.bias.any()  # there, and initialised as smp does
 
 
-def test_pickled_code_does_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"conv1.weight": Bomb()}, "encoder.pth")
-    with pytest.raises(ConfigError, match=r"would run code"):
-        load_encoder_weights(resnet18_network(3), "resnet18", 3, "encoder.pth")
-    assert not Path("exploded").exists()
+def test_convolutions_to_one_channel_stay_dense():
+    network = build_network("pan", "resnet18", 1, 2, residual=False, separable=True)
+    left = dense_convolutions(network.get_submodule("decoder"))
+    assert left
+    assert all(conv.out_channels == 1 for conv in left)
 
 
-def test_files_that_hold_no_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    network = resnet18_network(3)
-    torch.save([1, 2], "list.pth")
-    torch.save({0: torch.ones(1)}, "numbers.pth")
-    Path("junk.safetensors").write_bytes(b"junk")
-    Path("junk.pth").write_bytes(b"")
-    Path("weights.h5").touch()
-    for source, problem in [
-        ("list.pth", "no state dict"),
-        ("numbers.pth", "no state dict"),
-        ("junk.safetensors", "damaged"),
-        ("junk.pth", "damaged"),
-        ("weights.h5", r"expected a \.safetensors"),
-        ("imagnet", "neither auto, imagenet or none nor a file"),
-    ]:
-        with pytest.raises(ConfigError, match=rf"model\.encoder_weights={source}.*{problem}"):
-            load_encoder_weights(network, "resnet18", 3, source)
+@pytest.mark.parametrize("name", ["linknet", "pspnet", "segformer", "deeplabv3plus"])
+def test_decoders_without_anything_to_separate(name):
+    with pytest.raises(ConfigError, match=rf"model\.separable: the decoder of {name} has no"):
+        build_network(name, "resnet18", 1, 2, residual=False, separable=True)
 
 
-def test_none_leaves_the_encoder_alone():
-    network = resnet18_network(3)
-    before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert load_encoder_weights(network, "resnet18", 3, "none") == "none"
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+# --- the ensemble ------------------------------------------------------------------------------
 
 
-# --- encoder weights from the hub: a server on loopback, and the absence of one ---------------
+class Constant(nn.Module):
+    """Answers any image with the logarithms of the given probabilities."""
 
-RESNET34 = ("smp-hub/resnet34.imagenet", "7a57b34f723329ff020b3f8bc41771163c519d0c")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # what the branch main of timm's repo is at
+    def __init__(self, *probs):
+        super().__init__()
+        self.logits = torch.tensor(probs).log()[None, :, None, None]
 
-
-@contextlib.contextmanager
-def hub_server(repos):
-    """Serves {(repo, revision): (commit, {file: bytes})} as the hub does; yields the endpoint."""
-    files = {
-        f"/{repo}/resolve/{revision}/{name}": (commit, content, hashlib.sha256(content).hexdigest())
-        for (repo, revision), (commit, contents) in repos.items()
-        for name, content in contents.items()
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self):
-            commit, content, digest = files.get(self.path, (None, b"", ""))
-            self.send_response(200 if commit else 404)
-            self.send_header("Content-Length", str(len(content)))
-            if commit:
-                self.send_header("ETag", f'"{digest}"')
-                self.send_header("X-Repo-Commit", commit)
-            self.end_headers()
-
-        def do_GET(self):
-            self.do_HEAD()
-            self.wfile.write(files.get(self.path, (None, b"", ""))[1])
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    def forward(self, x):
+        return self.logits.expand(len(x), -1, *x.shape[2:])
 
 
-@contextlib.contextmanager
-def mute_server(drip: bool):
-    """Accepts connections, then says nothing, or a byte of an endless header now and then."""
-    stop = threading.Event()
-
-    def serve(connection):
-        with contextlib.suppress(OSError), connection:
-            while not stop.wait(0.2):
-                if drip:
-                    connection.send(b"H")
-
-    def accept(listener):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, args=(listener,), daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
+def test_ensemble_averages_probabilities():
+    ensemble = Ensemble([Constant(0.9, 0.1), Constant(0.2, 0.8), Constant(0.4, 0.6)])
+    logits = ensemble(torch.zeros(2, 1, 4, 6))
+    assert logits.shape == (2, 2, 4, 6)
+    expected = torch.tensor([0.5, 0.5]).expand(2, 4, 6, 2).movedim(-1, 1)
+    torch.testing.assert_close(logits.softmax(1), expected)
+    torch.testing.assert_close(logits.exp(), expected)  # they are log-probabilities
 
 
-def refused_endpoint():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+def test_ensemble_of_certain_members_stays_finite():
+    certain = [Constant(1.0, 1e-38), Constant(1e-38, 1.0)]
+    logits = Ensemble([*certain])(torch.zeros(1, 1, 2, 2).half())
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, torch.full((1, 2, 2, 2), math.log(0.5)))
 
 
-# loads each encoder:channels:source; prints one line each, saves what the encoder was given
-LOADER = """
-import sys, time, logging
-from safetensors.torch import save_file
-from segapp.errors import ConfigError
-from segapp.model import build_network, load_encoder_weights
-logging.basicConfig(format="%(name)s %(levelname)s %(message)s", level=logging.WARNING)
-out, *tasks = sys.argv[1:]
-for task in tasks:
-    encoder, channels, source = task.split(":")
-    network = build_network("unet", encoder, int(channels), 2)
-    start = time.monotonic()
-    try:
-        origin = load_encoder_weights(network, encoder, int(channels), source)
-    except ConfigError as error:
-        origin = f"ConfigError {error}"
-    print(f"{time.monotonic() - start:.2f} {origin}")
-    if origin.startswith("imagenet"):
-        save_file(network.encoder.state_dict(), f"{out}/{encoder}-{channels}.safetensors")
-"""
-
-
-def load_in_subprocess(tmp_path, endpoint, *tasks):
-    """Runs LOADER with the hub's cache under tmp_path; [(seconds, origin)], standard error."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    env = {k: v for k, v in ours.items() if not k.lower().endswith("_proxy")}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    env["PYTHONPATH"] = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, str(tmp_path), *tasks],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
+def test_built_ensemble_has_members_of_its_own():
+    ensemble = build_network("unet", "resnet18", 1, 2, members=3).eval()
+    assert isinstance(ensemble, Ensemble)
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        singles = [member(x) for member in ensemble.members]
+        mean = torch.stack([s.softmax(1) for s in singles]).mean(0)
+        torch.testing.assert_close(ensemble(x).softmax(1), mean)
+    assert len(singles) == 3
+    assert not torch.equal(singles[0], singles[1])
+    one = build_network("unet", "resnet18", 1, 2)
+    assert {f"members.{n}.{k}" for n in range(3) for k in one.state_dict()} == set(
+        ensemble.state_dict()
     )
-    assert done.returncode == 0, done.stderr
-    lines = (line.split(maxsplit=1) for line in done.stdout.splitlines())
-    return [(float(seconds), origin) for seconds, origin in lines], done.stderr
 
 
-def test_imagenet_weights_from_the_hub_then_from_its_cache(tmp_path):
-    given = random_encoder("resnet34")
-    save_file(given, tmp_path / "model.safetensors")
-    timm_given = timm.create_model("resnet18", num_classes=2).state_dict()
-    save_file(timm_given, tmp_path / "timm.safetensors")
-    smp_files = {
-        "config.json": b"{}",
-        "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
+# --- dropout and stochastic depth --------------------------------------------------------------
+
+
+def test_dropout_zeroes_whole_maps_before_the_head():
+    network = build_network("unet", "resnet18", 1, 2)
+    regularise(network, 0.25, 0)
+    head = network.get_submodule("segmentation_head")
+    seen = []
+    head[0].register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    torch.manual_seed(0)
+    head(torch.ones(200, 16, 4, 4))
+    (maps,) = seen
+    assert maps.unique().tolist() == pytest.approx([0, 4 / 3])
+    dropped = (maps == 0).flatten(2).float().mean(2)  # (200, 16)
+    assert set(dropped.unique().tolist()) == {0, 1}
+    assert dropped.mean().item() == pytest.approx(0.25, abs=0.03)  # 4 standard deviations
+
+
+ENCODERS = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet-b0", "mit_b0"]
+ENCODERS += ["tu-resnet18", "tu-convnext_atto", "tu-efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_regularised_in_training_only_and_copies_too(encoder):
+    network = build_network("fpn", encoder, 1, 2, residual=False)
+    for module in network.modules():  # what the encoder and fpn draw by themselves
+        if "Drop" in type(module).__name__:
+            module.p = module.drop_prob = 0.0
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # timm starts some branches at 0
+            module.momentum = 0.0  # so that passes don't differ by the statistics
+    network.encoder._drop_connect_rate = 0.0
+    plain = copy.deepcopy(network)
+    regularise(network, 0, 0.5)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {
+        k: v.shape for k, v in plain.state_dict().items()
     }
-    timm_files = {"model.safetensors": (tmp_path / "timm.safetensors").read_bytes()}
-    repos = {
-        RESNET34: (RESNET34[1], smp_files),
-        ("timm/resnet18.a1_in1k", "main"): (COMMIT, timm_files),
-    }
-    origin = "imagenet (smp-hub/resnet34.imagenet@7a57b34)"
-    timm_origin = "imagenet (timm/resnet18.a1_in1k@0123456)"
-
-    def check(channels):
-        state = load_file(tmp_path / f"resnet34-{channels}.safetensors")
-        assert_carries(state, given, channels)
-
-    with hub_server(repos) as endpoint:
-        results, errors = load_in_subprocess(
-            tmp_path,
-            endpoint,
-            *("resnet34:1:imagenet", "resnet34:3:auto", "resnet34:4:imagenet"),
-            *("tu-resnet18:1:auto", "resnet18:3:auto"),
-        )
-    assert [o for _, o in results[:4]] == [origin, origin, origin, timm_origin]
-    assert results[4][1] == "none (the hub answered with status 404)"
-    assert all(line.startswith("segapp WARNING") for line in errors.splitlines())
-    for channels in (1, 3, 4):
-        check(channels)
-        (tmp_path / f"resnet34-{channels}.safetensors").unlink()
-    timm_given = {f"model.{k}": v for k, v in timm_given.items() if not k.startswith("fc.")}
-    timm_state = load_file(tmp_path / "tu-resnet18-1.safetensors")
-    assert_carries(timm_state, timm_given, 1, first="model.conv1.weight")
-
-    # the server is gone
-    tasks = ("resnet34:1:auto", "tu-resnet18:1:imagenet")
-    results, errors = load_in_subprocess(tmp_path, endpoint, *tasks)
-    assert [o for _, o in results] == [origin, timm_origin]
-    assert errors == ""
-    check(1)
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x), plain.eval()(x))
+        assert torch.equal(plain.train()(x), plain(x))
+        other = copy.deepcopy(network.train())
+        torch.manual_seed(0)
+        first = other(x)
+        assert not torch.equal(first, other(x))
+        torch.manual_seed(0)
+        assert torch.equal(first, network(x))
 
 
-def test_unreachable_hubs(tmp_path):
-    def load(name, endpoint, *sources):
-        folder = tmp_path / name
-        folder.mkdir()
-        results, errors = load_in_subprocess(
-            folder, endpoint, *(f"resnet18:1:{s}" for s in sources)
-        )
-        seconds, origin = results[0]  # of auto
-        assert origin == "none (hub unreachable)", name
-        assert seconds < 3.5, name
-        assert "segapp WARNING THE ENCODER STARTS FROM RANDOM WEIGHTS" in errors, name
-        assert len(errors.splitlines()) == 1, name
-        return results
+def skip_rates(network, inputs, monkeypatch):
+    """The rates that stochastic depth was called with in one forward pass in training."""
+    rates = []
 
-    refused = refused_endpoint()
-    with mute_server(drip=False) as mute, mute_server(drip=True) as dripping:
-        with ThreadPoolExecutor(2) as pool:  # two at a time, so that their clocks stay fair
-            runs = [
-                pool.submit(load, "no name", "http://nohost.invalid", "auto"),
-                pool.submit(load, "refused", refused, "auto", "imagenet"),
-                pool.submit(load, "mute", mute, "auto"),
-                pool.submit(load, "dripping", dripping, "auto"),
-            ]
-        _, with_imagenet, *waited = [run.result() for run in runs]
-    assert all(results[0][0] > 2 for results in waited)
-    seconds, message = with_imagenet[1]
-    assert seconds < 3
-    assert message.startswith("ConfigError model.encoder_weights: ")
-    for remedy in ("model.encoder_weights=none", "FILE", "HF_HOME", "HF_ENDPOINT", refused):
-        assert remedy in message
+    def record(input, p, mode, training):
+        assert mode == "row"
+        assert training
+        rates.append(p)
+        return input
+
+    monkeypatch.setattr("torchvision.ops.stochastic_depth", record)
+    network.train()(inputs)
+    return rates
 
 
-def test_offline_by_choice(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    network = resnet18_network(1)
-    start = time.monotonic()
-    origin = load_encoder_weights(network, "resnet18", 1, "auto")
-    assert origin == "none (hub unreachable, HF_HUB_OFFLINE is set)"
-    with pytest.raises(ConfigError, match="without HF_HUB_OFFLINE=1"):
-        load_encoder_weights(network, "resnet18", 1, "imagenet")
-    assert time.monotonic() - start < 1
+def test_rates_rise_with_depth_through_encoder_and_decoder(monkeypatch):
+    network = build_network("unet", "resnet18", 1, 2)
+    regularise(network, 0, 0.26)
+    rates = skip_rates(network, torch.rand(2, 1, 64, 64), monkeypatch)
+    assert rates == pytest.approx([0.02 * block for block in range(1, 14)])  # 8 there, 5 here
 
 
-def test_name_resolution_that_hangs(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: time.sleep(8))
-    network = resnet18_network(1)
-    start = time.monotonic()
-    origin = load_encoder_weights(network, "resnet18", 1, "auto")
-    assert time.monotonic() - start < 3.5
-    assert origin == "none (hub unreachable)"
+def test_stages_that_a_pspnet_does_not_run_do_not_count(monkeypatch):
+    network = build_network("pspnet", "resnet18", 1, 2, residual=False)
+    regularise(network, 0, 0.4)
+    rates = skip_rates(network, torch.rand(2, 1, 64, 64), monkeypatch)
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_damaged_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    revision = smp.encoders.encoders["resnet18"]["pretrained_settings"]["imagenet"]["revision"]
-    folder = tmp_path / "models--smp-hub--resnet18.imagenet/snapshots" / revision
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"half a fi")
-    problem = "the file in the hub's cache is damaged, delete it"
-    assert load_encoder_weights(resnet18_network(1), "resnet18", 1, "auto") == f"none ({problem})"
-    with pytest.raises(ConfigError, match=problem):
-        load_encoder_weights(resnet18_network(1), "resnet18", 1, "imagenet")
+def test_drop_paths_get_the_rate_of_their_block():
+    network = build_network("segformer", "mit_b0", 3, 2, residual=False)
+    regularise(network, 0, 0.8)
+    encoder = network.get_submodule("encoder")
+    stages = (encoder.block1, encoder.block2, encoder.block3, encoder.block4)
+    rates = [block.drop_path.p for stage in stages for block in stage]
+    assert rates == pytest.approx([0.1 * number for number in range(1, 9)])
 
 
-def test_encoder_without_imagenet_weights():
-    network = resnet18_network(1)  # stands in for a large one
-    encoder = "resnext101_32x48d"
-    assert (
-        load_encoder_weights(network, encoder, 1, "auto") == "none (there are none from ImageNet)"
+def test_each_sample_skips_on_its_own_and_the_mean_is_the_whole_branch():
+    network = build_network("unet", "resnet18", 1, 2)
+    regularise(network, 0, 0.4)
+    block = network.get_submodule("decoder.blocks.4.conv1")  # the last: skipped at the full rate
+    outputs = []
+    block.branch.register_forward_hook(lambda module, args, output: outputs.append(output))
+    x = torch.rand(1, 32, 4, 4, generator=torch.Generator().manual_seed(0)).expand(2000, -1, -1, -1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        block.train()
+        block.branch[1].eval()  # norms that don't depend on the batch
+        block.branch[4].eval()
+        block(x)
+        block.eval()(x[:1])
+    branch, whole = outputs
+    skipped = (branch == 0).flatten(1).all(1)
+    assert skipped.float().mean().item() == pytest.approx(0.4, abs=0.05)
+    torch.testing.assert_close(branch[~skipped], (whole / 0.6).expand_as(branch[~skipped]))
+    torch.testing.assert_close(branch.mean(0), whole[0], rtol=0.1, atol=0)
+
+
+def test_a_frozen_encoder_skips_nothing(monkeypatch):
+    network = build_network("unet", "resnet18", 1, 2)
+    regularise(network, 0, 0.26)
+    network.train()
+    network.get_submodule("encoder").eval()
+    drawn = []
+    monkeypatch.setattr(
+        "torchvision.ops.stochastic_depth",
+        lambda input, p, mode, training: (drawn.append(training), input)[1],
     )
-    with pytest.raises(ConfigError, match=rf"for {encoder}: there are none from ImageNet"):
-        load_encoder_weights(network, encoder, 1, "imagenet")
+    network(torch.rand(2, 1, 64, 64))
+    assert drawn == [False] * 8 + [True] * 5
+
+
+def test_nothing_to_skip():
+    network = build_network("fpn", "densenet121", 1, 2, residual=False)
+    with pytest.raises(ConfigError, match=r"model\.stochastic_depth: .*model\.encoder=densenet121"):
+        regularise(network, 0, 0.1)
+    regularise(build_network("unet", "densenet121", 1, 2), 0, 0.1)  # its decoder has some
+
+
+def test_no_regularisation_changes_nothing():
+    network = build_network("unet", "resnet18", 1, 2)
+    before = [
+        (type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()
+    ]
+    regularise(network, 0, 0)
+    assert before == [
+        (type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()
+    ]

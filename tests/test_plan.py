@@ -7,17 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from conftest import draw_case, write_png_dataset
 from PIL import Image
 
-from segapp.config import Settings, load_settings
-from segapp.errors import DataError
+from segapp.cases import Case
+from segapp.config import load_settings
+from segapp.errors import ConfigError, DataError
 from segapp.plan import Plan, make_plan
+from segapp.policies import POLICIES
+from segapp.settings import Settings
 
 
 def plan_of(root: Path, *words: str) -> Plan:
@@ -280,3 +285,85 @@ def test_planning_needs_no_torch(png_dataset: Path) -> None:
     here = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(here)}
     subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, check=True)
+
+
+def test_a_limit_reads_no_more_than_it_takes(png_dataset: Path) -> None:
+    read: list[str] = []
+
+    def listed(cases: Iterable[Case]) -> Iterable[Case]:
+        for case in cases:
+            read.append(case.name)
+            yield case
+
+    settings = load_settings(None, [f"data.root={png_dataset}", "data.limit=2"])
+    plan = make_plan(settings, listed)
+    assert len(read) == 3, "two to train on, one to validate"
+    assert {s: len(h) for s, h in plan.record.images.items()} == {"train": 2, "val": 1}
+
+
+def test_a_limit_to_some_classes_turns_the_others_into_background(png_dataset: Path) -> None:
+    plan = plan_of(png_dataset, "data.limit=class_2")
+    assert [c.name for c in plan.classes] == ["background", "class_2"]
+    assert [c.value for c in plan.classes] == [0, 2]
+    assert plan.merged == (1,)
+    again = make_plan(Settings.model_validate(yaml.safe_load(plan.settings.to_yaml())))
+    assert (again.classes, again.merged) == (plan.classes, plan.merged)
+
+
+def test_class_weights_follow_the_training_masks(png_dataset: Path) -> None:
+    plan = plan_of(png_dataset, "loss.class_weights=auto")
+    pixels = np.zeros(3)
+    for case in plan.dataset.split("train"):
+        pixels += np.bincount(np.array(Image.open(case.mask)).ravel(), minlength=3)
+    expected = 1 / np.log(1.02 + pixels / pixels.sum())
+    np.testing.assert_allclose(plan.settings.loss.class_weights, expected, rtol=1e-5)
+    assert plan_of(png_dataset, "loss.class_weights=1,2,3").settings.loss.class_weights == [1, 2, 3]
+    with pytest.raises(ConfigError, match=r"got 2 numbers, and there are 3 classes: background, c"):
+        plan_of(png_dataset, "loss.class_weights=1,2")
+
+
+def test_neighbouring_slices_need_volumes(png_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.context_slices=1 needs volumes"):
+        plan_of(png_dataset, "data.context_slices=1")
+    plan = plan_of(write_msd(tmp_path / "msd"), "data.context_slices=1")
+    assert plan.preprocessing.context == 1
+
+
+def test_every_fold_has_the_preprocessing_of_all_and_patients_of_its_own(
+    png_dataset: Path,
+) -> None:
+    whole = plan_of(png_dataset, "train.folds=3")
+    folds = [plan_of(png_dataset, "train.folds=3", f"train.fold={n}") for n in (1, 2, 3)]
+    assert len(whole.dataset.split("train")) == 6
+    assert {c.name for f in folds for c in f.dataset.split("val")} == {
+        c.name for c in whole.dataset.cases
+    }
+    assert all(f.preprocessing == whole.preprocessing for f in folds)
+    assert all(f.training == whole.training for f in folds)
+
+
+def test_averaging_over_flips_needs_flips_that_swap_nothing(tmp_path: Path) -> None:
+    """draw_case has its square always on the right of its disc."""
+    data = write_png_dataset(tmp_path / "data")
+    assert plan_of(data).settings.augment.flip_p == 0
+    with pytest.raises(ConfigError, match=r"model\.tta"):
+        plan_of(data, "model.tta=true")
+    assert plan_of(data, "model.tta=true", "augment.flip_p=0.5").flips == ("horizontal",)
+    both = ("augment.flip_p=0.1", "augment.vertical_flip_p=0.1")
+    assert plan_of(data, "model.tta=true", *both).flips == ("horizontal", "vertical")
+    assert plan_of(data, *both).flips == ()
+
+
+def test_residual_blocks_are_where_the_decoder_has_some(png_dataset: Path) -> None:
+    assert plan_of(png_dataset).settings.model.residual is True
+    assert plan_of(png_dataset, "model.architecture=fpn").settings.model.residual is False
+
+
+@pytest.mark.parametrize("policy", ["none", "light", "strong", "randaugment"])
+def test_a_policy_becomes_numbers(png_dataset: Path, policy: str) -> None:
+    augment = plan_of(
+        png_dataset, f"augment.policy={policy}", "augment.noise_p=0.77"
+    ).settings.augment
+    assert augment.noise_p == 0.77
+    assert "auto" not in augment.model_dump().values()
+    assert augment.affine_p == POLICIES[policy]["affine_p"]

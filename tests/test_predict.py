@@ -185,6 +185,41 @@ def test_temperature_changes_confidence_and_no_label():
     assert b.confidence.mean() < a.confidence.mean()
 
 
+class LeaningEngine(BrightnessEngine):
+    """Its first class grows towards the last column and row, so that a flip changes the result."""
+
+    def __call__(self, batch):
+        column = np.linspace(-2, 2, batch.shape[3], dtype=np.float32)
+        row = np.linspace(-1, 1, batch.shape[2], dtype=np.float32)[:, None]
+        return super().__call__(batch) + np.float32([1, 0, 0]).reshape(1, 3, 1, 1) * (column + row)
+
+
+@pytest.mark.parametrize(
+    ("flips", "axes"),
+    [
+        ((), [()]),
+        (("horizontal",), [(), (3,)]),
+        (("vertical",), [(), (2,)]),
+        (("horizontal", "vertical"), [(), (2,), (3,), (2, 3)]),
+    ],
+)
+def test_flips_average_probabilities(flips, axes):
+    """The mean over the flipped slices of what one engine call gives for each, flipped back."""
+    prep = Preprocessing(channels=1, **RAW)
+    volume = Scan(np.random.default_rng(0).uniform(0, 200, (1, 64, 96, 3)), None, Path("v"))
+    predictor = Predictor(LeaningEngine(), prep, CLASSES, temperature=2.0, flips=flips)
+    prepared = prep.prepare(volume)
+    expected = 0
+    for view in axes:
+        logits = LeaningEngine()(np.flip(prepared.network_input(0, 3), view)) / 2
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = expected + np.flip(p, view) / len(axes)
+    slabs = np.concatenate([slab for _, slab in predictor.probabilities(prepared)])
+    np.testing.assert_allclose(slabs, expected, atol=2e-6)
+    np.testing.assert_allclose(slabs.sum(1), 1, atol=1e-5)
+    assert predictor.engine.shapes == [(2, 1, 96, 64)] * 2 * len(axes)  # type: ignore[attr-defined]
+
+
 class BrokenEngine(BrightnessEngine):
     def __call__(self, batch):
         return super().__call__(batch) * np.nan

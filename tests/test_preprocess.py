@@ -487,3 +487,33 @@ def test_a_grey_imagenet_model_takes_a_colour_image_by_luminance() -> None:
     prepared = model.prepare(Scan(np.full((3, 2, 2, 1), 255, np.uint8), None, Path("x.png")))
     np.testing.assert_allclose(prepared.normalised(0, 1), 0.5, atol=1e-5)
     assert "luminance" in prepared.warnings[0]
+
+
+def test_neighbouring_slices_are_further_channels_lowest_first() -> None:
+    """Slices of 0, 1, 2, 3 with one on each side; at the ends the last one again."""
+    volume = np.broadcast_to(np.arange(4.0), (1, 64, 64, 4)).astype(np.float32)
+    prep = Preprocessing(channels=1, context=1, normalisation="imagenet", shift=(0,), scale=(1,))
+    prepared = prep.prepare(make_scan(volume, np.eye(4)))
+    assert prep.inputs == 3
+    whole = prepared.network_input(0, 4)
+    assert whole.shape == (4, 3, 64, 64)
+    assert whole[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+    for k in range(4):
+        np.testing.assert_array_equal(prepared.network_input(k, k + 1), whole[k : k + 1])
+
+
+def test_neighbours_keep_the_channels_of_a_slice_together() -> None:
+    volume = np.stack([np.arange(3.0), 10 + np.arange(3.0)]).reshape(2, 1, 1, 3)
+    volume = np.broadcast_to(volume, (2, 64, 64, 3)).astype(np.float32)
+    prep = Preprocessing(
+        channels=2, context=2, normalisation="imagenet", shift=(0, 0), scale=(1, 1)
+    )
+    middle = prep.prepare(make_scan(volume, np.eye(4))).network_input(1, 2)
+    assert middle[0, :, 0, 0].tolist() == [0, 10, 0, 10, 1, 11, 2, 12, 2, 12]
+
+
+def test_a_lone_slice_of_a_model_with_neighbours_is_warned_about() -> None:
+    prep = Preprocessing(channels=1, context=1)
+    lone = prep.prepare(raster(np.arange(64 * 64).reshape(64, 64)))
+    assert any("neighbours" in w for w in lone.warnings)
+    assert lone.network_input(0, 1).shape == (1, 3, 64, 64)

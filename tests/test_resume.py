@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from segapp.errors import ModelFileError
-from segapp.optim import make_optimizer
+from segapp.optim import Average, make_optimizer
 from segapp.resume import State, has_state, load_state, save_state
+from segapp.settings import OptimSettings
+
+SETTINGS = OptimSettings(max_lr=1e-2, weight_decay=0.1)
 
 
 def network_and_optimizer(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     network = network.to(memory_format=torch.channels_last)
-    return network, make_optimizer(network, 1e-2, 0.1)
+    return network, make_optimizer(network, SETTINGS)
 
 
 def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -22,6 +25,11 @@ def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     (network(x) - x[:, :1, 1:-1, 1:-1]).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -36,8 +44,67 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     state = load_state(tmp_path, other, other_optimizer)
     assert (state.step, state.done, state.history) == (1, 0.5, [{"epoch": 1}])
     step(other, other_optimizer)
-    for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert equal(network, other)
+
+
+def test_the_average_of_the_weights_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    network, optimizer = network_and_optimizer(0)
+    average = Average(network, 0.9)
+    for _ in range(3):
+        step(network, optimizer)
+        average.update(network)
+    save_state(tmp_path, network, optimizer, State(), average)
+    other, other_optimizer = network_and_optimizer(1)
+    other_average = Average(other, 0.9)
+    load_state(tmp_path, other, other_optimizer, other_average)
+    assert other_average.updates == 3
+    assert equal(average, other_average)
+    average.update(network)
+    other_average.update(other)
+    assert equal(average, other_average)
+    assert not torch.equal(average.module[0].weight, network[0].weight)
+    assert other_average.module[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_average_that_was_never_saved_is_missed(tmp_path: Path) -> None:
+    network, optimizer = network_and_optimizer(0)
+    save_state(tmp_path, network, optimizer, State())
+    with pytest.raises(ModelFileError, match=r"optim\.ema"):
+        load_state(tmp_path, network, optimizer, Average(network, 0.9))
+
+
+def test_a_state_without_a_frozen_encoders_moments_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Frozen at first, it has moments only from the step on at which it is thawed."""
+    network, optimizer = network_and_optimizer(0)
+    network[0].requires_grad_(False)
+    step(network, optimizer)
+    save_state(tmp_path, network, optimizer, State())
+    other, other_optimizer = network_and_optimizer(1)
+    load_state(tmp_path, other, other_optimizer)
+    assert set(other_optimizer.state) == set(other[1].parameters())
+    for model, its_optimizer in ((network, optimizer), (other, other_optimizer)):
+        model[0].requires_grad_(True)
+        torch.manual_seed(2)
+        step(model, its_optimizer)
+        step(model, its_optimizer)
+    assert equal(network, other)
+
+
+def test_the_scales_of_the_rates_come_back(tmp_path: Path) -> None:
+    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        network = torch.nn.Sequential()
+        network.add_module("encoder", torch.nn.Linear(1, 1))
+        return network, make_optimizer(network, OptimSettings(encoder_lr=0.1))
+
+    network, optimizer = make()
+    save_state(tmp_path, network, optimizer, State())
+    other, other_optimizer = make()
+    for group in other_optimizer.param_groups:
+        group["lr_scale"] = 7
+    load_state(tmp_path, other, other_optimizer)
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert [group["lr_scale"] for group in other_optimizer.param_groups] == scales
+    assert len(set(scales)) == 6
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ MODULES = {
 # A module imports only modules above it. `engines.torch` and `report.training` stand where what
 # they need does; other modules of a package stand where the package does.
 ORDER = [
-    *("errors", "finding", "declared", "config", "files", "progress", "scan"),
+    *("errors", "settings", "policies", "contradictions", "config", "reference", "variants"),
+    *("finding", "declared", "files", "progress", "scan"),
     *("formats.source", "formats.listing", "formats"),
-    *("layout", "cases", "resample", "preprocess", "fingerprint"),
+    *("layout", "cases", "selection", "resample", "preprocess", "fingerprint"),
     *("likeness", "metrics", "check", "evidence", "leakage", "verdicts", "checkpoint"),
-    *("plan", "estimate", "engines", "predict"),
+    *("inherit", "plan", "estimate", "engines", "predict"),
     *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
-    *("report.training", "batch"),
-    *("evaluate", "augment", "model", "engines.torch", "losses", "optim", "pace", "data"),
-    *("machine", "step", "resume", "history", "validation", "train", "web", "cli"),
+    *("report.training", "report.comparison", "batch"),
+    *("evaluate", "augment", "mix", "model", "weights", "engines.torch", "losses", "optim"),
+    *("pace", "data", "machine", "step", "resume", "history", "validation", "assemble", "kfold"),
+    *("rangetest", "train", "compare", "web", "cli_text", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
@@ -31,12 +33,12 @@ LATER |= {("segapp.formats", "segapp.formats.dicom")}
 LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
     "torch": {"model", "losses", "augment", "data", "optim", "step", "resume", "train"}
-    | {"engines.torch"},
+    | {"engines.torch", "mix", "weights", "assemble"},
     "albumentations": {"augment"},
     "gradio": {"web"},
     **{name: {"formats"} for name in ("nibabel", "tifffile", "imagecodecs", "nrrd", "pydicom")},
     "highdicom": {"formats.dicomseg"},
-    "segmentation_models_pytorch": {"model"},
+    "segmentation_models_pytorch": {"model", "weights"},
     "accelerate": {"step"},
 }
 MAX_LINES = 330

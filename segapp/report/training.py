@@ -77,14 +77,22 @@ def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: P
     rows = []
     for index in np.unique(np.linspace(0, len(chosen) - 1, 6).round()).astype(int):
         image, mask = samples.cache[chosen[index]]
+        image = _middle(image, samples.cache.channels)
         window = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
         side = samples.augment.patch
         row = [_fit(draw_slice(image, _clear(mask, classes), classes, window, 0.35), side)]
         for number in range(5):
             patch, labels, _ = samples[(number, chosen[index])]
-            row.append(draw_slice(patch, _clear(labels, classes), classes, window, 0.35))
+            middle = _middle(patch, samples.cache.channels)
+            row.append(draw_slice(middle, _clear(labels, classes), classes, window, 0.35))
         rows.append(_beside(row, axis=1))
     save_png(_beside(rows, axis=0), path)
+
+
+def _middle(stack: np.ndarray, channels: int) -> np.ndarray:
+    """(n · channels, H, W) of a slice and its neighbours → (channels, H, W), the slice itself."""
+    start = (len(stack) // channels // 2) * channels
+    return stack[start : start + channels]
 
 
 def write_overlays(

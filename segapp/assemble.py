@@ -1,0 +1,136 @@
+"""From a plan to the parts of a run: the slices, the network and its starting weights, batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from segapp.augment import Augmentation
+from segapp.checkpoint import Architecture, model_path, read_info, read_weights
+from segapp.contradictions import refuse_contradictions
+from segapp.data import Samples, SliceCache, make_batches, pass_length, scaled_patch
+from segapp.engines.torch import choose_device, choose_precision
+from segapp.files import sha256
+from segapp.model import build_network, regularise
+from segapp.plan import Plan
+from segapp.progress import track
+from segapp.weights import load_encoder_weights, transfer
+
+log = logging.getLogger("segapp")
+
+_LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with. starting_weights: what the model file says of their origin."""
+
+    plan: Plan
+    cache: SliceCache
+    architecture: Architecture
+    network: nn.Module
+    starting_weights: str
+    device: torch.device
+
+
+def assemble(plan: Plan, folder: Path, load_weights: bool = True) -> Parts:
+    """Prepare the training slices in `folder`, build the network, decide what `auto` is left.
+
+    load_weights: False where a saved state will replace them. Raises ConfigError for settings that
+    this machine or the network can't follow, ScanError, OSError where the disk is full.
+    """
+    s = plan.settings
+    device = choose_device("auto")
+    s.train.precision = choose_precision(s.train.precision, device)
+    architecture, network = _build(plan)
+    origin = _load_starting_weights(plan, network) if load_weights else ""
+    cache = SliceCache(folder, plan.preprocessing.channels, plan.preprocessing.context)
+    cases = track(plan.dataset.split("train"), "preparing slices")
+    cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore, plan.merged)
+    _resolve(plan, cache, device)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Parts(plan, cache, architecture, network, origin, device)
+
+
+def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
+    """The network that the settings name, its weights drawn with the run's seed."""
+    s = plan.settings
+    torch.manual_seed(s.train.seed)
+    architecture = Architecture(
+        name=s.model.architecture,
+        encoder=s.model.encoder,
+        in_channels=plan.preprocessing.inputs,
+        classes=len(plan.classes),
+        residual=bool(s.model.residual),
+        separable=s.model.separable,
+    )
+    network = build_network(**architecture.model_dump())
+    regularise(network, s.model.dropout, s.model.stochastic_depth)
+    return architecture, network
+
+
+def _load_starting_weights(plan: Plan, network: nn.Module) -> str:
+    model, inputs = plan.settings.model, plan.preprocessing.inputs
+    if model.init_from:
+        old = [c.name for c in read_info(model.init_from).classes]
+        new = [c.name for c in plan.classes]
+        kept = transfer(network, read_weights(model.init_from), old, new, inputs)
+        log.info("weights: those of %s; classes it knows: %s", model.init_from, ", ".join(kept))
+        return f"segapp model sha256:{sha256(model_path(model.init_from))[:16]}"
+    origin = load_encoder_weights(network, model.encoder, inputs, model.encoder_weights)
+    log.info("encoder weights: %s", origin)
+    if model.encoder_weights == "auto":
+        model.encoder_weights = "imagenet" if origin.startswith("imagenet") else "none"
+        refuse_contradictions(plan.settings)  # sparing pretrained weights that aren't there
+    return origin
+
+
+def _resolve(plan: Plan, cache: SliceCache, device: torch.device) -> None:
+    """Decide what depends on the machine and on the number of slices."""
+    s = plan.settings
+    if s.data.workers == "auto":
+        # On a CPU the step needs every core, and a sample costs less than a hundredth of it.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        s.data.workers = 0 if device.type == "cpu" else min(8, max(1, (cores or 2) - 1))
+    if s.train.steps_per_epoch == "auto":
+        one_step = int(s.optim.batch_size) * s.optim.accumulate
+        s.train.steps_per_epoch = max(_LEAST_STEPS, math.ceil(pass_length(cache.empty) / one_step))
+    log.info(
+        "training: %d slices, batches of %s, %s steps an epoch, %s on %s",
+        *(len(cache), s.optim.batch_size, s.train.steps_per_epoch, s.train.precision, device),
+    )
+
+
+def make_samples(parts: Parts, scale: float = 1.0) -> Samples:
+    """The augmented training samples, with slices and patches at `scale` of their size."""
+    plan, cache = parts.plan, parts.cache
+    s, prep = plan.settings, plan.preprocessing
+    if s.optim.patch == "full":  # one size for all, so that slices fit into a batch
+        largest = np.max(cache.sizes, axis=0)
+        strides = np.maximum(-(-largest // prep.stride), 2)  # see network_input
+        sides = [int(n) * prep.stride for n in strides]
+    else:
+        sides = [int(s.optim.patch)] * 2
+    patch = (scaled_patch(sides[0], scale), scaled_patch(sides[1], scale))
+    colour = prep.inputs == 3 and prep.channel_files == 1 and not prep.context
+    augment = Augmentation(s.augment, prep.inputs, patch, rgb=colour)
+    return Samples(cache, augment, s.train.seed, scale)
+
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def batches_at(parts: Parts, scale: float, step: int) -> Batches:
+    """Batches without end, from that of optimiser step `step` on, at `scale`."""
+    s = parts.plan.settings
+    samples = make_samples(parts, scale)
+    first = step * s.optim.accumulate
+    return make_batches(samples, int(s.optim.batch_size), int(s.data.workers), first_step=first)

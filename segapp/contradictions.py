@@ -1,0 +1,166 @@
+"""Settings that make no sense together, refused before anything is read.
+
+The docstrings of the rules are also what docs/settings.md says about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from segapp.errors import ConfigError
+from segapp.policies import POLICIES
+from segapp.settings import AugmentSettings, Settings
+
+# A key that does something only where another has one of these values.
+ONLY_WITH = {
+    "loss.weight": ("loss.name", ("dice_ce", "focal_ce", "tversky_ce")),
+    "loss.focal_gamma": ("loss.name", ("focal_ce",)),
+    "loss.tversky_beta": ("loss.name", ("tversky_ce",)),
+    "augment.operations": ("augment.policy", ("randaugment",)),
+    "augment.magnitude": ("augment.policy", ("randaugment",)),
+}
+# A strength does nothing while the share of patches that get it is 0.
+STRENGTH_OF = {
+    **dict.fromkeys(
+        ("augment.rotate_deg", "augment.shear_deg", "augment.scale"), "augment.affine_p"
+    ),
+    **dict.fromkeys(("augment.brightness", "augment.contrast"), "augment.colour_p"),
+    **dict.fromkeys(("augment.saturation", "augment.hue"), "augment.colour_p"),
+    "augment.mixup_alpha": "augment.mixup_p",
+    "augment.cutmix_alpha": "augment.cutmix_p",
+}
+_POOLS_TO_ONE_PIXEL = ("pspnet", "pan", "deeplabv3", "deeplabv3plus")
+RESIDUAL_DECODERS = ("unet", "unetplusplus")
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Raise ConfigError naming the first keys that don't go together, and what to do."""
+    for rule in (_without_effect, *RULES):
+        for problem in rule(settings):
+            raise ConfigError(problem)
+
+
+def _without_effect(s: Settings) -> Iterator[str]:
+    for key, (other, values) in ONLY_WITH.items():
+        if _is_changed(s, key) and _value(s, other) not in values:
+            wanted = " or ".join(values)
+            yield f"{key} does nothing with {other}={_value(s, other)}; it needs {wanted}"
+    for key, share in STRENGTH_OF.items():
+        if _is_changed(s, key) and _value(s, share) == 0:
+            cause = f"{share}=0"
+            if share.removeprefix("augment.") in POLICIES[s.augment.policy]:
+                cause += f", as augment.policy={s.augment.policy} has it"
+            yield f"{key} does nothing with {cause}; set {share} too"
+
+
+def _two_sizes(s: Settings) -> Iterator[str]:
+    """`preprocess.spacing_mm` and `preprocess.size` in pixels both say how large a slice becomes:
+    give one."""
+    if s.preprocess.spacing_mm != "none" and isinstance(s.preprocess.size, int):
+        yield "preprocess.spacing_mm and preprocess.size exclude each other; give one"
+
+
+def _mixed_batches(s: Settings) -> Iterator[str]:
+    """`augment.mixup_p` and `augment.cutmix_p` are shares of the same batches: at most 1
+    together."""
+    if s.augment.mixup_p + s.augment.cutmix_p > 1:
+        yield "augment.mixup_p and augment.cutmix_p are shares of the batches: at most 1 together"
+
+
+def _residual_blocks(s: Settings) -> Iterator[str]:
+    """`model.residual=true` needs a `model.architecture` whose decoder has such blocks: unet or
+    unetplusplus."""
+    if s.model.residual is True and s.model.architecture not in RESIDUAL_DECODERS:
+        yield (
+            f"model.residual=true: only the decoders of {' and '.join(RESIDUAL_DECODERS)} have "
+            f"such blocks, not model.architecture={s.model.architecture}"
+        )
+
+
+def _separable_twice(s: Settings) -> Iterator[str]:
+    """`model.separable` changes nothing about `model.architecture=deeplabv3plus`, whose decoder is
+    separable by itself."""
+    if s.model.separable and s.model.architecture == "deeplabv3plus":
+        yield (
+            "model.separable does nothing with model.architecture=deeplabv3plus, whose decoder is "
+            "separable by itself; leave it out"
+        )
+
+
+def _one_pixel_batches(s: Settings) -> Iterator[str]:
+    """`optim.batch_size=1` can't train a `model.architecture` that normalises one pixel an image
+    over the batch: pspnet, pan, deeplabv3, deeplabv3plus."""
+    if s.model.architecture in _POOLS_TO_ONE_PIXEL and s.optim.batch_size == 1:
+        yield (
+            f"optim.batch_size=1 can't train model.architecture={s.model.architecture}, which "
+            "normalises one pixel an image over the batch; use 2 or more"
+        )
+
+
+def _two_starts(s: Settings) -> Iterator[str]:
+    """`model.init_from` brings the weights of the encoder, so `model.encoder_weights` can't be
+    imagenet or a file."""
+    if s.model.init_from and s.model.encoder_weights not in ("auto", "none"):
+        yield "model.init_from and model.encoder_weights exclude each other; give one"
+
+
+def _nothing_to_spare(s: Settings) -> Iterator[str]:
+    """`optim.freeze_encoder` and `optim.encoder_lr` spare pretrained weights, so the encoder must
+    not start from random ones: `model.encoder_weights=none` without `model.init_from`."""
+    for key in ("optim.freeze_encoder", "optim.encoder_lr"):
+        if _is_changed(s, key) and s.model.encoder_weights == "none" and not s.model.init_from:
+            yield (
+                f"{key} spares pretrained weights, and with model.encoder_weights=none the encoder "
+                "starts from random ones; give model.encoder_weights or model.init_from"
+            )
+
+
+def _no_flips(s: Settings) -> Iterator[str]:
+    """`model.tta` averages over the flips of the training, so `augment.flip_p` and
+    `augment.vertical_flip_p` can't both be 0 (`augment.policy=none` has no flips)."""
+    if s.model.tta and _value(s, "augment.flip_p") == 0 and s.augment.vertical_flip_p == 0:
+        yield (
+            "model.tta averages over the flips of the training, and augment.flip_p and "
+            "augment.vertical_flip_p are both 0; set one of them or leave model.tta out"
+        )
+
+
+def _folds(s: Settings) -> Iterator[str]:
+    """`train.fold` needs `train.folds`, and is at most that number."""
+    if s.train.fold and not s.train.folds:
+        yield "train.fold needs train.folds, the number of folds"
+    elif s.train.fold and s.train.folds and s.train.fold > s.train.folds:
+        yield f"train.fold={s.train.fold}, but there are only train.folds={s.train.folds}"
+
+
+def _no_rise(s: Settings) -> Iterator[str]:
+    """`optim.warm_up=0` leaves nothing of `optim.schedule=onecycle`, which rises first."""
+    if s.optim.schedule == "onecycle" and s.optim.warm_up == 0:
+        yield (
+            "optim.warm_up=0 does not go with optim.schedule=onecycle, which rises first; use "
+            "optim.schedule=cosine"
+        )
+
+
+RULES = (
+    *(_two_sizes, _mixed_batches, _residual_blocks, _separable_twice, _one_pixel_batches),
+    *(_two_starts, _nothing_to_spare, _no_flips, _folds, _no_rise),
+)
+
+
+def _value(s: Settings, key: str):
+    """The value of a key; the policy's where an augmentation is left to it."""
+    section, _, name = key.partition(".")
+    value = getattr(getattr(s, section), name)
+    if section == "augment" and value == "auto":
+        return POLICIES[s.augment.policy][name]
+    return value
+
+
+def _is_changed(s: Settings, key: str) -> bool:
+    """Whether a key has a value that nobody would have without giving it. A run's own config.yaml
+    holds the policy's numbers in place of `auto`."""
+    section, _, name = key.partition(".")
+    if section == "augment" and AugmentSettings.model_fields[name].default == "auto":
+        return _value(s, key) != POLICIES[s.augment.policy][name]
+    return _value(s, key) != type(getattr(s, section)).model_fields[name].default
