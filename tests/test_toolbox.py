@@ -204,9 +204,10 @@ def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) ->
         predictor = Predictor.load(model)
         batch = np.repeat(predictor.preprocessing.prepare(scan).network_input(0, 1), 4, axis=0)
         logits.append(predictor.engine(batch)[0])
-    np.testing.assert_allclose(logits[1][0], logits[0][0], atol=2e-2)  # background
-    np.testing.assert_allclose(logits[1][2], logits[0][1], atol=2e-2)  # class_1, now the third
-    assert np.abs(logits[1][1] - logits[0][2]).max() > 0.1  # a new class
+    # One step at a rate of nearly 0 moves nothing but the norms' statistics, and these by a tenth.
+    np.testing.assert_allclose(logits[1][0], logits[0][0], atol=0.3)  # background
+    np.testing.assert_allclose(logits[1][2], logits[0][1], atol=0.3)  # class_1, now the third
+    assert np.abs(logits[1][1] - logits[0][2]).max() > 1  # a new class
 
 
 def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -> None:
