@@ -44,14 +44,15 @@ class Parts:
 def assemble(plan: Plan, folder: Path, load_weights: bool = True) -> Parts:
     """Prepare the training slices in `folder`, build the network, decide what `auto` is left.
 
-    load_weights: False where a saved state will replace them. Raises ConfigError for settings that
+    load_weights: False where a saved state will replace them; of the origin there is only said then
+    which model.init_from it is. Raises ConfigError for settings that
     this machine or the network can't follow, ScanError, OSError where the disk is full.
     """
     s = plan.settings
     device = choose_device("auto")
     s.train.precision = choose_precision(s.train.precision, device)
     architecture, network = _build(plan)
-    origin = _load_starting_weights(plan, network) if load_weights else ""
+    origin = _load_starting_weights(plan, network, load_weights)
     cache = SliceCache(folder, plan.preprocessing.channels, plan.preprocessing.context)
     cases = track(plan.dataset.split("train"), "preparing slices")
     cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore, plan.merged)
@@ -77,20 +78,27 @@ def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
     return architecture, network
 
 
-def _load_starting_weights(plan: Plan, network: nn.Module) -> str:
+def _load_starting_weights(plan: Plan, network: nn.Module, load_weights: bool) -> str:
     model, inputs = plan.settings.model, plan.preprocessing.inputs
+    origin = f"segapp model sha256:{_digest(model.init_from)}" if model.init_from else ""
+    if not load_weights:
+        return origin
     if model.init_from:
         old = [c.name for c in read_info(model.init_from).classes]
         new = [c.name for c in plan.classes]
         kept = transfer(network, read_weights(model.init_from), old, new, inputs)
         log.info("weights: those of %s; classes it knows: %s", model.init_from, ", ".join(kept))
-        return f"segapp model sha256:{sha256(model_path(model.init_from))[:16]}"
+        return origin
     origin = load_encoder_weights(network, model.encoder, inputs, model.encoder_weights)
     log.info("encoder weights: %s", origin)
     if model.encoder_weights == "auto":
         model.encoder_weights = "imagenet" if origin.startswith("imagenet") else "none"
         refuse_contradictions(plan.settings)  # sparing pretrained weights that aren't there
     return origin
+
+
+def _digest(model: Path) -> str:
+    return sha256(model_path(model))[:16]
 
 
 def _resolve(plan: Plan, cache: SliceCache, device: torch.device) -> None:
@@ -114,13 +122,12 @@ def make_samples(parts: Parts, scale: float = 1.0) -> Samples:
     plan, cache = parts.plan, parts.cache
     s, prep = plan.settings, plan.preprocessing
     if s.optim.patch == "full":  # one size for all, so that slices fit into a batch
-        largest = np.max(cache.sizes, axis=0)
+        largest = np.round(np.max(cache.sizes, axis=0) * scale).astype(int)
         strides = np.maximum(-(-largest // prep.stride), 2)  # see network_input
-        sides = [int(n) * prep.stride for n in strides]
+        patch = (int(strides[0]) * prep.stride, int(strides[1]) * prep.stride)
     else:
-        sides = [int(s.optim.patch)] * 2
-    patch = (scaled_patch(sides[0], scale), scaled_patch(sides[1], scale))
-    colour = prep.inputs == 3 and prep.channel_files == 1 and not prep.context
+        patch = (scaled_patch(int(s.optim.patch), scale),) * 2
+    colour = prep.channels == 3 and prep.channel_files == 1
     augment = Augmentation(s.augment, prep.inputs, patch, rgb=colour)
     return Samples(cache, augment, s.train.seed, scale)
 

@@ -49,6 +49,7 @@ class DataRecord(BaseModel):
     root: str
     images: dict[str, list[str]] = Field(default_factory=dict)  # split → SHA-256 of each case
     masks: dict[str, list[str]] = Field(default_factory=dict)
+    earlier: list[str] = Field(default_factory=list)  # of the model it went on from, and so on
 
 
 class ModelInfo(BaseModel):

@@ -5,39 +5,33 @@ Each run is a process of its own, so that its peak memory is its own and a crash
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import multiprocessing
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-import psutil
 import yaml
 
-from segapp import progress
-from segapp.cases import Case
-from segapp.errors import ConfigError, DataError, Interrupted, SegappError
-from segapp.evaluate import evaluate_cases, summary
+from segapp.errors import ConfigError, DataError, Interrupted
 from segapp.files import require_writable, write_text
 from segapp.machine import catch_interrupt
-from segapp.plan import make_plan, open_run, reopen_run
-from segapp.predict import Predictor
+from segapp.plan import make_plan
 from segapp.progress import track
-from segapp.report.comparison import Curve, Row, draw, summarise, write_page, write_runs
+from segapp.report.comparison import (
+    Curve,
+    Row,
+    add_times_to_target,
+    draw,
+    summarise,
+    write_page,
+    write_runs,
+)
 from segapp.settings import Settings
+from segapp.trial import folder_of, is_finished, read_result, run_figures, run_in_own_process
 from segapp.variants import Comparison, RunKey
 
 log = logging.getLogger("segapp")
-
-_RESULT = "comparison.json"  # its being there says that a run is finished and measured
-_STOPPED = 130  # exit code of a run that was interrupted, its state saved
 
 
 def run_comparison(comparison: Comparison, out: Path) -> dict[str, Any]:
@@ -50,7 +44,7 @@ def run_comparison(comparison: Comparison, out: Path) -> dict[str, Any]:
     Ctrl-C or SIGTERM, when the run under way has saved its state.
     """
     _refuse_other(comparison, out)
-    todo = [key for key, s in comparison.runs.items() if not _is_finished(s)]
+    todo = [key for key, s in comparison.runs.items() if not is_finished(s)]
     if todo:
         _check_data(comparison)
     require_writable(out)
@@ -63,18 +57,18 @@ def run_comparison(comparison: Comparison, out: Path) -> dict[str, Any]:
                 continue
             left = _time_left(comparison, todo[todo.index(key) :])
             log.info("run %d of %d: %s, seed %d%s", number, len(comparison.runs), *key, left)
-            failure = "" if interrupted else _in_own_process(comparison.runs[key], interrupted)
+            failure = "" if interrupted else run_in_own_process(comparison.runs[key], interrupted)
+            if failure:
+                failures[key] = failure
+                log.error("%s, seed %d: %s", *key, failure)
+            _write_tables(comparison, failures, out)
+            if is_finished(comparison.runs[key]):
+                log.info("%s", _figures(comparison.runs[key]))
             if interrupted or failure is None:
                 raise Interrupted(
                     "stopped and saved; go on with: "
                     f"segapp compare {out / 'comparison.yaml'} --out {out}"
                 )
-            if failure:
-                failures[key] = failure
-                log.error("%s, seed %d: %s", *key, failure)
-            _write_tables(comparison, failures, out)
-            if not failure:
-                log.info("%s", _figures(comparison.runs[key]))
     return _write_tables(comparison, failures, out)
 
 
@@ -116,15 +110,6 @@ def _check_data(comparison: Comparison) -> None:
             raise kind(f"variant {name}: {error}") from error
 
 
-def _is_finished(settings: Settings) -> bool:
-    return (_folder(settings) / _RESULT).is_file()
-
-
-def _folder(settings: Settings) -> Path:
-    assert settings.train.out is not None, "read_comparison sets it"
-    return settings.train.out
-
-
 def _announcement(comparison: Comparison, todo: Sequence[RunKey]) -> str:
     shape = f"{len(comparison.variants)} variants × {_seeds(comparison)}"
     done = len(comparison.runs) - len(todo)
@@ -138,8 +123,8 @@ def _time_left(comparison: Comparison, todo: Sequence[RunKey]) -> str:
     where neither tells it."""
     known: dict[str, list[float]] = {}
     for (name, _), settings in comparison.runs.items():
-        if _is_finished(settings):
-            known.setdefault(name, []).append(_read_result(settings)["wall_seconds"])
+        if is_finished(settings):
+            known.setdefault(name, []).append(read_result(settings)["wall_seconds"])
     everything = [seconds for times in known.values() for seconds in times]
     total = 0.0
     for name, seed in todo:
@@ -153,112 +138,6 @@ def _time_left(comparison: Comparison, todo: Sequence[RunKey]) -> str:
         else:
             return ""
     return f", about {total / 60:.0f} min left" if total > 90 else f", about {total:.0f} s left"
-
-
-def _in_own_process(settings: Settings, interrupted: list[int]) -> str | None:
-    """Train and measure one run; why it failed, "" where it didn't, None where it was stopped."""
-    run = _folder(settings)
-    failure = run.parent / f"{run.name}.failed.txt"
-    failure.unlink(missing_ok=True)
-    # Only what was given: settings that nobody chose are left for the plan to decide.
-    given = settings.model_dump(mode="json", exclude_unset=True)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_run_child, args=(yaml.safe_dump(given), str(failure)))
-    process.start()
-    forwarded = False
-    while process.is_alive():
-        process.join(0.2)
-        # The terminal sends Ctrl-C to both processes, but SIGTERM comes to this one alone.
-        if signal.SIGTERM in interrupted and not forwarded:
-            process.terminate()
-            forwarded = True
-    if process.exitcode == _STOPPED or (process.exitcode and interrupted):
-        return None
-    if failure.is_file():
-        return failure.read_text(encoding="utf-8").strip()
-    if process.exitcode == 0:
-        return ""
-    code = process.exitcode or 0
-    by = f"signal {-code}; out of memory?" if code < 0 else f"exit code {code}; a bug of segapp"
-    return f"the run ended by {by}; see {run / 'log.txt'}"
-
-
-def _run_child(settings_text: str, failure: str) -> None:
-    """The process of one run. An error made for users goes into the file `failure`."""
-    # No bars, and of the log lines only warnings: the run's log.txt has them all.
-    progress.console = progress.Console(stderr=True, force_terminal=False)
-    progress.log_to_console()
-    for handler in log.handlers:
-        handler.setLevel(logging.WARNING)
-    settings = Settings.model_validate(yaml.safe_load(settings_text))
-    try:
-        train_and_measure(settings)
-    except (Interrupted, KeyboardInterrupt):
-        sys.exit(_STOPPED)
-    except SegappError as error:
-        write_text(Path(failure), " ".join(str(error).splitlines()) + "\n")
-        sys.exit(1)
-
-
-def train_and_measure(settings: Settings) -> None:
-    """Train the run in train.out, or what is left of it, and write its comparison.json.
-
-    The model is measured on the val split, on as many cases of the train split, and on the test
-    split where there is one; a budget pays for the training alone. Raises what training raises.
-    """
-    from segapp.train import run_plan  # torch takes seconds, and the parent has no need of it
-
-    run = _folder(settings)
-    plan = reopen_run(settings) if (run / "log.txt").is_file() else open_run(settings)
-    if plan:
-        run_plan(plan, time.time())
-    else:  # trained, but not measured
-        plan = make_plan(settings)
-    began = time.time()
-    predictor = Predictor.load(run)
-    assert predictor.info is not None
-    val, train, test = (plan.dataset.split(name) for name in ("val", "train", "test"))
-    shown = np.unique(np.linspace(0, len(train) - 1, min(len(val), len(train))).round().astype(int))
-    splits: dict[str, Sequence[Case]] = {"val": val, "train": [train[n] for n in shown]}
-    splits |= {"test": test} if test else {}
-    result: dict[str, Any] = {"seed": settings.train.seed}
-    for name, cases in splits.items():
-        info = predictor.info
-        evaluation = evaluate_cases(predictor, cases, info.ignore, info.merged)
-        for failed in evaluation.failed():
-            log.warning("%s: %s", name, failed.error)
-        result[name] = summary(evaluation, name)
-    trained = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["seconds"]
-    sitting = time.time() - psutil.Process().create_time()  # imports included
-    result["wall_seconds"] = round(max(sitting, trained + time.time() - began), 1)
-    write_text(run / _RESULT, json.dumps(result, indent=2) + "\n")
-
-
-def _read_result(settings: Settings) -> dict[str, Any]:
-    return json.loads((_folder(settings) / _RESULT).read_text(encoding="utf-8"))
-
-
-def run_figures(settings: Settings) -> tuple[Row, Curve]:
-    """The figures of a finished run (those of RUN_COLUMNS that it can tell), and its val mIoU over
-    the seconds of the run."""
-    run, result = _folder(settings), _read_result(settings)
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    with (run / "history.csv").open(newline="", encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
-    val, train = result["val"]["miou"], result["train"]["miou"]
-    row: Row = {"val_miou": val, "train_miou": train}
-    row["test_miou"] = result["test"]["miou"] if "test" in result else None
-    row["gap"] = None if val is None or train is None else train - val
-    row |= {"best_epoch": metrics["best_epoch"], "epochs": metrics["epochs"]}
-    row["seconds_per_epoch"] = median(float(e["seconds"]) for e in epochs)
-    row["images_per_second"] = median(float(e["images_per_second"]) for e in epochs)
-    row["peak_memory_mb"] = max(float(e["peak_memory_mb"]) for e in epochs)
-    row["wall_seconds"] = result["wall_seconds"]
-    times = np.cumsum([float(e["seconds"]) for e in epochs])
-    measured = [
-        (t, float(e["val_miou"])) for t, e in zip(times, epochs, strict=True) if e["val_miou"]
-    ]
-    return row, ([float(t) for t, _ in measured], [score for _, score in measured])
 
 
 def _figures(settings: Settings) -> str:
@@ -294,8 +173,8 @@ def _write_tables(comparison: Comparison, failures: dict[RunKey, str], out: Path
     rows: list[Row] = []
     curves: dict[str, list[Curve]] = {}
     for (name, seed), settings in comparison.runs.items():
-        row: Row = {"variant": name, "seed": seed, "folder": str(_folder(settings))}
-        if _is_finished(settings):
+        row: Row = {"variant": name, "seed": seed, "folder": str(folder_of(settings))}
+        if is_finished(settings):
             figures, curve = run_figures(settings)
             row |= {"status": "ok", **figures, "reason": ""}
             curves.setdefault(name, []).append(curve)
@@ -305,6 +184,7 @@ def _write_tables(comparison: Comparison, failures: dict[RunKey, str], out: Path
             row |= {"status": "to do", "reason": ""}
         rows.append(row)
     variants = list(comparison.variants)
+    add_times_to_target(rows, curves, variants[0])
     write_runs(rows, out / "comparison.csv")
     draw(rows, curves, variants, out / "comparison.png")
     page = out / "comparison.md"

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from segapp.contradictions import refuse_contradictions
+from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError
-from segapp.settings import DEFAULT_BUDGET_MINUTES, Settings, known_keys
+from segapp.policies import POLICIES
+from segapp.settings import DEFAULT_BUDGET_MINUTES, WARM_UP, Settings
 
 BUILT_IN_CONFIG = "brain.yaml"
 _TEXT_KEYS = {"data.root", "train.out", "model.encoder", "model.encoder_weights"}
@@ -53,6 +54,7 @@ def settings_of(
 ) -> Settings:
     """The settings of a file's content, which stays as it is, with (key, value) changes."""
     tree = copy.deepcopy(tree)
+    forget_resolved(tree, [key for key, _ in changes])
     for key, value in changes:
         _set(tree, key, value)
     settings = _validate(tree, config, {key for key, _ in changes})
@@ -77,6 +79,30 @@ def settings_of(
         name = config.stem if config else settings.data.root.resolve().name
         settings.train.out = Path("runs") / name
     return settings
+
+
+def forget_resolved(tree: dict[str, Any], changed: list[str]) -> None:
+    """Drop from a run's config.yaml what an `auto` became of a key that is `changed` now: another
+    augmentation policy, schedule or architecture brings its own."""
+    sections = {name: t for name in ("augment", "optim", "model") if (t := _section(tree, name))}
+    for key in changed:
+        section, _, name = key.partition(".")
+        content = sections.get(section, {})
+        became: dict[str, Any] = {}
+        if key == "augment.policy":
+            became = POLICIES.get(str(content.get(name, "standard")), {})
+        elif key == "optim.schedule":
+            became = {"warm_up": WARM_UP.get(str(content.get(name, "onecycle")))}
+        elif key == "model.architecture":
+            became = {"residual": content.get(name, "unet") in RESIDUAL_DECODERS}
+        for other, value in became.items():
+            if content.get(other) == value:
+                content.pop(other, None)
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    content = tree.get(name)
+    return content if isinstance(content, dict) else {}
 
 
 def built_in_config() -> Path:
@@ -145,6 +171,15 @@ def _validate(tree: dict[str, Any], config: Path | None, typed: set[str]) -> Set
             dict.fromkeys(e["msg"] for e in error.errors() if e["loc"][:2] == first["loc"][:2])
         )
         raise ConfigError(f"{where}{key}: got {first['input']!r}: {wanted}") from error
+
+
+def known_keys() -> list[str]:
+    """Every `section.key` there is."""
+    return [
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
 
 
 def _unknown(key: str) -> str:

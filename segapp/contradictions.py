@@ -29,7 +29,8 @@ STRENGTH_OF = {
     "augment.mixup_alpha": "augment.mixup_p",
     "augment.cutmix_alpha": "augment.cutmix_p",
 }
-_POOLS_TO_ONE_PIXEL = ("pspnet", "pan", "deeplabv3", "deeplabv3plus")
+_POOLS_TO_ONE_PIXEL = ("pan", "deeplabv3", "deeplabv3plus", "upernet")
+_NO_DENSE_CONVOLUTION = ("linknet", "pspnet", "segformer", "deeplabv3plus")  # in the decoder
 RESIDUAL_DECODERS = ("unet", "unetplusplus")
 
 
@@ -67,6 +68,23 @@ def _mixed_batches(s: Settings) -> Iterator[str]:
         yield "augment.mixup_p and augment.cutmix_p are shares of the batches: at most 1 together"
 
 
+def _nobody_to_mix_with(s: Settings) -> Iterator[str]:
+    """`augment.mixup_p` and `augment.cutmix_p` mix the images of a batch, so `optim.batch_size`
+    can't be 1."""
+    for key in ("augment.mixup_p", "augment.cutmix_p"):
+        if _value(s, key) and s.optim.batch_size == 1:
+            yield f"{key} mixes the images of a batch, and optim.batch_size=1; use 2 or more"
+
+
+def _no_room_to_move(s: Settings) -> Iterator[str]:
+    """`augment.foreground_p` places the patches, and `optim.patch=full` leaves them no room."""
+    if s.augment.foreground_p and s.optim.patch == "full":
+        yield (
+            "augment.foreground_p places the patches, and optim.patch=full leaves them no room; "
+            "give a smaller optim.patch"
+        )
+
+
 def _residual_blocks(s: Settings) -> Iterator[str]:
     """`model.residual=true` needs a `model.architecture` whose decoder has such blocks: unet or
     unetplusplus."""
@@ -77,19 +95,19 @@ def _residual_blocks(s: Settings) -> Iterator[str]:
         )
 
 
-def _separable_twice(s: Settings) -> Iterator[str]:
-    """`model.separable` changes nothing about `model.architecture=deeplabv3plus`, whose decoder is
-    separable by itself."""
-    if s.model.separable and s.model.architecture == "deeplabv3plus":
+def _nothing_to_separate(s: Settings) -> Iterator[str]:
+    """`model.separable` changes nothing about a `model.architecture` whose decoder has no dense
+    convolution of 3×3: linknet, pspnet, segformer, deeplabv3plus."""
+    if s.model.separable and s.model.architecture in _NO_DENSE_CONVOLUTION:
         yield (
-            "model.separable does nothing with model.architecture=deeplabv3plus, whose decoder is "
-            "separable by itself; leave it out"
+            f"model.separable does nothing with model.architecture={s.model.architecture}, whose "
+            "decoder has no dense convolution to replace; leave it out"
         )
 
 
 def _one_pixel_batches(s: Settings) -> Iterator[str]:
     """`optim.batch_size=1` can't train a `model.architecture` that normalises one pixel an image
-    over the batch: pspnet, pan, deeplabv3, deeplabv3plus."""
+    over the batch: pan, deeplabv3, deeplabv3plus, upernet."""
     if s.model.architecture in _POOLS_TO_ONE_PIXEL and s.optim.batch_size == 1:
         yield (
             f"optim.batch_size=1 can't train model.architecture={s.model.architecture}, which "
@@ -126,7 +144,10 @@ def _no_flips(s: Settings) -> Iterator[str]:
 
 
 def _folds(s: Settings) -> Iterator[str]:
-    """`train.fold` needs `train.folds`, and is at most that number."""
+    """`train.fold` needs `train.folds`, and is at most that number; with folds, `data.val_share`
+    has no say."""
+    if s.train.folds and _is_changed(s, "data.val_share"):
+        yield "data.val_share does nothing with train.folds, which sets 1 / folds aside in turn"
     if s.train.fold and not s.train.folds:
         yield "train.fold needs train.folds, the number of folds"
     elif s.train.fold and s.train.folds and s.train.fold > s.train.folds:
@@ -142,8 +163,18 @@ def _no_rise(s: Settings) -> Iterator[str]:
         )
 
 
+def _patience(s: Settings) -> Iterator[str]:
+    """`train.patience` could end a run with `train.progressive` before it saw whole slices."""
+    if s.train.patience and s.train.progressive:
+        yield (
+            "train.patience could end the run before the last stage of train.progressive; leave "
+            "one of them out"
+        )
+
+
 RULES = (
-    *(_two_sizes, _mixed_batches, _residual_blocks, _separable_twice, _one_pixel_batches),
+    *(_two_sizes, _mixed_batches, _nobody_to_mix_with, _no_room_to_move, _patience),
+    *(_residual_blocks, _nothing_to_separate, _one_pixel_batches),
     *(_two_starts, _nothing_to_spare, _no_flips, _folds, _no_rise),
 )
 

@@ -205,11 +205,18 @@ def evaluate_model(
     assert predictor.info is not None
     dataset = find_cases(data)
     earlier = _splits_in_training(dataset.cases, predictor.info.data)
-    dataset = replace(dataset, cases=tuple(map(_with_split_of_training, dataset.cases, earlier)))
+    asked = predictor.info.settings
+    cases = tuple(
+        _with_split_of_training(case, splits, bool(asked.get("train", {}).get("folds")))
+        for case, splits in zip(dataset.cases, earlier, strict=True)
+    )
+    dataset = replace(dataset, cases=cases)
     if split is None:
         split = "test" if dataset.split("test") else "all"
-        if split == "all" and dataset.split("val") and all(c.split for c in dataset.cases):
-            split = "val"
+        limit = asked.get("data", {}).get("limit")
+        limited = isinstance(limit, int | float)  # cases that training left out
+        if split == "all" and dataset.split("val"):
+            split = "val" if limited or all(c.split for c in dataset.cases) else "all"
     cases = dataset.split(split)
     if not cases:
         there = ", ".join(sorted({c.split for c in dataset.cases if c.split})) or "none"
@@ -221,7 +228,7 @@ def evaluate_model(
     used = {
         c.images
         for c, splits in zip(dataset.cases, earlier, strict=True)
-        if splits & {"train", "val"}
+        if splits & {"train", "val", "earlier"}
     }
     seen = sum(c.images in used for c in cases)
     if seen:
@@ -235,9 +242,10 @@ def evaluate_model(
 
 
 def _splits_in_training(cases: Sequence[Case], record: DataRecord) -> list[set[str]]:
-    """For each case the splits in which the model's training had this very image."""
+    """For each case the splits in which the model's training had this very image; `earlier` where
+    that of the model it went on from had it."""
     splits_of: dict[str, set[str]] = {}
-    for split, hashes in record.images.items():
+    for split, hashes in (*record.images.items(), ("earlier", record.earlier)):
         for known in hashes:
             splits_of.setdefault(known, set()).add(split)
     readable = (all(path.is_file() for path in c.images) for c in cases)
@@ -247,10 +255,12 @@ def _splits_in_training(cases: Sequence[Case], record: DataRecord) -> list[set[s
     ]
 
 
-def _with_split_of_training(case: Case, splits: set[str]) -> Case:
+def _with_split_of_training(case: Case, splits: set[str], folds: bool) -> Case:
     """A case the data set leaves open goes where training had it; twins of a training image, such
-    as black slices, count as trained on."""
-    if case.split in ("val", "test") or not splits:
+    as black slices, count as trained on. Folds made training cases of the data set's val split."""
+    splits = splits - {"earlier"}
+    declared = ("test",) if folds else ("val", "test")
+    if case.split in declared or not splits:
         return case
     return replace(case, split="train" if "train" in splits else sorted(splits)[-1])
 

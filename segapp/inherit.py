@@ -44,6 +44,14 @@ def inherit_network(settings: Settings) -> tuple[Settings, ModelInfo | None]:
     return settings, info
 
 
+def earlier_images(settings: Settings) -> list[str]:
+    """Hashes of the images that the model of model.init_from was trained on."""
+    if settings.model.init_from is None:
+        return []
+    data = read_info(settings.model.init_from).data
+    return sorted({*data.images.get("train", ()), *data.earlier})
+
+
 def inherit_preprocessing(
     settings: Settings, info: ModelInfo | None, facts: Sequence[CaseFacts], channel_files: int
 ) -> Preprocessing | None:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from segapp.checkpoint import MODEL_NAME, read_info, read_weights, save_model
-from segapp.errors import Interrupted, ModelFileError
+from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
-from segapp.plan import Plan, record_of
+from segapp.plan import Plan, record_of, withdraw_run
 from segapp.selection import split_fold
 
 log = logging.getLogger("segapp")
@@ -51,6 +51,9 @@ def run_folds(
                     f"stopped in fold {number} of {folds} and saved; go on with: "
                     f"segapp train --resume {out}"
                 ) from error
+            except ConfigError:
+                withdraw_run(plan)
+                raise
             started = None  # the reading is paid for by the first fold
         _write_ensemble(plan, runs)
     return out
@@ -63,8 +66,15 @@ def _plan_of_fold(plan: Plan, number: int, run: Path) -> Plan:
     if settings.train.budget_minutes:
         settings.train.budget_minutes /= settings.train.folds
     dataset = split_fold(plan.dataset, settings.train.folds, number, settings.train.seed)
-    record = record_of(dataset)
-    return replace(plan, settings=settings, dataset=dataset, record=record, fresh=not run.exists())
+    sizes = ", ".join(f"{len(dataset.split(s))} {s}" for s in ("train", "val", "test"))
+    return replace(
+        plan,
+        settings=settings,
+        dataset=dataset,
+        record=record_of(dataset, plan.record.earlier),
+        reasons=(f"cases: {sizes}", *plan.reasons[1:]),
+        fresh=not run.exists(),
+    )
 
 
 def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
@@ -83,7 +93,7 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
     info = first.model_copy(
         update={
             "architecture": first.architecture.model_copy(update={"members": len(runs)}),
-            "settings": plan.settings.model_dump(mode="json"),
+            "settings": _settings_of_all(first.settings, plan),
             "metrics": figures["val"],
             "data": plan.record,
         }
@@ -97,13 +107,20 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
     )
 
 
+def _settings_of_all(of_fold: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """A fold's settings, in which every `auto` is decided, as those of the whole run."""
+    train = {**of_fold["train"], "fold": None, "out": str(plan.out)}
+    train["budget_minutes"] = plan.settings.train.budget_minutes
+    return {**of_fold, "train": train}
+
+
 def _figures(runs: list[Path]) -> dict[str, Any]:
     """Mean and standard deviation (n - 1) over the folds of their runs' metrics.json."""
     each = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in runs]
     val: dict[str, Any] = {"n": sum(m["val"]["n"] for m in each)}
     for name in ("miou", "dice"):
         values = [m["val"][name] for m in each if m["val"][name] is not None]
-        val |= {name: round(float(np.mean(values)), 6)}
-        val |= {f"{name}_sd": round(float(np.std(values, ddof=1)), 6)}
+        val |= {name: round(float(np.mean(values)), 6) if values else None}
+        val |= {f"{name}_sd": round(float(np.std(values, ddof=1)), 6) if values[1:] else None}
     seconds = round(sum(m["seconds"] for m in each), 1)
     return {"folds": each, "seconds": seconds, "val": val}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segapp.settings import OptimSettings
+from segapp.settings import WARM_UP, OptimSettings
 
-_RISE = {"onecycle": 0.3, "cosine": 0.05, "poly": 0.05}  # what warm_up=auto means
 _START_DIVISOR, _END_DIVISOR = 25.0, 25.0 * 1e4
 _POLY_POWER = 0.9
 _BUCKETS = 5  # of an encoder's parameters, each with a rate of its own
@@ -41,13 +41,24 @@ def _by_rate(network: nn.Module, encoder_lr: float) -> list[tuple[float, list[nn
     """Every parameter once, beside the scale of its learning rate."""
     if encoder_lr == 1:
         return [(1.0, list(network.parameters()))]
-    encoder = list(network.get_submodule("encoder").parameters())
+    encoder = _by_depth(network.get_submodule("encoder"))
     parts = []
     for i in range(_BUCKETS):
         start, end = (len(encoder) * k // _BUCKETS for k in (i, i + 1))
         parts.append((encoder_lr ** (1 - i / _BUCKETS), encoder[start:end]))
     of_encoder = {id(p) for p in encoder}
     return [*parts, (1.0, [p for p in network.parameters() if id(p) not in of_encoder])]
+
+
+def _by_depth(encoder: nn.Module) -> list[nn.Parameter]:
+    """Its parameters in their order of appearance; by stage first where every module has the
+    number of one in its name (MiT lists patch_embed1…4 before block1…4)."""
+    named = list(encoder.named_parameters())
+    stages = [re.match(r"[a-z_]+(\d)\.", name) for name, _ in named]
+    if all(stages):
+        order = sorted(range(len(named)), key=lambda n: int(stages[n][1]))  # type: ignore[index]
+        named = [named[n] for n in order]
+    return [parameter for _, parameter in named]
 
 
 def rate(done: float, settings: OptimSettings) -> float:
@@ -63,7 +74,7 @@ def rate(done: float, settings: OptimSettings) -> float:
     spent.
     """
     name, top = settings.schedule, settings.max_lr
-    rise = _RISE[name] if settings.warm_up == "auto" else settings.warm_up
+    rise = WARM_UP[name] if settings.warm_up == "auto" else settings.warm_up
     low = top / _START_DIVISOR
     if done < rise:
         t = done / rise

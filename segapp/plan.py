@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from segapp.errors import ConfigError, ScanError
 from segapp.files import require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
 from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
-from segapp.inherit import inherit_network, inherit_preprocessing
+from segapp.inherit import earlier_images, inherit_network, inherit_preprocessing
 from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
 from segapp.policies import resolved as resolved_policy
@@ -113,7 +114,7 @@ def reopen_run(settings: Settings) -> Plan | None:
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None
-    if not (out / "log.txt").is_file():
+    if not (out / "config.yaml").is_file():
         raise ConfigError(f"{out}: holds no run of segapp train; --resume takes a run folder")
     require_writable(out)
     plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
@@ -157,8 +158,16 @@ def make_plan(
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")
     reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
-    resolved.loss.class_weights = _class_weights(s.loss.class_weights, classes, training)
+    resolved.loss.class_weights = _class_weights(s.loss.class_weights, classes, merged, training)
     refuse_contradictions(resolved)
+    warnings += _doubtful(resolved, preprocessing, dataset, facts)
+    record = record_of(dataset, earlier_images(settings))
+    others = {*record.images.get("val", ()), *record.images.get("test", ())}
+    if known := others & set(record.earlier):
+        warnings.append(
+            f"the model of model.init_from was trained on {len(known)} of the val and test images; "
+            "figures on them will be too good"
+        )
     return Plan(
         settings=resolved,
         dataset=dataset,
@@ -167,7 +176,7 @@ def make_plan(
         merged=merged,
         preprocessing=preprocessing,
         training=training_range(training, preprocessing),
-        record=record_of(dataset),
+        record=record,
         reasons=(*dataset.notes, *reasons),
         warnings=tuple(warnings),
     )
@@ -210,7 +219,10 @@ def _decide(
     preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
     inherited = inherit_preprocessing(settings, start, training, dataset.channel_files)
     if inherited:
+        own = preprocessing.normalisation
         preprocessing, reasons = inherited, ["preprocessing: that of the model it goes on from"]
+        if own != inherited.normalisation:
+            reasons[0] += f" ({inherited.normalisation}; this data alone would take {own})"
     for f in facts:
         network_size(f, preprocessing)
     resolved = settings.model_copy(deep=True)
@@ -242,6 +254,26 @@ def _decide(
     return resolved, preprocessing, reasons
 
 
+def _doubtful(
+    s: Settings, preprocessing: Preprocessing, dataset: Dataset, facts: Sequence[CaseFacts]
+) -> list[str]:
+    """Warnings about settings that were asked for and may do harm with this data."""
+    found = []
+    training = [f for f in facts if f.case.split == "train"]
+    if s.augment.flip_p and sides_that_flips_swap(training, preprocessing.slice_axis):
+        found.append(
+            "augment.flip_p: classes seem to lie on opposite sides, and flips swap them"
+            + (", in predictions too (model.tta)" if s.model.tta else "")
+        )
+    if preprocessing.context and all(1 in f.shape for f in facts):
+        found.append("the model of model.init_from looks at neighbouring slices; there are none")
+    if isinstance(s.data.limit, int | float) and dataset.class_names is None:
+        found.append(
+            "data.limit: the classes are those of the masks it leaves; data.classes names all"
+        )
+    return found
+
+
 def network_size(f: CaseFacts, preprocessing: Preprocessing) -> tuple[int, int]:
     """Rows and columns of the slices that a network gets. Raises ScanError."""
     axis = preprocessing.slice_axis
@@ -254,7 +286,12 @@ def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
     return int(np.clip(side, *_PATCH_LIMITS))
 
 
-def _class_weights(given: Any, classes: tuple[SegClass, ...], training: Sequence[CaseFacts]) -> Any:
+def _class_weights(
+    given: Any,
+    classes: tuple[SegClass, ...],
+    merged: tuple[int, ...],
+    training: Sequence[CaseFacts],
+) -> Any:
     """loss.class_weights with `auto` as a weight for each class, from the pixels of all masks."""
     if isinstance(given, list) and len(given) != len(classes):
         raise ConfigError(
@@ -263,12 +300,25 @@ def _class_weights(given: Any, classes: tuple[SegClass, ...], training: Sequence
         )
     if given != "auto":
         return given
-    counts = [sum(f.mask_counts.get(c.value, 0) for f in training) for c in classes]
+    values = [(c.value,) for c in classes]
+    values[0] += merged
+    counts = [sum(f.mask_counts.get(v, 0) for f in training for v in of) for of in values]
     return balanced_weights(counts)
 
 
-def record_of(dataset: Dataset) -> DataRecord:
-    record = DataRecord(root=str(dataset.root))
+def withdraw_run(plan: Plan) -> None:
+    """Leave a run folder that is not worth going on with as `open_run` found it."""
+    if not plan.fresh:
+        return
+    for name in ("config.yaml", "log.txt"):
+        (plan.out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else's file is in it by now
+        plan.out.rmdir()
+
+
+def record_of(dataset: Dataset, earlier: list[str]) -> DataRecord:
+    """The hashes of all files by split. earlier: see DataRecord."""
+    record = DataRecord(root=str(dataset.root), earlier=earlier)
     for case in dataset.cases:
         record.images.setdefault(case.split, []).append(image_hash(case))
         record.masks.setdefault(case.split, []).append(file_hash(case.mask))

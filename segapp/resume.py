@@ -35,6 +35,7 @@ class State:
     best_score: float = -1.0
     best_epoch: int = 0
     best_metrics: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # the gradient scaler's, for fp16
     starting_weights: str = ""
     data: dict[str, Any] = field(default_factory=dict)  # file hashes by split
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -75,6 +76,8 @@ def save_state(
             else:
                 scalars[f"{index}.{key}"] = value
     tensors["rng.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
     meta = {"run": asdict(state_of_run), "groups": state["param_groups"], "scalars": scalars}
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with atomic_path(folder / _STATE) as temporary:
@@ -117,6 +120,8 @@ def load_state(
             )
         average.load_state_dict(_below("average.", tensors))
     torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
     state: dict[int, dict[str, Any]] = {}
     named = {**_below("optimizer.", tensors), **meta["scalars"]}
     for name, value in named.items():

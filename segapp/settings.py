@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 Auto = Literal["auto"]
 DEFAULT_BUDGET_MINUTES = 15.0
@@ -21,8 +29,16 @@ def _comma_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _number_or_names(value: Any) -> Any:
+    """YAML reads 1e-1 as a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return _comma_list(value)
+
+
 def _numbers(value: Any) -> Any:
-    """ "0.5,1" → [0.5, 1.0]; a word stays one, and so does what is no list of numbers."""
+    """ "0.5,1" → [0.5, 1.0]; all else stays as it is."""
     if not isinstance(value, str) or "," not in value:
         return value
     try:
@@ -56,6 +72,15 @@ def _set(default: Any, description: str) -> Any:
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """YAML's yes, no, on and off are truth values, and true would count as 1."""
+        wanted = cls.model_fields[str(about.field_name)].annotation
+        if isinstance(value, bool) and "bool" not in str(wanted):
+            raise ValueError("expected no true or false")
+        return value
+
 
 class DataSettings(_Section):
     """Which cases, and what of them."""
@@ -70,7 +95,7 @@ class DataSettings(_Section):
         | Annotated[float, Field(gt=0, lt=1)]
         | Annotated[list[Name], Field(min_length=1)]
         | None,
-        BeforeValidator(_comma_list),
+        BeforeValidator(_number_or_names),
     ] = _set(
         None,
         "A first try on less: a share (0.1) or a number (20) of the training cases, "
@@ -232,9 +257,7 @@ class OptimSettings(_Section):
     warm_up: Auto | BelowOne = _set(
         "auto", "Share of the run in which the rate rises; auto: 0.3 for onecycle, else 0.05."
     )
-    weight_decay: Annotated[float, Field(ge=0)] = _set(
-        1e-2, "Of all weights but norms' and biases."
-    )
+    weight_decay: Annotated[float, Field(ge=0)] = _set(1e-2, "Not of norms and biases.")
     batch_size: Auto | Annotated[int, Field(ge=1)] = _set(
         "auto", "Patches the network sees at once."
     )
@@ -305,12 +328,3 @@ class Settings(_Section):
     def to_yaml(self) -> str:
         """The settings as a YAML document that `load_settings` reads back to the same object."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def known_keys() -> list[str]:
-    """Every `section.key` there is."""
-    return [
-        f"{section}.{key}"
-        for section, field in Settings.model_fields.items()
-        for key in field.annotation.model_fields  # type: ignore[union-attr]
-    ]

@@ -8,7 +8,6 @@ import math
 import shutil
 import tempfile
 import time
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from segapp import resume
-from segapp.assemble import Parts, assemble, batches_at, make_samples
+from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
@@ -28,10 +27,10 @@ from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
 from segapp.losses import make_loss
 from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_file
-from segapp.mix import mix_batch
+from segapp.mix import Mixed, mix_batch
 from segapp.optim import Average, Schedule, make_optimizer
 from segapp.pace import Clock, Pace
-from segapp.plan import Plan, make_plan, open_run, reopen_run
+from segapp.plan import Plan, make_plan, open_run, reopen_run, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
 from segapp.rangetest import range_test, write_range_test
@@ -71,6 +70,7 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     behind then), DataError where the data changed since an interrupted run began, TrainingError
     for a loss that is not finite, Interrupted on Ctrl-C or SIGTERM (after saving).
     """
+    started = started or time.time()
     if plan.settings.train.folds and not plan.settings.train.fold:
         return run_folds(plan, run_plan, started)
     keep_freed_memory()
@@ -85,14 +85,10 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
         try:
             parts = assemble(plan, out / ".cache", load_weights=not resuming)
             write_text(out / "config.yaml", s.to_yaml())
-            fit(parts, started or time.time())
+            fit(parts, started)
         except ConfigError:
-            if plan.fresh:  # the corrected command must find the folder as it was
-                shutil.rmtree(out / ".cache", ignore_errors=True)
-                for name in ("config.yaml", "log.txt"):
-                    (out / name).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody else's file is in it by now
-                    out.rmdir()
+            shutil.rmtree(out / ".cache", ignore_errors=True)
+            withdraw_run(plan)  # the corrected command must find the folder as it was
             raise
         except OSError as error:
             raise OutputError(f"{out}: can't be written ({error.strerror or error})") from error
@@ -108,7 +104,7 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
 
 def fit(parts: Parts, started: float) -> None:
     """The recipe: step, validate and save until the schedule has ended."""
-    plan, cache, network, device = parts.plan, parts.cache, parts.network, parts.device
+    plan, network, device = parts.plan, parts.network, parts.device
     s, out = plan.settings, plan.out
     encoder = network.get_submodule("encoder")
     optimizer = make_optimizer(network, s.optim)
@@ -120,6 +116,9 @@ def fit(parts: Parts, started: float) -> None:
         state = resume.load_state(out / "last", network, optimizer, average)
         if state.data != plan.record.model_dump():
             raise DataError(f"{s.data.root}: the data changed since {out} began; start a new run")
+        if parts.starting_weights not in ("", state.starting_weights):
+            changed = f"the model of model.init_from changed since {out} began"
+            raise DataError(f"{s.model.init_from}: {changed}; start a new run")
         if state.best_epoch:
             best = {name: torch.from_numpy(a) for name, a in read_weights(out).items()}
         log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
@@ -127,6 +126,8 @@ def fit(parts: Parts, started: float) -> None:
     loss_function = make_loss(s.loss, len(plan.classes))
     accelerator = make_accelerator(s.train.precision, device)
     network, optimizer = accelerator.prepare(network, optimizer)
+    if accelerator.scaler and state.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
     judged = average.module if average else network  # the weights that are validated and kept
     engine = TorchEngine(judged, device, s.train.precision)
     predictor = Predictor(engine, plan.preprocessing, plan.classes, flips=plan.flips)
@@ -145,6 +146,7 @@ def fit(parts: Parts, started: float) -> None:
 
     def save() -> None:
         state.done, state.elapsed = schedule.done, clock.elapsed()
+        state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
         if best:
             weights = {name: tensor.numpy() for name, tensor in best.items()}
             save_model(out / MODEL_NAME, weights, _model_info(parts, state))
@@ -168,20 +170,14 @@ def fit(parts: Parts, started: float) -> None:
                     scale = stage_scale(s.train.progressive, schedule.done)
                     batches = batches_at(parts, scale, state.step)
                     log.info("step %d: slices at %g of their size", state.step, scale)
-                micro, names = [], []
-                for n in range(s.optim.accumulate):
-                    images, masks, indices = next(batches)
-                    seed = (s.train.seed, state.step, n)
-                    micro.append(mix_batch(images, masks, s.augment, seed))
-                    names += [cache.names[i] for i in indices.tolist()]
+                micro, indices = _micro_batches(batches, s, state.step)
                 loss, taken = training_step(
                     accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
                 )
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"the loss became {value} on a batch of these: {', '.join(names)}"
-                    )
+                    names = ", ".join(parts.cache.names[i] for i in indices)
+                    raise TrainingError(f"the loss became {value} on a batch of these: {names}")
                 if average and taken:
                     average.update(network)
                 state.step, trained = state.step + 1, trained + 1
@@ -229,6 +225,16 @@ def fit(parts: Parts, started: float) -> None:
     _write_results(state, predictor, validation, plan, clock)
 
 
+def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed], list[int]]:
+    """The batches of an optimiser step, mixed as the settings say, and their slices' indices."""
+    micro, indices = [], []
+    for n in range(s.optim.accumulate):
+        images, masks, drawn = next(batches)
+        micro.append(mix_batch(images, masks, s.augment, (s.train.seed, step, n)))
+        indices += drawn.tolist()
+    return micro, indices
+
+
 def find_rate(settings: Settings) -> tuple[float, Path]:
     """Try rising learning rates on the data and the network that `settings` name (Smith 2017).
 
@@ -237,12 +243,12 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
     TrainingError where no rate made the loss fall.
     """
     assert settings.train.out is not None, "load_settings makes sure of it"
-    out = settings.train.out.with_name(settings.train.out.name + "-find-lr")
+    out = settings.train.out.parent / f"{settings.train.out.resolve().name}-find-lr"
     plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
     require_writable(out)
     keep_freed_memory()
     s = plan.settings
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with end_cleanly(), tempfile.TemporaryDirectory(dir=out) as folder:
         parts = assemble(plan, Path(folder))
         optimizer = make_optimizer(parts.network, s.optim)
         accelerator = make_accelerator(s.train.precision, parts.device)
@@ -255,13 +261,11 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
         def step(rate: float) -> float:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            seed = (s.train.seed, next(numbers))
-            drawn = (next(batches) for _ in range(s.optim.accumulate))
-            micro = [mix_batch(x, y, s.augment, (*seed, n)) for n, (x, y, _) in enumerate(drawn)]
-            clip = s.optim.clip_norm
-            return training_step(accelerator, network, optimizer, loss_function, micro, clip)[
-                0
-            ].item()
+            micro, _ = _micro_batches(batches, s, next(numbers))
+            loss, _ = training_step(
+                accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
+            )
+            return loss.item()
 
         result = range_test(step)
     write_range_test(result, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segapp.config import parse_override, read_words, settings_of
+from segapp.config import forget_resolved, parse_override, read_words, settings_of
 from segapp.errors import ConfigError
 from segapp.settings import Settings
 
@@ -70,6 +71,7 @@ def read_comparison(
             f"{len(variants)} variants given, and comparing takes 2 or more: --vary KEY=V1,V2 or "
             "a compare: section in the config file"
         )
+    forget_resolved(tree, [key for key, _ in changes])
     for key, value in changes:
         _refuse_own(key, "")
         _put(tree, key, value)
@@ -159,7 +161,10 @@ def _word(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "variant"
+    slug = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "variant"
+    return (
+        slug if len(slug) <= 60 else f"{slug[:50]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def _refuse_own(key: str, where: str) -> None:

@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import write_png_dataset
 from PIL import Image
 
-from segapp import compare
+from segapp import compare, trial
 from segapp.errors import ConfigError, DataError, Interrupted
-from segapp.report.comparison import draw, mean_curve, summarise, table_text
+from segapp.report.comparison import LEGEND, draw, mean_curve, summarise, table_text
 from segapp.settings import Settings
 from segapp.variants import Comparison, read_comparison
 
@@ -212,6 +213,24 @@ def test_one_seed_knows_no_spread() -> None:
     assert verdict([0.5], []) == (None, None, "no pair of runs yet")
 
 
+def test_runs_measured_on_other_cases_are_not_compared() -> None:
+    rows = rows_of(base=[0.5, 0.5], other=[0.9, 0.9])
+    for row in rows:
+        row["measured_on"] = "these" if row["variant"] == "base" else "those"
+    line = summarise(rows, ["base", "other"])[1]
+    assert (line["difference"], line["verdict"]) == (None, "measured on other cases or classes")
+
+
+@pytest.mark.parametrize(("seeds", "one_in"), [(2, 4), (3, 6), (5, 17)])
+def test_the_legend_says_how_often_nothing_is_called_something(seeds: int, one_in: int) -> None:
+    """Scores of variants that change nothing, drawn 2,000 times."""
+    rng = np.random.default_rng(0)
+    verdicts = [verdict(*rng.normal(0.7, 0.01, (2, seeds)).tolist())[2] for _ in range(2000)]
+    called = sum(v in ("better", "worse") for v in verdicts) / len(verdicts)
+    assert called == pytest.approx(1 / one_in, rel=0.2)
+    assert f"1 in\n  {one_in} with {seeds}" in LEGEND or f"1 in {one_in}" in LEGEND
+
+
 def test_a_line_has_mean_and_spread_and_counts_failures() -> None:
     rows = rows_of(base=[0.5, 0.7], other=[0.6])
     rows.append({"variant": "other", "seed": 1, "status": "failed", "reason": "no memory"})
@@ -251,7 +270,7 @@ def test_the_picture_is_drawn_with_and_without_finished_runs(count: int, tmp_pat
 
 
 class Runner:
-    """Stands for `compare._in_own_process`: writes what a run leaves, fails or is stopped."""
+    """Stands for `trial.run_in_own_process`: writes what a run leaves, fails or is stopped."""
 
     def __init__(self, failing: str = "", stop_at: str = ""):
         self.failing, self.stop_at = failing, stop_at
@@ -286,7 +305,7 @@ def comparison(tmp_path: Path) -> Comparison:
 
 def use(monkeypatch: pytest.MonkeyPatch, **options: str) -> Runner:
     runner = Runner(**options)
-    monkeypatch.setattr(compare, "_in_own_process", runner)
+    monkeypatch.setattr(compare, "run_in_own_process", runner)
     return runner
 
 
@@ -320,7 +339,7 @@ def test_the_val_curve_runs_over_the_seconds_and_skips_epochs_without_validation
 ) -> None:
     use(monkeypatch)
     compare.run_comparison(comparison, tmp_path / "out")
-    _, curve = compare.run_figures(comparison.runs["ce", 0])
+    _, curve = trial.run_figures(comparison.runs["ce", 0])
     assert curve == ([2.0, 12.0], [0.2, 0.4])
 
 
@@ -445,8 +464,8 @@ def waiting(settings_text: str, failure: str) -> None:
 def test_a_run_that_dies_is_told_in_a_line(
     target: Any, said: str, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "_run_child", target)
-    told = compare._in_own_process(comparison.runs["ce", 0], [])
+    monkeypatch.setattr(trial, "_run_child", target)
+    told = trial.run_in_own_process(comparison.runs["ce", 0], [])
     assert told is not None
     assert told.startswith(said)
     assert "\n" not in told
@@ -455,9 +474,9 @@ def test_a_run_that_dies_is_told_in_a_line(
 def test_sigterm_is_handed_on_to_the_run(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "_run_child", waiting)
+    monkeypatch.setattr(trial, "_run_child", waiting)
     began = time.monotonic()
-    assert compare._in_own_process(comparison.runs["ce", 0], [signal.SIGTERM]) is None
+    assert trial.run_in_own_process(comparison.runs["ce", 0], [signal.SIGTERM]) is None
     assert time.monotonic() - began < 30
 
 
@@ -472,17 +491,17 @@ def test_a_run_is_trained_measured_and_measured_again_if_only_that_is_missing(
     c = read_comparison(None, words, ["loss.name=ce,dice_ce"], 1, tmp_path / "out")
     settings = c.runs["ce", 0]
     run = tmp_path / "out" / "runs" / "ce-seed0"
-    compare.train_and_measure(settings.model_copy(deep=True))
+    trial.train_and_measure(settings.model_copy(deep=True))
     result = json.loads((run / "comparison.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(result) == {"seed", "val", "train", "wall_seconds"}  # no test split
     assert 0 < result["train"]["n"] <= result["val"]["n"]
     assert result["val"]["miou"] == pytest.approx(metrics["val"]["miou"], abs=0.02)  # bf16 there
-    row, curve = compare.run_figures(settings)
+    row, curve = trial.run_figures(settings)
     assert row["epochs"] == len(curve[0]) == 1
     written = (run / "model.safetensors").stat().st_mtime_ns
     (run / "comparison.json").unlink()
-    compare.train_and_measure(settings)
+    trial.train_and_measure(settings)
     again = json.loads((run / "comparison.json").read_text())
     assert again["val"] == result["val"]
     assert again["train"] == result["train"]

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from segapp import config as config_module
-from segapp.config import built_in_config, load_settings
+from segapp.config import built_in_config, known_keys, load_settings
 from segapp.errors import ConfigError
-from segapp.settings import DEFAULT_BUDGET_MINUTES, Settings, known_keys
+from segapp.policies import POLICIES, resolved
+from segapp.settings import DEFAULT_BUDGET_MINUTES, Settings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -387,3 +388,38 @@ def test_an_assigned_value_is_checked_too() -> None:
 def test_settings_need_no_torch() -> None:
     code = "import sys, segapp.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_another_policy_over_a_runs_own_settings_has_a_say(tmp_path: Path) -> None:
+    """A run's config.yaml holds the numbers of its policy; one set by hand stays."""
+    numbers = {k: v for k, v in POLICIES["standard"].items() if k != "noise_p"}
+    held = {"data": {"root": "d"}, "augment": {"policy": "standard", **numbers, "noise_p": 0.77}}
+    path = write(tmp_path, yaml.safe_dump(held))
+    strong = load_settings(path, ["augment.policy=strong"]).augment
+    assert resolved(strong).elastic_p == POLICIES["strong"]["elastic_p"] > 0
+    assert strong.noise_p == 0.77
+    assert resolved(load_settings(path, []).augment).elastic_p == 0
+
+
+def test_another_schedule_or_architecture_brings_its_own_auto(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "data: {root: d}\noptim: {schedule: onecycle, warm_up: 0.3}\n"
+        "model: {architecture: unet, residual: true}",
+    )
+    settings = load_settings(path, ["optim.schedule=cosine", "model.architecture=fpn"])
+    assert (settings.optim.warm_up, settings.model.residual) == ("auto", "auto")
+    kept = load_settings(path, [])
+    assert (kept.optim.warm_up, kept.model.residual) == (0.3, True)
+
+
+@pytest.mark.parametrize("word", ["optim.max_lr=true", "train.epochs=yes", "augment.flip_p=on"])
+def test_a_truth_value_is_no_number(word: str) -> None:
+    assert "expected no true or false" in refused(word)
+
+
+def test_a_limit_may_be_a_share_a_number_or_names() -> None:
+    for word, meant in (("0.1", 0.1), ("1e-1", 0.1), ("20", 20), ("a,b", ["a", "b"])):
+        assert load_settings(None, ["data.root=d", f"data.limit={word}"]).data.limit == meant
+    for word in ("0", "1.5", "-3"):
+        assert "data.limit" in refused(f"data.limit={word}")

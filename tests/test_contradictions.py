@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 import pytest
 
+from segapp.config import known_keys
 from segapp.contradictions import ONLY_WITH, STRENGTH_OF, refuse_contradictions
 from segapp.errors import ConfigError
 from segapp.policies import POLICIES, resolved
-from segapp.settings import AugmentSettings, ModelSettings, Settings, known_keys
+from segapp.settings import AugmentSettings, ModelSettings, Settings
 
 
 def settings(values: dict[str, Any]) -> Settings:
@@ -29,6 +30,26 @@ def refused(values: dict[str, Any]) -> str:
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
+    *(
+        ({f"augment.{name}": 0.5, "optim.batch_size": 1}, (f"augment.{name}", "optim.batch_size=1"))
+        for name in ("mixup_p", "cutmix_p")
+    ),
+    (
+        {"augment.foreground_p": 0.5, "optim.patch": "full"},
+        ("augment.foreground_p", "optim.patch=full"),
+    ),
+    ({"data.val_share": 0.3, "train.folds": 5}, ("data.val_share", "train.folds")),
+    (
+        {"train.patience": 3, "train.progressive": [0.5, 1]},
+        ("train.patience", "train.progressive"),
+    ),
+    *(
+        (
+            {"model.separable": True, "model.architecture": name},
+            ("model.separable", f"model.architecture={name}"),
+        )
+        for name in ("linknet", "pspnet", "segformer")
+    ),
     ({"loss.weight": 0.5, "loss.name": "ce"}, ("loss.weight", "loss.name=ce")),
     ({"loss.focal_gamma": 1}, ("loss.focal_gamma", "loss.name=dice_ce")),
     ({"loss.tversky_beta": 0.5}, ("loss.tversky_beta", "loss.name=dice_ce")),
@@ -69,7 +90,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
             {"optim.batch_size": 1, "model.architecture": name},
             ("optim.batch_size=1", f"model.architecture={name}"),
         )
-        for name in ("pspnet", "pan", "deeplabv3", "deeplabv3plus")
+        for name in ("upernet", "pan", "deeplabv3", "deeplabv3plus")
     ),
     (
         {"model.init_from": "m", "model.encoder_weights": "imagenet"},

@@ -19,7 +19,9 @@ from segapp.scan import make_classes
 from segapp.settings import Settings
 
 
-def model_file(path: Path, members: int = 1, **preprocessing: Any) -> Path:
+def model_file(
+    path: Path, members: int = 1, data: DataRecord | None = None, **preprocessing: Any
+) -> Path:
     info = ModelInfo(
         architecture=Architecture(
             name="fpn",
@@ -34,7 +36,7 @@ def model_file(path: Path, members: int = 1, **preprocessing: Any) -> Path:
         settings={},
         metrics={},
         starting_weights="none",
-        data=DataRecord(root="elsewhere"),
+        data=data or DataRecord(root="elsewhere"),
     )
     save_model(path, {"weight": np.zeros(1, np.float32)}, info)
     return path
@@ -107,3 +109,13 @@ def test_an_ensemble_is_not_gone_on_from(png_dataset: Path, tmp_path: Path) -> N
 def test_a_model_that_is_not_there_is_named(png_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"nowhere: no such file"):
         plan_of(png_dataset, tmp_path / "nowhere")
+
+
+def test_images_the_model_was_trained_on_are_no_new_ones(png_dataset: Path, tmp_path: Path) -> None:
+    first = make_plan(load_settings(None, [f"data.root={png_dataset}"]))
+    model = model_file(tmp_path / "m.safetensors", data=first.record)
+    same = plan_of(png_dataset, model)
+    assert not any("was trained on" in w for w in same.warnings), "the same cases are set aside"
+    assert same.record.earlier == sorted(first.record.images["train"])
+    other = plan_of(png_dataset, model, "train.seed=1")
+    assert any("was trained on 1 of the val and test images" in w for w in other.warnings)

@@ -257,3 +257,17 @@ def test_the_average_of_weights_that_stand_still_is_bit_for_bit_these() -> None:
         average.update(network)
     for a, b in zip(average.module.parameters(), network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_encoder_that_names_its_stages_is_ordered_by_them() -> None:
+    """As MiT: all patch embeddings are registered before all blocks."""
+    encoder = torch.nn.Module()
+    for name in ("patch_embed1", "patch_embed2", "block1", "block2"):
+        encoder.add_module(name, torch.nn.Linear(1, 1, bias=False))
+    network = torch.nn.Module()
+    network.add_module("encoder", encoder)
+    optimizer = make_optimizer(network, settings(encoder_lr=0.5))
+    scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
+    of = {name.split(".")[0]: scale[id(p)] for name, p in encoder.named_parameters()}
+    first, second = {of["patch_embed1"], of["block1"]}, {of["patch_embed2"], of["block2"]}
+    assert max(first) < min(second)

@@ -367,3 +367,23 @@ def test_a_policy_becomes_numbers(png_dataset: Path, policy: str) -> None:
     assert augment.noise_p == 0.77
     assert "auto" not in augment.model_dump().values()
     assert augment.affine_p == POLICIES[policy]["affine_p"]
+
+
+def test_what_is_not_learned_weighs_as_background(png_dataset: Path) -> None:
+    every = plan_of(png_dataset, "loss.class_weights=auto").settings.loss.class_weights
+    one = plan_of(png_dataset, "loss.class_weights=auto", "data.limit=class_2")
+    assert one.settings.loss.class_weights[1] == every[2]
+    assert one.settings.loss.class_weights[0] < every[0]
+
+
+def test_flips_that_swap_classes_are_warned_about_when_asked_for(png_dataset: Path) -> None:
+    assert not any("flip" in w for w in plan_of(png_dataset).warnings)
+    asked = plan_of(png_dataset, "augment.flip_p=0.5", "model.tta=true")
+    assert any("flips swap them, in predictions too" in w for w in asked.warnings)
+
+
+def test_classes_from_a_part_of_the_masks_are_warned_about(png_dataset: Path) -> None:
+    assert any("data.limit" in w for w in plan_of(png_dataset, "data.limit=2").warnings)
+    named = "data.classes=background,disc,square"
+    (png_dataset / "classes.txt").write_text("background\ndisc\nsquare\n")
+    assert not any("data.limit" in w for w in plan_of(png_dataset, "data.limit=2", named).warnings)

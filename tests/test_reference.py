@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from segapp.config import known_keys
 from segapp.contradictions import ONLY_WITH, RULES, STRENGTH_OF
 from segapp.reference import accepts, settings_reference
-from segapp.settings import Settings, known_keys
+from segapp.settings import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 

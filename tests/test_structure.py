@@ -25,7 +25,7 @@ ORDER = [
     *("report.training", "report.comparison", "batch"),
     *("evaluate", "augment", "mix", "model", "weights", "engines.torch", "losses", "optim"),
     *("pace", "data", "machine", "step", "resume", "history", "validation", "assemble", "kfold"),
-    *("rangetest", "train", "compare", "web", "cli_text", "cli"),
+    *("rangetest", "train", "trial", "compare", "web", "cli_text", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}

@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import draw_case, write_png_dataset
+from conftest import draw_case
+from PIL import Image
 from safetensors.numpy import save_file
 from test_train import history, interrupt_at, resume, run
 
@@ -32,7 +33,7 @@ TECHNIQUES = {
     "cross-entropy alone": ["loss.name=ce"],
     "mixup": ["augment.mixup_p=1", "augment.mixup_alpha=1"],
     "cutmix": ["augment.cutmix_p=1"],
-    "patches on rare classes": ["augment.foreground_p=1", "data.limit=5"],
+    "patches on rare classes": ["augment.foreground_p=1"],
     "random operations": ["augment.policy=randaugment"],
     "pairs of operations": ["augment.policy=autoaugment"],
     "strong augmentation": ["augment.policy=strong"],
@@ -41,21 +42,30 @@ TECHNIQUES = {
     "cosine": ["optim.schedule=cosine"],
     "polynomial": ["optim.schedule=poly"],
     "warm-up": ["optim.warm_up=0.6"],
-    "progressive resizing": ["train.progressive=0.5,1", "optim.patch=128"],
+    "progressive resizing": ["train.progressive=0.5,0.75,1", "optim.patch=128"],
     "separable convolutions": ["model.separable=true"],
     "plain decoder": ["model.residual=false"],
     "another architecture": ["model.architecture=fpn"],
 }
 
 
+LENGTH = ("train.epochs=1", "train.steps_per_epoch=4")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_dataset(tmp_path_factory.mktemp("toolbox") / "data")
+    """Slices with room for patches of 64 to move in."""
+    root = tmp_path_factory.mktemp("toolbox") / "data"
+    for n in range(6):
+        for part, array in zip(("images", "masks"), draw_case(n, (80, 96)), strict=True):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / part / f"case{n}.png")
+    return root
 
 
 @pytest.fixture(scope="module")
 def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(data, tmp_path_factory.mktemp("plain") / "run", "train.epochs=1")
+    return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -66,7 +76,7 @@ def test_a_technique_changes_what_is_learned_and_resumes_exactly(
     technique: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = [*TECHNIQUES[technique], "train.epochs=2", "train.steps_per_epoch=3"]
+    words = [*TECHNIQUES[technique], *LENGTH]
     whole = run(data, tmp_path / "whole", *words)
     a, plainly = read_weights(whole), read_weights(plain)
     same = all(
@@ -75,7 +85,7 @@ def test_a_technique_changes_what_is_learned_and_resumes_exactly(
     )
     assert not same
     with monkeypatch.context() as patch:
-        interrupt_at(4, patch)
+        interrupt_at(2, patch)
         with pytest.raises(Interrupted):
             run(data, tmp_path / "part", *words)
     resume(tmp_path / "part")
@@ -88,7 +98,7 @@ def test_a_technique_changes_what_is_learned_and_resumes_exactly(
 
 def test_the_technique_test_can_fail(data: Path, plain: Path, tmp_path: Path) -> None:
     """The same settings give the same weights, so that another weight is a technique's doing."""
-    again = run(data, tmp_path / "again", "train.epochs=1")
+    again = run(data, tmp_path / "again", *LENGTH)
     a, b = read_weights(plain), read_weights(again)
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -179,9 +189,9 @@ def test_a_model_of_some_classes_is_measured_on_the_whole_masks(data: Path, tmp_
     assert ([c.value for c in info.classes], info.merged) == ([0, 2], (1,))
     result = evaluate_model(out, data, "all", tmp_path / "evaluation")
     assert result["n_failed"] == 0
-    pixels = sum(int((draw_case(n)[1] == 2).sum()) for n in range(6))
+    pixels = sum(int((draw_case(n, (80, 96))[1] == 2).sum()) for n in range(6))
     assert result["classes"]["class_2"]["true_voxels"] == pixels
-    assert result["classes"]["background"]["true_voxels"] == 6 * 48 * 64 - pixels
+    assert result["classes"]["background"]["true_voxels"] == 6 * 80 * 96 - pixels
 
 
 def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) -> None:
@@ -245,6 +255,37 @@ def test_folds_go_on_after_an_interruption(
     assert all(np.array_equal(a[name], b[name]) for name in a)
     resume(tmp_path / "part")
     assert "is finished" in caplog.text
+
+
+def test_folds_that_can_not_begin_leave_nothing(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        run(data, tmp_path / "run", "train.folds=2", "model.encoder=nonsense")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folds_of_a_data_set_with_a_val_split_are_measured_on_their_own(
+    data: Path, tmp_path: Path
+) -> None:
+    """Its val cases are trained on in all folds but one, and must not pass for unseen."""
+    root = tmp_path / "declared"
+    for n in range(6):
+        for part in ("images", "masks"):
+            place = root / ("val" if n < 3 else "train") / part
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"case{n}.png").write_bytes((data / part / f"case{n}.png").read_bytes())
+    out = run(root, tmp_path / "run", "train.folds=3", "train.epochs=1")
+    fold = evaluate_model(out / "fold1", root, "val", tmp_path / "e1")
+    assert fold["n"] == 2
+    said = json.loads((out / "fold1" / "metrics.json").read_text())["val"]["miou"]
+    assert fold["miou"] == pytest.approx(said, abs=1e-6)
+    whole = evaluate_model(out, root, None, tmp_path / "e2")
+    assert (whole["split"], whole["n_seen_in_training"]) == ("all", 6)
+
+
+def test_after_a_limit_the_val_split_is_measured(data: Path, tmp_path: Path) -> None:
+    out = run(data, tmp_path / "run", "data.limit=2", "data.classes=background,disc,square")
+    result = evaluate_model(out, data, None, tmp_path / "evaluation")
+    assert (result["split"], result["n"]) == ("val", 1)
 
 
 def test_one_fold_alone_is_the_same_as_among_all(data: Path, tmp_path: Path) -> None:
