@@ -24,6 +24,7 @@ import yaml
 from segapp import progress
 from segapp.cases import Case
 from segapp.checkpoint import read_info
+from segapp.config import load_settings
 from segapp.errors import DataError, Interrupted, SegappError
 from segapp.evaluate import evaluate_cases, summary
 from segapp.files import write_text
@@ -113,7 +114,12 @@ def train_and_measure(settings: Settings) -> None:
     from segapp.train import run_plan  # torch takes seconds, and the parent has no need of it
 
     run = folder_of(settings)
-    plan = reopen_run(settings) if (run / "config.yaml").is_file() else open_run(settings)
+    begun = run / "config.yaml"
+    if begun.is_file():  # as it was decided when it began
+        settings = load_settings(begun, [])
+        plan = reopen_run(settings)
+    else:
+        plan = open_run(settings)
     if plan:
         run_plan(plan, time.time())
     else:  # trained, but not measured
