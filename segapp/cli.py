@@ -131,7 +131,7 @@ def compare(
 ) -> None:
     """Train variants with several seeds each, measure them, and say what made a difference.
 
-    All runs have the same budget, and each is a process of its own. DIR gets comparison.md, .csv
+    Each run has the budget of the config and a process of its own. DIR gets comparison.md, .csv
     and .png after every run. The same command again goes on where the last one stopped.
     """
     from segapp.variants import read_comparison

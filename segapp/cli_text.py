@@ -43,6 +43,9 @@ def predict_all(
 def info_text(record: ModelInfo, path: Path) -> str:
     """What a model file says about itself, a line each."""
     val = record.metrics
+    chosen = f"epoch {val.get('epoch')}"
+    if record.architecture.members > 1:
+        chosen = f"mean of {record.architecture.members} folds, mIoU ± {val.get('miou_sd')}"
     classes = ", ".join(f"{c.name} (mask value {c.value})" for c in record.classes)
     split_sizes = ", ".join(f"{len(names)} {split}" for split, names in record.data.images.items())
     lines = {
@@ -50,7 +53,7 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "network": " ".join(f"{k}={v}" for k, v in record.architecture.model_dump().items()),
         "classes": classes,
         "preprocessing": record.preprocessing.model_dump_json(exclude_defaults=True),
-        "validation": f"mIoU {val.get('miou')}, Dice {val.get('dice')}, epoch {val.get('epoch')}",
+        "validation": f"mIoU {val.get('miou')}, Dice {val.get('dice')}, {chosen}",
         "starting weights": record.starting_weights,
         "data": f"{record.data.root} ({split_sizes} cases)",
         "training scans": record.training or "not recorded",

@@ -13,6 +13,7 @@ from segapp.errors import TrainingError
 from segapp.files import atomic_path, write_text
 
 _SMOOTHING = 0.9  # share of the old value in the running mean of the loss
+STEPS = 100
 _LAG = round(_SMOOTHING / (1 - _SMOOTHING))  # steps by which that mean follows a falling loss
 _DIVERGED = 4.0  # × the least smoothed loss
 _LEAST_FALL = 0.05  # of the first loss; less may be chance
@@ -33,7 +34,7 @@ def range_test(
     step: Callable[[float], float],
     lowest: float = 1e-6,
     highest: float = 1.0,
-    steps: int = 100,
+    steps: int = STEPS,
 ) -> RangeTest:
     """Learning-rate range test (Smith 2017), as fastai's lr_find.
 

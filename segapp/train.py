@@ -33,7 +33,7 @@ from segapp.pace import Clock, Pace
 from segapp.plan import Plan, make_plan, open_run, reopen_run, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
-from segapp.rangetest import range_test, write_range_test
+from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
 from segapp.resume import State
 from segapp.settings import Settings
@@ -238,9 +238,9 @@ def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed
 def find_rate(settings: Settings) -> tuple[float, Path]:
     """Try rising learning rates on the data and the network that `settings` name (Smith 2017).
 
-    Returns a suggestion for optim.max_lr and the folder, beside the run's, with the plot and the
-    figures. Trains nothing that is kept. Raises what `make_plan` and `assemble` raise, and
-    TrainingError where no rate made the loss fall.
+    Returns a suggestion for optim.max_lr and the plot, in a folder beside the run's. Trains nothing
+    that is kept. Raises what `make_plan` and `assemble` raise, and TrainingError where no rate made
+    the loss fall.
     """
     assert settings.train.out is not None, "load_settings makes sure of it"
     out = settings.train.out.parent / f"{settings.train.out.resolve().name}-find-lr"
@@ -257,19 +257,23 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
         batches = batches_at(parts, stage_scale(s.train.progressive, 0.0), 0)
         network.train()
         numbers = count()
+        bar = TrainingBar()
 
         def step(rate: float) -> float:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            micro, _ = _micro_batches(batches, s, next(numbers))
+            number = next(numbers)
+            bar.show(1, number / STEPS, f"learning rate {rate:.1e}")
+            micro, _ = _micro_batches(batches, s, number)
             loss, _ = training_step(
                 accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
             )
             return loss.item()
 
-        result = range_test(step)
+        with bar:
+            result = range_test(step)
     write_range_test(result, out)
-    return result.suggestion, out
+    return result.suggestion, out / "learning_rates.png"
 
 
 def _model_info(parts: Parts, state: State) -> ModelInfo:

@@ -289,7 +289,8 @@ class Runner:
         score = 0.5 + 0.1 * (settings.loss.name == "dice_ce") + 0.01 * settings.train.seed
         result = {"val": {"miou": score}, "train": {"miou": 0.75}, "wall_seconds": 30.0}
         (run / "comparison.json").write_text(json.dumps(result))
-        (run / "metrics.json").write_text('{"best_epoch": 2, "epochs": 3, "seconds": 9.0}')
+        figures = {"best_epoch": 2, "epochs": 3, "seconds": 9.0, "starting_weights": "none"}
+        (run / "metrics.json").write_text(json.dumps(figures))
         history = ["epoch,val_miou,seconds,images_per_second,peak_memory_mb", "1,0.2,2,50,900"]
         history += ["2,,3,60,1000", "3,0.4,7,70,1000"]
         (run / "history.csv").write_text("\n".join(history) + "\n")
@@ -494,7 +495,7 @@ def test_a_run_is_trained_measured_and_measured_again_if_only_that_is_missing(
     trial.train_and_measure(settings.model_copy(deep=True))
     result = json.loads((run / "comparison.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(result) == {"seed", "val", "train", "wall_seconds"}  # no test split
+    assert set(result) == {"seed", "measured_on", "val", "train", "wall_seconds"}  # no test split
     assert 0 < result["train"]["n"] <= result["val"]["n"]
     assert result["val"]["miou"] == pytest.approx(metrics["val"]["miou"], abs=0.02)  # bf16 there
     row, curve = trial.run_figures(settings)

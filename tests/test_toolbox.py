@@ -167,6 +167,7 @@ def volumes(root: Path, count: int = 4) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_neighbouring_slices_are_seen_in_training_and_in_prediction(tmp_path: Path) -> None:
     data = volumes(tmp_path / "data")
     words = ["train.epochs=4", "train.steps_per_epoch=15", "augment.policy=none"]
@@ -215,9 +216,9 @@ def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) ->
         batch = np.repeat(predictor.preprocessing.prepare(scan).network_input(0, 1), 4, axis=0)
         logits.append(predictor.engine(batch)[0])
     # One step at a rate of nearly 0 moves nothing but the norms' statistics, and these by a tenth.
-    np.testing.assert_allclose(logits[1][0], logits[0][0], atol=0.3)  # background
-    np.testing.assert_allclose(logits[1][2], logits[0][1], atol=0.3)  # class_1, now the third
-    assert np.abs(logits[1][1] - logits[0][2]).max() > 1  # a new class
+    assert np.abs(logits[1][0] - logits[0][0]).mean() < 0.1  # background
+    assert np.abs(logits[1][2] - logits[0][1]).mean() < 0.1  # class_1, now the third
+    assert np.abs(logits[1][1] - logits[0][2]).mean() > 0.5  # a new class
 
 
 def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -> None:
@@ -296,11 +297,12 @@ def test_one_fold_alone_is_the_same_as_among_all(data: Path, tmp_path: Path) -> 
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_search_for_the_rate_leaves_a_plot_and_no_run(data: Path, tmp_path: Path) -> None:
     words = [f"data.root={data}", f"train.out={tmp_path / 'run'}", "model.encoder=resnet18"]
     words += ["model.encoder_weights=none", "optim.patch=64", "train.precision=fp32"]
-    suggestion, folder = find_rate(load_settings(None, words))
+    suggestion, plot = find_rate(load_settings(None, words))
     assert 1e-5 < suggestion < 1
     assert not (tmp_path / "run").exists()
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in plot.parent.iterdir()}
     assert names == {"learning_rates.png", "learning_rates.csv"}
