@@ -126,7 +126,8 @@ def make_samples(parts: Parts, scale: float = 1.0) -> Samples:
         strides = np.maximum(-(-largest // prep.stride), 2)  # see network_input
         patch = (int(strides[0]) * prep.stride, int(strides[1]) * prep.stride)
     else:
-        patch = (scaled_patch(int(s.optim.patch), scale),) * 2
+        side = scaled_patch(int(s.optim.patch), scale)
+        patch = (side, side)
     colour = prep.channels == 3 and prep.channel_files == 1
     augment = Augmentation(s.augment, prep.inputs, patch, rgb=colour)
     return Samples(cache, augment, s.train.seed, scale)

@@ -114,7 +114,7 @@ def reopen_run(settings: Settings) -> Plan | None:
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None
-    if not (out / "config.yaml").is_file():
+    if not (out / "log.txt").is_file():
         raise ConfigError(f"{out}: holds no run of segapp train; --resume takes a run folder")
     require_writable(out)
     plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
@@ -300,7 +300,7 @@ def _class_weights(
         )
     if given != "auto":
         return given
-    values = [(c.value,) for c in classes]
+    values = [[c.value] for c in classes]
     values[0] += merged
     counts = [sum(f.mask_counts.get(v, 0) for f in training for v in of) for of in values]
     return balanced_weights(counts)

@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -114,11 +115,11 @@ def train_and_measure(settings: Settings) -> None:
     from segapp.train import run_plan  # torch takes seconds, and the parent has no need of it
 
     run = folder_of(settings)
-    begun = run / "config.yaml"
-    if begun.is_file():  # as it was decided when it began
-        settings = load_settings(begun, [])
+    if all((run / name).is_file() for name in ("config.yaml", "log.txt")):
+        settings = load_settings(run / "config.yaml", [])  # as it was decided when it began
         plan = reopen_run(settings)
     else:
+        shutil.rmtree(run, ignore_errors=True)  # killed while it took its folder
         plan = open_run(settings)
     if plan:
         run_plan(plan, time.time())
@@ -144,6 +145,7 @@ def train_and_measure(settings: Settings) -> None:
     sitting = time.time() - psutil.Process().create_time()  # imports included
     result["wall_seconds"] = round(max(sitting, trained + time.time() - began), 1)
     write_text(run / _RESULT, json.dumps(result, indent=2) + "\n")
+    shutil.rmtree(run / "last", ignore_errors=True)  # three times the model, and done with
 
 
 def _measured_on(plan: Plan) -> str:
