@@ -17,7 +17,7 @@ STEPS = 100
 _LAG = round(_SMOOTHING / (1 - _SMOOTHING))  # steps by which that mean follows a falling loss
 _DIVERGED = 4.0  # × the least smoothed loss
 _LEAST_FALL = 0.05  # of the first loss; less may be chance
-_FLOOR = 0.1  # share of the whole fall within which a loss is as good as the least
+_FLOOR = 0.05  # share of the whole fall within which a loss is as good as the least
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def range_test(
 
 
 def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
-    """The least rate at which the loss gets about as low as it can: to a tenth of its whole fall.
+    """The least rate at which the loss gets about as low as it can: to 1/20 of its whole fall.
 
     That is for the peak of a schedule, which is passed but once; the steepest descent (Smith 2017)
     comes earlier. A share of the rate at the minimum, or where the loss rises again, is chance:

@@ -46,9 +46,9 @@ def curve(*fall: float) -> tuple[list[float], list[float]]:
     return [float(i + 1) for i in range(len(smoothed))], smoothed
 
 
-def test_the_suggestion_is_where_nine_tenths_of_the_fall_are_done_less_the_lag() -> None:
-    """The 15th step is the first at 0.1 + 0.1 × 0.9 = 0.19 or below; nine before is the 6th."""
-    assert suggest(*curve(0.8, 0.6, 0.4, 0.2, 0.18, 0.12, 0.1, 0.5)) == 6
+def test_the_suggestion_is_where_19_of_20_parts_of_the_fall_are_done_less_the_lag() -> None:
+    """The 16th step is the first at 0.1 + 0.9 / 20 = 0.145 or below; nine before is the 7th."""
+    assert suggest(*curve(0.8, 0.6, 0.4, 0.2, 0.15, 0.14, 0.1, 0.5)) == 7
 
 
 def test_where_the_least_loss_falls_on_a_flat_bottom_does_not_matter() -> None:
@@ -63,11 +63,11 @@ def test_a_fall_within_the_first_steps_gives_the_lowest_rate() -> None:
 
 
 def test_a_known_valley_is_found_through_noise() -> None:
-    """Nine tenths of the way from 1e-5 to 1e-2, in decades, are done at 10^-2.3 = 5e-3."""
+    """19 of 20 parts of the way from 1e-5 to 1e-2, in decades, are done at 10^-2.15 = 7e-3."""
     for seed in range(5):
         rng = np.random.default_rng((seed,))
         result = range_test(lambda lr, rng=rng: valley(lr) * rng.uniform(0.8, 1.2))
-        assert 2.5e-3 < result.suggestion < 1e-2
+        assert 3.5e-3 < result.suggestion < 1.4e-2
 
 
 def test_a_valley_a_decade_lower_gives_a_rate_a_decade_lower() -> None:
