@@ -31,7 +31,7 @@ class State:
     elapsed: float = 0.0  # seconds of all sittings up to the last save
     loss_sum: float = 0.0  # of the epoch under way
     loss_steps: int = 0
-    score: float | None = None  # running mean of the val mIoU
+    score: float = 0.0  # running mean of the val mIoU
     best_score: float = -1.0
     best_epoch: int = 0
     best_metrics: dict[str, Any] = field(default_factory=dict)
@@ -45,11 +45,13 @@ class State:
 
         The score is a running mean, as in nnU-Net (Isensee et al. 2021): on few validation cases
         the mIoU of a network that still learns fast jumps by several points between epochs, and
-        the epoch of a lucky jump is worse on new scans than the end of the schedule.
+        the epoch of a lucky jump is worse on new scans than the end of the schedule. It starts at
+        0, unlike there: a first epoch whose luck the mean has nothing to weigh against never wins,
+        and a run of a few epochs ends with its last, unless that is far worse.
         """
         if math.isnan(miou):
             return False
-        self.score = miou if self.score is None else self.score + _NEW_SHARE * (miou - self.score)
+        self.score += _NEW_SHARE * (miou - self.score)
         if self.score < self.best_score:
             return False
         self.best_score, self.best_epoch = self.score, self.epoch
