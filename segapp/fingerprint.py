@@ -183,9 +183,7 @@ def fit_preprocessing(
     fixed = _fixed_normalisation(kind, channels, facts)
     if kind in ("zscore", "percentile"):
         reasons.append(f"its statistics: of each {over}" + (", non-zero pixels" if nonzero else ""))
-        spreads = [f.spreads[nonzero] for f in facts if f.channels == channels]
-        medians = np.median(np.array(spreads, float), axis=0)  # (channels, 2)
-        fixed["typical"] = tuple((float(mean), float(std)) for mean, std in medians)
+        fixed["typical"] = typical_spread(facts, channels, nonzero)
     return (
         Preprocessing(
             channels=channels,
@@ -223,6 +221,15 @@ def _resampled_to(
         return asked, []
     median = float(f"{np.median(found):.6g}")  # a header's float32 has no more digits
     return median, [f"pixels: brought to {median:g} mm, the training scans' median"]
+
+
+def typical_spread(
+    facts: Sequence[CaseFacts], channels: int, nonzero: bool
+) -> tuple[tuple[float, float], ...]:
+    """Per channel the median of the cases' means and standard deviations."""
+    spreads = [f.spreads[nonzero] for f in facts if f.channels == channels]
+    medians = np.median(np.array(spreads, float), axis=0)  # (channels, 2)
+    return tuple((float(mean), float(std)) for mean, std in medians)
 
 
 def _fixed_normalisation(kind: str, channels: int, facts: Sequence[CaseFacts]) -> dict:

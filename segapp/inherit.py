@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from segapp.checkpoint import ModelInfo, read_info
 from segapp.errors import ConfigError
-from segapp.fingerprint import CaseFacts
+from segapp.fingerprint import CaseFacts, typical_spread
 from segapp.preprocess import Preprocessing
 from segapp.settings import Settings
 
@@ -56,7 +56,11 @@ def inherit_preprocessing(
     settings: Settings, info: ModelInfo | None, facts: Sequence[CaseFacts], channel_files: int
 ) -> Preprocessing | None:
     """The preprocessing that the weights are used to, unless the data has other channels or a
-    setting asks for another one; None then, or without a model to go on from."""
+    setting asks for another one; None then, or without a model to go on from.
+
+    What its zscore or percentile takes for typical is fitted on the data: that is no habit of the
+    weights, and stored values may be of another range (8 bits there, 16 here).
+    """
     if info is None:
         return None
     theirs = info.preprocessing
@@ -76,4 +80,7 @@ def inherit_preprocessing(
         own = getattr(group, name)
         if name in group.model_fields_set and own not in ("auto", value):
             return None
-    return theirs
+    if not theirs.typical:
+        return theirs
+    typical = typical_spread(facts, channels, theirs.nonzero)
+    return theirs.model_copy(update={"typical": typical})

@@ -178,7 +178,7 @@ class Preprocessing(BaseModel):
     normalisation: Normalisation = "zscore"
     over: Literal["slice", "scan"] = "scan"  # what zscore and percentile are taken over
     nonzero: bool = False  # zeros are background outside the field of view: leave them out
-    typical: tuple[tuple[float, float], ...] = ()  # per channel a training image's, see spread
+    typical: tuple[tuple[float, float], ...] = ()  # per channel a training image's mean, deviation
     white: float = 0  # what stands for white in the training images, for imagenet
     shift: tuple[float, ...] = ()  # per channel, for imagenet and ct
     scale: tuple[float, ...] = ()
@@ -254,42 +254,42 @@ class Preprocessing(BaseModel):
                 return shift, scale, None
             return shift, scale, (_per_channel(low_high[0]), _per_channel(low_high[1]))
         groups = slices[:, None] if self.over == "slice" else slices[None]  # (G, k, C, H, W)
-        found = [
-            [
-                spread(group[:, c], self.normalisation, self.nonzero, typical)
-                for c, typical in enumerate(self.typical or (None,) * self.channels)
-            ]
-            for group in groups
-        ]
-        values = np.array(found, np.float32)[..., None, None]  # (G, C, 4, 1, 1)
-        shift, scale, low, high = (values[:, :, n] for n in range(4))
+        values = np.full((len(groups), self.channels, 4), np.nan, np.float32)
+        for g, c in np.ndindex(values.shape[:2]):
+            if not self.typical or _tells_its_range(groups[g][:, c], self.nonzero):
+                values[g, c] = spread(groups[g][:, c], self.normalisation, self.nonzero)
+        for c, typical in enumerate(self.typical):
+            mute = np.isnan(values[:, c, 0])  # black slices must not look like average tissue
+            others = values[~mute, c]
+            values[mute, c] = np.median(others, axis=0) if len(others) else self._usual(*typical)
+        shift, scale, low, high = (values[:, :, n, None, None] for n in range(4))
         return shift, scale, (low, high) if self.normalisation == "percentile" else None
 
+    def _usual(self, mean: float, deviation: float) -> tuple[float, float, float, float]:
+        """What `spread` gives for normally distributed values."""
+        if self.normalisation == "zscore":
+            return mean, deviation or 1.0, 0.0, 0.0
+        half = 2.576 * deviation
+        return mean, half or 1.0, mean - half, mean + half
 
-def spread(
-    x: np.ndarray, kind: str, nonzero: bool, typical: tuple[float, float] | None = None
-) -> tuple[float, float, float, float]:
+
+def spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, float, float]:
     """(shift, scale, low, high) of one channel, for the kinds zscore and percentile.
 
-    An image that says nothing about its own range, because it is constant or (with `nonzero`)
-    nearly empty, takes the `typical` (mean, standard deviation) of the training images: else the
-    black slices beside a volume's content would look like its average tissue. Without a typical
-    one a constant image gives shift = value, scale 1.
+    nonzero: zeros don't count, unless there is nothing else. A constant gives its value, scale 1.
     """
-    values = x[x != 0] if nonzero else x.ravel()
-    mean = deviation = 0.0
-    if values.size:
-        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    if typical and (np.float32(deviation) == 0 or values.size < _LEAST_SHARE * x.size):
-        mean, deviation = typical
-        values = values[:0]
+    values = x[x != 0] if nonzero and x.any() else x.ravel()
     if kind == "zscore":
-        return mean, float(np.float32(deviation)) or 1.0, 0.0, 0.0
-    if values.size:  # 0.5 %…99.5 % becomes -1…1
-        low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
-    else:  # the same share of a normal distribution
-        low, high = mean - 2.576 * deviation, mean + 2.576 * deviation
+        mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        return float(mean), float(np.float32(deviation)) or 1.0, 0.0, 0.0
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))  # becomes -1…1
     return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
+
+
+def _tells_its_range(x: np.ndarray, nonzero: bool) -> bool:
+    """Whether `spread` means anything: not for a constant, nor where almost no pixel counts."""
+    values = x[x != 0] if nonzero else x
+    return values.size >= _LEAST_SHARE * x.size and values.min() != values.max()
 
 
 def _per_channel(values) -> np.ndarray:

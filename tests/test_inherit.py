@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import yaml
 from conftest import write_png_dataset
+from PIL import Image
 
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
 from segapp.config import load_settings
 from segapp.errors import ConfigError, ModelFileError
+from segapp.formats import read_scan
 from segapp.plan import Plan, make_plan
 from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
@@ -53,10 +55,25 @@ def test_network_and_preprocessing_are_those_of_the_model(
     model = plan.settings.model
     assert (model.architecture, model.encoder, model.residual) == ("fpn", "resnet18", False)
     assert plan.preprocessing.size == 77
-    assert plan.preprocessing.typical == ((5.0, 3.0),), "of the model's training scans"
+    assert plan.preprocessing.typical != ((5.0, 3.0),), "of this data, whose values may be others"
     assert plan.settings.preprocess.size == 77
     assert "preprocessing: that of the model it goes on from" in plan.reasons
     assert [c.name for c in plan.classes] == ["background", "class_1", "class_2"], "the data's own"
+
+
+def test_a_model_of_8_bits_goes_on_with_16(png_dataset: Path, tmp_path: Path) -> None:
+    """An image that is nearly black must not be normalised by the old data's range."""
+    name = sorted((png_dataset / "images").iterdir())[0].name
+    for path in (png_dataset / "images").iterdir():
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey.astype(np.uint16) * 256).save(path)
+    faint = np.zeros_like(grey, np.uint16)
+    faint[1, 1] = 60_000
+    Image.fromarray(faint).save(png_dataset / "images" / name)
+    start = model_file(tmp_path / "m.safetensors", over="slice", nonzero=True)
+    preprocessing = plan_of(png_dataset, start).preprocessing
+    slices = preprocessing.prepare(read_scan(png_dataset / "images" / name)).normalised(0, 1)
+    assert np.abs(slices).max() < 10
 
 
 def test_the_decided_settings_decide_the_same_again(png_dataset: Path, tmp_path: Path) -> None:

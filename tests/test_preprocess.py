@@ -426,21 +426,36 @@ def test_slices_are_the_same_bytes_whatever_the_axis_order():
         assert found.network_input(0, 11).tobytes() == reference.network_input(0, 11).tobytes()
 
 
-def test_black_slices_look_like_background_not_like_tissue() -> None:
-    """A slice that says nothing about its own range takes the training images'."""
-    voxels = np.zeros((1, 10, 10, 3), np.float32)
-    voxels[0, 2:8, 2:8, 1] = np.arange(36).reshape(6, 6) + 82.5  # mean 100
-    voxels[0, 5, 5, 2] = 7  # a constant has no range
+@pytest.mark.parametrize("unit", [1, 256], ids=["8 bits", "16 bits"])
+def test_black_slices_look_like_background_not_like_tissue(unit: int) -> None:
+    """A slice that says nothing about its own range takes that of the volume's others, in whatever
+    unit the volume is stored."""
+    voxels = np.zeros((1, 10, 10, 4), np.float32)
+    tissue = np.arange(36).reshape(6, 6) + 82.5  # mean 100
+    voxels[0, 2:8, 2:8, 1] = tissue
+    voxels[0, 2:8, 2:8, 2] = 2 * tissue
+    voxels[0, 5, 5, 3] = 7  # a constant has no range
     fitted = Preprocessing(channels=1, over="slice", nonzero=True, typical=((100.0, 20.0),))
-    prepared = fitted.prepare(Scan(voxels, None, Path("volume")))
-    black, tissue, nearly = prepared.normalised(0, 3)[:, 0]
-    np.testing.assert_allclose(black, -5)  # (0 - 100) / 20, as in the training images
-    assert tissue[2:8, 2:8].mean() == pytest.approx(0, abs=1e-5)
-    assert nearly[5, 5] == pytest.approx((7 - 100) / 20)
+    prepared = fitted.prepare(Scan(unit * voxels, None, Path("volume")))
+    black, first, second, nearly = prepared.normalised(0, 4)[:, 0]
+    assert first[2:8, 2:8].mean() == pytest.approx(0, abs=1e-5)
+    assert second[2:8, 2:8].std() == pytest.approx(1)
+    deviation = 1.5 * tissue.std()  # the median of one and two times as much
+    np.testing.assert_allclose(black, -150 / deviation, rtol=1e-6)
+    assert nearly[5, 5] == pytest.approx((7 - 150) / deviation)
     without = Preprocessing(channels=1, over="slice", nonzero=True)
     np.testing.assert_array_equal(
         without.prepare(Scan(voxels, None, Path("volume"))).normalised(0, 1), 0
     )
+
+
+def test_where_no_slice_tells_its_range_the_training_images_do() -> None:
+    voxels = np.zeros((1, 10, 10, 2), np.float32)
+    voxels[0, 5, 5, 1] = 7
+    fitted = Preprocessing(channels=1, over="slice", nonzero=True, typical=((100.0, 20.0),))
+    black, nearly = fitted.prepare(Scan(voxels, None, Path("volume"))).normalised(0, 2)[:, 0]
+    np.testing.assert_allclose(black, -5)  # (0 - 100) / 20
+    assert nearly[5, 5] == pytest.approx((7 - 100) / 20)
 
 
 @pytest.mark.parametrize("kind", ["zscore", "percentile"])
