@@ -72,6 +72,7 @@ def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
         classes=len(plan.classes),
         residual=bool(s.model.residual),
         separable=s.model.separable,
+        full_resolution=bool(s.model.full_resolution),
     )
     network = build_network(**architecture.model_dump())
     regularise(network, s.model.dropout, s.model.stochastic_depth)

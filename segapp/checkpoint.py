@@ -37,6 +37,7 @@ class Architecture(BaseModel):
     classes: int
     residual: bool
     separable: bool = False
+    full_resolution: bool = False
     members: int = Field(default=1, ge=1)  # networks whose probabilities are averaged
 
 

@@ -94,7 +94,8 @@ def forget_resolved(tree: dict[str, Any], changed: list[str]) -> None:
         elif key == "optim.schedule":
             became = {"warm_up": WARM_UP.get(str(content.get(name, "onecycle")))}
         elif key == "model.architecture":
-            became = {"residual": content.get(name, "unet") in RESIDUAL_DECODERS}
+            before = content.get(name, "unet")
+            became = {"residual": before in RESIDUAL_DECODERS, "full_resolution": before == "unet"}
         for other, value in became.items():
             if content.get(other) == value:
                 content.pop(other, None)

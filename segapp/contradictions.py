@@ -95,6 +95,15 @@ def _residual_blocks(s: Settings) -> Iterator[str]:
         )
 
 
+def _full_resolution(s: Settings) -> Iterator[str]:
+    """`model.full_resolution=true` is for `model.architecture=unet`."""
+    if s.model.full_resolution is True and s.model.architecture != "unet":
+        yield (
+            f"model.full_resolution=true: only the decoder of unet has such a connection, not "
+            f"model.architecture={s.model.architecture}"
+        )
+
+
 def _nothing_to_separate(s: Settings) -> Iterator[str]:
     """`model.separable` changes nothing about a `model.architecture` whose decoder has no dense
     convolution of 3×3: linknet, pspnet, segformer, deeplabv3plus."""
@@ -174,7 +183,7 @@ def _patience(s: Settings) -> Iterator[str]:
 
 RULES = (
     *(_two_sizes, _mixed_batches, _nobody_to_mix_with, _no_room_to_move, _patience),
-    *(_residual_blocks, _nothing_to_separate, _one_pixel_batches),
+    *(_residual_blocks, _full_resolution, _nothing_to_separate, _one_pixel_batches),
     *(_two_starts, _nothing_to_spare, _no_flips, _folds, _no_rise),
 )
 

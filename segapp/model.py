@@ -12,6 +12,11 @@ import torch
 from segmentation_models_pytorch.base.initialization import initialize_decoder
 from segmentation_models_pytorch.base.modules import Conv2dReLU
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import SeparableConv2d
+from segmentation_models_pytorch.decoders.unet.decoder import (
+    UnetCenterBlock,
+    UnetDecoder,
+    UnetDecoderBlock,
+)
 from segmentation_models_pytorch.encoders._efficientnet import MBConvBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,6 +72,31 @@ class ResidualBlock(nn.Module):
         return self.relu(self.branch(x) + self.shortcut(x))
 
 
+class FullResolutionDecoder(UnetDecoder):
+    """smp's U-Net decoder with a skip connection for the last block too: from the image itself.
+
+    Encoders begin with a stride of 2, so that smp's last block has only an enlarged map to go by.
+    A 3×3 convolution of the image gives it what is as fine as a pixel (as the first skip of
+    Ronneberger et al. 2015).
+    """
+
+    def __init__(self, channels: list[int], widths: tuple[int, ...], center: bool):
+        """channels: of the image and of the encoder's stages; widths: of the decoder's blocks."""
+        super().__init__(channels, widths, n_blocks=len(widths), add_center_block=center)
+        last = widths[-1]
+        self.blocks[-1] = UnetDecoderBlock(widths[-2], last, last)
+        self.stem = Conv2dReLU(channels[0], last, kernel_size=3, padding=1, use_norm="batchnorm")
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """[(N, C, H, W) the image, (N, c, H/2, W/2), …, H/32] → (N, widths[-1], H, W)."""
+        image, *skips, x = features
+        skips = [self.stem(image), *skips]
+        x = self.center(x)
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            x = block(x, *skip.shape[2:], skip_connection=skip)
+        return x
+
+
 class Ensemble(nn.Module):
     """Networks whose probabilities are averaged.
 
@@ -89,26 +119,35 @@ def build_network(
     classes: int,
     residual: bool = True,
     separable: bool = False,
+    full_resolution: bool = False,
     members: int = 1,
 ) -> nn.Module:
     """A randomly initialised network: (N, in_channels, H, W) → logits (N, classes, H, W).
 
     H and W are multiples of 32, and at least 64. name: one of model.architecture. residual: for a
     unet or unetplusplus, ResidualBlocks in the decoder. separable: its k×k convolutions become
-    depthwise ones and a pointwise one each (Chollet 2017). members: more than one make an Ensemble.
+    depthwise ones and a pointwise one each (Chollet 2017). full_resolution: for a unet, a
+    FullResolutionDecoder. members: more than one make an Ensemble.
 
     Never touches the network. Raises ConfigError for an encoder that is unknown or can't serve this
     architecture, and for a decoder without k×k convolutions where `separable`.
     """
     _check_encoder(encoder)
     networks = [
-        _build_one(name, encoder, in_channels, classes, residual, separable) for _ in range(members)
+        _build_one(name, encoder, in_channels, classes, residual, separable, full_resolution)
+        for _ in range(members)
     ]
     return Ensemble(networks) if members > 1 else networks[0]
 
 
 def _build_one(
-    name: str, encoder: str, in_channels: int, classes: int, residual: bool, separable: bool
+    name: str,
+    encoder: str,
+    in_channels: int,
+    classes: int,
+    residual: bool,
+    separable: bool,
+    full_resolution: bool,
 ) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of smp's and timm's own names
@@ -128,6 +167,12 @@ def _build_one(
                 f"model.encoder={encoder!r} can't be used in a {name} with {in_channels} input "
                 f"channel(s): {problem}. resnet34 always can."
             ) from error
+    if full_resolution:
+        decoder = network.decoder
+        widths = tuple(block.conv2[0].out_channels for block in decoder.blocks)
+        center = isinstance(decoder.center, UnetCenterBlock)
+        network.decoder = FullResolutionDecoder(network.encoder.out_channels, widths, center)
+        initialize_decoder(network.decoder)
     if residual:
         _make_decoder_residual(network.decoder)
     if separable and not _make_separable(network.decoder):

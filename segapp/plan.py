@@ -232,6 +232,8 @@ def _decide(
     resolved.data.context_slices = preprocessing.context
     if resolved.model.residual == "auto":
         resolved.model.residual = resolved.model.architecture in RESIDUAL_DECODERS
+    if resolved.model.full_resolution == "auto":
+        resolved.model.full_resolution = resolved.model.architecture == "unet"
     resolved.preprocess.spacing_mm = preprocessing.spacing_mm or "none"
     resolved.preprocess.size = preprocessing.size or "native"
     resolved.preprocess.normalisation = preprocessing.normalisation

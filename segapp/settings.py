@@ -143,9 +143,7 @@ class AugmentSettings(_Section):
         "What auto stands for below, or random operations (randaugment), or one of a "
         "fixed list of pairs (autoaugment).",
     )
-    operations: Annotated[int, Field(ge=1, le=8)] = _set(
-        2, "Operations a patch gets (randaugment)."
-    )
+    operations: Annotated[int, Field(ge=1, le=8)] = _set(2, "Those of a patch (randaugment).")
     magnitude: Annotated[float, Field(ge=0, le=10)] = _set(5, "Their strength, 0…10 (randaugment).")
     flip_p: Auto | Share = _set(
         "auto", "Horizontal flip; auto also leaves it out where it would swap classes."
@@ -205,6 +203,9 @@ class ModelSettings(_Section):
     residual: Auto | bool = _set(
         "auto", "Residual blocks in the decoder; auto: where it is a U-Net's or U-Net++'s."
     )
+    full_resolution: Auto | bool = _set(
+        "auto", "A skip connection from the image itself; auto: where the decoder is a U-Net's."
+    )
     separable: bool = _set(False, "Depthwise-separable convolutions in the decoder: fewer weights.")
     dropout: BelowOne = _set(0, "Share of the decoder's last channels left out at random.")
     stochastic_depth: BelowOne = _set(
@@ -212,9 +213,7 @@ class ModelSettings(_Section):
         "Share of samples that skip the last residual block; rising from 0 with depth, "
         "through encoder and decoder (Huang et al. 2016).",
     )
-    tta: bool = _set(
-        False, "Predictions averaged over the flips of the training; 2 or 4 times slower."
-    )
+    tta: bool = _set(False, "Predictions averaged over the training's flips; 2 or 4 times slower.")
 
 
 class LossSettings(_Section):

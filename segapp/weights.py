@@ -198,7 +198,7 @@ def transfer(
     if problems:
         raise ConfigError(
             f"model.init_from doesn't fit the network: {problems}. Set model.architecture, "
-            "encoder, residual and separable as that model has them."
+            "encoder, residual, full_resolution and separable as that model has them."
         )
     network.load_state_dict(state)
     return [name for name in new_classes if name in old_classes]

@@ -313,6 +313,7 @@ OTHERS: dict[str, object] = {
     "model.encoder_weights": "none",
     "model.init_from": Path("runs/my model"),
     "model.residual": False,
+    "model.full_resolution": False,
     "model.separable": True,
     "model.tta": True,
     "loss.name": "ce",
@@ -405,10 +406,11 @@ def test_another_schedule_or_architecture_brings_its_own_auto(tmp_path: Path) ->
     path = write(
         tmp_path,
         "data: {root: d}\noptim: {schedule: onecycle, warm_up: 0.3}\n"
-        "model: {architecture: unet, residual: true}",
+        "model: {architecture: unet, residual: true, full_resolution: true}",
     )
     settings = load_settings(path, ["optim.schedule=cosine", "model.architecture=fpn"])
     assert (settings.optim.warm_up, settings.model.residual) == ("auto", "auto")
+    assert settings.model.full_resolution == "auto"
     kept = load_settings(path, [])
     assert (kept.optim.warm_up, kept.model.residual) == (0.3, True)
 

@@ -82,6 +82,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
         ("model.residual", "model.architecture=fpn"),
     ),
     (
+        {"model.full_resolution": True, "model.architecture": "unetplusplus"},
+        ("model.full_resolution", "model.architecture=unetplusplus"),
+    ),
+    (
         {"model.separable": True, "model.architecture": "deeplabv3plus"},
         ("model.separable", "model.architecture=deeplabv3plus"),
     ),

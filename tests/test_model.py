@@ -42,6 +42,36 @@ def test_without_residual_it_is_plain_smp(name):
     assert list(network.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "vgg11_bn", "mit_b0", "tu-convnext_atto"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_full_resolution_adds_a_stem_and_widens_the_last_block(encoder, residual):
+    plain = build_network("unet", encoder, 3, 2, residual)
+    network = build_network("unet", encoder, 3, 2, residual, full_resolution=True).eval()
+    before, after = plain.state_dict(), network.state_dict()
+    new = {name for name in after if name.startswith("decoder.stem.")}
+    assert new
+    assert [name for name in after if name not in new] == list(before)
+    changed = {n for n in before if before[n].shape != after[n].shape}
+    assert changed
+    assert all(name.startswith("decoder.blocks.4.") for name in changed)
+    with torch.inference_mode():
+        assert network(torch.rand(2, 3, 64, 96)).shape == (2, 2, 64, 96)
+
+
+def test_full_resolution_sees_single_pixels():
+    """With the encoder's maps switched off, an output pixel depends on the image around it: the
+    stem's, two of the block's and the head's 3×3 convolutions reach 4 pixels far."""
+    torch.manual_seed(0)
+    network = build_network("unet", "resnet18", 1, 2, full_resolution=True).eval()
+    for weight in network.get_submodule("encoder").parameters():
+        weight.data.zero_()
+    image = torch.rand(1, 1, 64, 64, requires_grad=True)
+    network(image)[0, 1, 30, 20].backward()
+    assert image.grad is not None
+    rows, columns = image.grad[0, 0].nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (26, 34, 16, 24)
+
+
 def test_block_with_a_zero_branch_is_its_identity():
     block = ResidualBlock(4, 4)
     block.branch[0].weight.data.zero_()

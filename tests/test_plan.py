@@ -355,8 +355,13 @@ def test_averaging_over_flips_needs_flips_that_swap_nothing(tmp_path: Path) -> N
 
 
 def test_residual_blocks_are_where_the_decoder_has_some(png_dataset: Path) -> None:
-    assert plan_of(png_dataset).settings.model.residual is True
-    assert plan_of(png_dataset, "model.architecture=fpn").settings.model.residual is False
+    for name, residual, full_resolution in (
+        ("unet", True, True),
+        ("unetplusplus", True, False),
+        ("fpn", False, False),
+    ):
+        model = plan_of(png_dataset, f"model.architecture={name}").settings.model
+        assert (model.residual, model.full_resolution) == (residual, full_resolution)
 
 
 @pytest.mark.parametrize("policy", ["none", "light", "strong", "randaugment"])

@@ -45,6 +45,7 @@ TECHNIQUES = {
     "progressive resizing": ["train.progressive=0.5,0.75,1", "optim.patch=128"],
     "separable convolutions": ["model.separable=true"],
     "plain decoder": ["model.residual=false"],
+    "no skip from the image": ["model.full_resolution=false"],
     "another architecture": ["model.architecture=fpn"],
 }
 
