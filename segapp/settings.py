@@ -139,7 +139,7 @@ class AugmentSettings(_Section):
     the change; auto takes the policy's value."""
 
     policy: Literal["none", "light", "standard", "strong", "randaugment", "autoaugment"] = _set(
-        "standard",
+        "light",
         "What auto stands for below, or random operations (randaugment), or one of a "
         "fixed list of pairs (autoaugment).",
     )

@@ -335,6 +335,10 @@ OTHERS: dict[str, object] = {
 COMPANIONS: dict[str, dict[str, object]] = {
     "augment.operations": {"augment.policy": "randaugment"},
     "augment.magnitude": {"augment.policy": "randaugment"},
+    **{
+        f"augment.{name}": {"augment.colour_p": 0.25}
+        for name in ("brightness", "contrast", "saturation", "hue")
+    },
     "augment.mixup_alpha": {"augment.mixup_p": 0.5},
     "augment.cutmix_alpha": {"augment.cutmix_p": 0.5},
     "loss.focal_gamma": {"loss.name": "focal_ce"},

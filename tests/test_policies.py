@@ -23,8 +23,13 @@ def test_what_was_given_wins_over_the_policy() -> None:
     assert asked.elastic_p == "auto"  # the settings that were asked for stay as they are
 
 
-def test_standard_is_what_it_was_before_there_were_policies() -> None:
-    got = resolved(AugmentSettings())
+def test_only_moves_by_default() -> None:
+    on = {name for name, value in resolved(AugmentSettings()) if name.endswith("_p") and value}
+    assert on == {"flip_p", "affine_p"}
+
+
+def test_standard_changes_a_little_of_everything() -> None:
+    got = resolved(AugmentSettings(policy="standard"))
     on = {name: value for name, value in got if name.endswith("_p") and value}
     assert on == {
         **{"flip_p": 0.5, "affine_p": 0.7, "colour_p": 0.3, "blur_p": 0.05, "noise_p": 0.1},
