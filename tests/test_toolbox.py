@@ -240,6 +240,7 @@ def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -
     assert len(read_info(out).data.images["train"]) == 6, "evaluation knows that all were seen"
 
 
+@pytest.mark.slow
 def test_folds_go_on_after_an_interruption(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,6 +266,7 @@ def test_folds_that_can_not_begin_leave_nothing(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_folds_of_a_data_set_with_a_val_split_are_measured_on_their_own(
     data: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +292,7 @@ def test_after_a_limit_the_val_split_is_measured(data: Path, tmp_path: Path) -> 
     assert (result["split"], result["n"]) == ("val", 1)
 
 
+@pytest.mark.slow
 def test_one_fold_alone_is_the_same_as_among_all(data: Path, tmp_path: Path) -> None:
     words = ["train.folds=2", "train.epochs=1"]
     whole = run(data, tmp_path / "whole", *words)
