@@ -34,6 +34,8 @@ class State:
     score: float = 0.0  # running mean of the val mIoU
     best_score: float = -1.0
     best_epoch: int = 0
+    highest: float = -1.0  # val mIoU of an epoch, and which
+    highest_epoch: int = 0
     best_metrics: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # the gradient scaler's, for fp16
     starting_weights: str = ""
@@ -51,6 +53,8 @@ class State:
         """
         if math.isnan(miou):
             return False
+        if miou > self.highest:
+            self.highest, self.highest_epoch = miou, self.epoch
         self.score += _NEW_SHARE * (miou - self.score)
         if self.score < self.best_score:
             return False
