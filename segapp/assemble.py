@@ -73,6 +73,7 @@ def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
         residual=bool(s.model.residual),
         separable=s.model.separable,
         full_resolution=bool(s.model.full_resolution),
+        encoder_depth=int(s.model.encoder_depth),
     )
     network = build_network(**architecture.model_dump())
     regularise(network, s.model.dropout, s.model.stochastic_depth)

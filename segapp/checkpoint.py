@@ -38,6 +38,7 @@ class Architecture(BaseModel):
     residual: bool
     separable: bool = False
     full_resolution: bool = False
+    encoder_depth: int = Field(default=5, ge=3, le=5)
     members: int = Field(default=1, ge=1)  # networks whose probabilities are averaged
 
 

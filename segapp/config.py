@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
+from segapp.contradictions import RESIDUAL_DECODERS, depth_is_open, refuse_contradictions
 from segapp.errors import ConfigError
 from segapp.policies import POLICIES
 from segapp.settings import DEFAULT_BUDGET_MINUTES, WARM_UP, Settings
@@ -93,9 +93,13 @@ def forget_resolved(tree: dict[str, Any], changed: list[str]) -> None:
             became = POLICIES.get(str(content.get(name, "light")), {})
         elif key == "optim.schedule":
             became = {"warm_up": WARM_UP.get(str(content.get(name, "onecycle")))}
-        elif key == "model.architecture":
-            before = content.get(name, "unet")
-            became = {"residual": before in RESIDUAL_DECODERS, "full_resolution": before == "unet"}
+        elif key in ("model.architecture", "model.encoder"):
+            before = content.get("architecture", "unet")
+            if depth_is_open(str(before), str(content.get("encoder", "resnet34"))):
+                became["encoder_depth"] = content.get("encoder_depth")
+            if name == "architecture":
+                became["residual"] = before in RESIDUAL_DECODERS
+                became["full_resolution"] = before == "unet"
         for other, value in became.items():
             if content.get(other) == value:
                 content.pop(other, None)

@@ -34,6 +34,11 @@ _NO_DENSE_CONVOLUTION = ("linknet", "pspnet", "segformer", "deeplabv3plus")  # i
 RESIDUAL_DECODERS = ("unet", "unetplusplus")
 
 
+def depth_is_open(architecture: str, encoder: str) -> bool:
+    """Whether model.encoder_depth=auto depends on the patches; else it is all of the encoder."""
+    return architecture == "unet" and encoder.startswith("resnet")
+
+
 def refuse_contradictions(settings: Settings) -> None:
     """Raise ConfigError naming the first keys that don't go together, and what to do."""
     for rule in (_without_effect, *RULES):
@@ -101,6 +106,16 @@ def _full_resolution(s: Settings) -> Iterator[str]:
         yield (
             f"model.full_resolution=true: only the decoder of unet has such a connection, not "
             f"model.architecture={s.model.architecture}"
+        )
+
+
+def _short_encoder(s: Settings) -> Iterator[str]:
+    """`model.encoder_depth` below 5 is for `model.architecture` unet or unetplusplus."""
+    depth = s.model.encoder_depth
+    if depth not in ("auto", 5) and s.model.architecture not in RESIDUAL_DECODERS:
+        yield (
+            f"model.encoder_depth={depth}: the encoder of a {s.model.architecture} can't be cut "
+            "short; leave it out"
         )
 
 
@@ -183,7 +198,8 @@ def _patience(s: Settings) -> Iterator[str]:
 
 RULES = (
     *(_two_sizes, _mixed_batches, _nobody_to_mix_with, _no_room_to_move, _patience),
-    *(_residual_blocks, _full_resolution, _nothing_to_separate, _one_pixel_batches),
+    *(_residual_blocks, _full_resolution, _short_encoder, _nothing_to_separate),
+    _one_pixel_batches,
     *(_two_starts, _nothing_to_spare, _no_flips, _folds, _no_rise),
 )
 

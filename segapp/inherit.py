@@ -12,7 +12,7 @@ from segapp.preprocess import Preprocessing
 from segapp.settings import Settings
 
 _NETWORK = {"architecture": "name", "encoder": "encoder"}
-_NETWORK |= {key: key for key in ("residual", "full_resolution", "separable")}
+_NETWORK |= {key: key for key in ("residual", "full_resolution", "separable", "encoder_depth")}
 
 
 def inherit_network(settings: Settings) -> tuple[Settings, ModelInfo | None]:

@@ -1,4 +1,4 @@
-"""Networks over segmentation-models-pytorch, and what is changed in them."""
+"""Networks over segmentation-models-pytorch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from segmentation_models_pytorch.base.initialization import initialize_decoder
-from segmentation_models_pytorch.base.modules import Conv2dReLU
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import SeparableConv2d
-from segmentation_models_pytorch.decoders.unet.decoder import (
-    UnetCenterBlock,
-    UnetDecoder,
-    UnetDecoderBlock,
-)
 from segmentation_models_pytorch.encoders._efficientnet import MBConvBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +16,7 @@ from torchvision import ops
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from segapp.decoder import ResidualBlock, make_residual, make_separable, with_full_resolution
 from segapp.errors import ConfigError
 
 _ARCHITECTURES = {
@@ -41,60 +34,9 @@ _ARCHITECTURES = {
 }
 # how smp and timm say that an encoder doesn't go with an architecture
 _REFUSALS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+_DECODER_WIDTHS = (256, 128, 64, 32, 16)  # smp's own, of a U-Net's and U-Net++'s blocks
 # what timm's blocks call the module that each of their branches ends with
 _DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
-
-
-class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut: relu(branch(x) + shortcut(x)).
-
-    He et al. 2016 (the block), Zhang et al. 2018 "Road extraction by deep residual U-Net" (its
-    use in a decoder). The shortcut is the identity, or a 1×1 convolution where channels differ.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
-            )
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) → (N, out, H, W)
-        return self.relu(self.branch(x) + self.shortcut(x))
-
-
-class FullResolutionDecoder(UnetDecoder):
-    """smp's U-Net decoder with a skip connection for the last block too: from the image itself.
-
-    Encoders begin with a stride of 2, so that smp's last block has only an enlarged map to go by.
-    A 3×3 convolution of the image gives it what is as fine as a pixel (as the first skip of
-    Ronneberger et al. 2015).
-    """
-
-    def __init__(self, channels: list[int], widths: tuple[int, ...], center: bool):
-        """channels: of the image and of the encoder's stages; widths: of the decoder's blocks."""
-        super().__init__(channels, widths, n_blocks=len(widths), add_center_block=center)
-        last = widths[-1]
-        self.blocks[-1] = UnetDecoderBlock(widths[-2], last, last)
-        self.stem = Conv2dReLU(channels[0], last, kernel_size=3, padding=1, use_norm="batchnorm")
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """[(N, C, H, W) the image, (N, c, H/2, W/2), …, H/32] → (N, widths[-1], H, W)."""
-        image, *skips, x = features
-        skips = [self.stem(image), *skips]
-        x = self.center(x)
-        for block, skip in zip(self.blocks, reversed(skips), strict=True):
-            x = block(x, *skip.shape[2:], skip_connection=skip)
-        return x
 
 
 class Ensemble(nn.Module):
@@ -120,23 +62,24 @@ def build_network(
     residual: bool = True,
     separable: bool = False,
     full_resolution: bool = False,
+    encoder_depth: int = 5,
     members: int = 1,
 ) -> nn.Module:
     """A randomly initialised network: (N, in_channels, H, W) → logits (N, classes, H, W).
 
-    H and W are multiples of 32, and at least 64. name: one of model.architecture. residual: for a
-    unet or unetplusplus, ResidualBlocks in the decoder. separable: its k×k convolutions become
-    depthwise ones and a pointwise one each (Chollet 2017). full_resolution: for a unet, a
-    FullResolutionDecoder. members: more than one make an Ensemble.
+    H and W are multiples of 2^encoder_depth, and at least twice that. name: one of
+    model.architecture. residual: for a unet or unetplusplus, ResidualBlocks in the decoder.
+    separable: its k×k convolutions become depthwise ones and a pointwise one each (Chollet 2017).
+    full_resolution: for a unet, a FullResolutionDecoder. encoder_depth: below 5, for a unet or
+    unetplusplus over a ResNet, the encoder's last stages and the decoder's first blocks are left
+    out. members: more than one make an Ensemble.
 
     Never touches the network. Raises ConfigError for an encoder that is unknown or can't serve this
-    architecture, and for a decoder without k×k convolutions where `separable`.
+    architecture or depth, and for a decoder without k×k convolutions where `separable`.
     """
     _check_encoder(encoder)
-    networks = [
-        _build_one(name, encoder, in_channels, classes, residual, separable, full_resolution)
-        for _ in range(members)
-    ]
+    given = (residual, separable, full_resolution, encoder_depth)
+    networks = [_build_one(name, encoder, in_channels, classes, *given) for _ in range(members)]
     return Ensemble(networks) if members > 1 else networks[0]
 
 
@@ -148,12 +91,17 @@ def _build_one(
     residual: bool,
     separable: bool,
     full_resolution: bool,
+    encoder_depth: int,
 ) -> nn.Module:
+    sizes: dict[str, Any] = {}
+    if encoder_depth < 5:
+        widths = _DECODER_WIDTHS[-encoder_depth:]
+        sizes = {"encoder_depth": encoder_depth, "decoder_channels": widths}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of smp's and timm's own names
         try:
             network = _ARCHITECTURES[name](
-                encoder, encoder_weights=None, in_channels=in_channels, classes=classes
+                encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **sizes
             )
             if name == "pan":  # a slice of 64 pixels is down to 1 before the last of its poolings
                 network.decoder.fpa.down3[0].ceil_mode = True
@@ -167,15 +115,13 @@ def _build_one(
                 f"model.encoder={encoder!r} can't be used in a {name} with {in_channels} input "
                 f"channel(s): {problem}. resnet34 always can."
             ) from error
+    if encoder_depth < 5:
+        _leave_out_stages(network.encoder, encoder, encoder_depth)
     if full_resolution:
-        decoder = network.decoder
-        widths = tuple(block.conv2[0].out_channels for block in decoder.blocks)
-        center = isinstance(decoder.center, UnetCenterBlock)
-        network.decoder = FullResolutionDecoder(network.encoder.out_channels, widths, center)
-        initialize_decoder(network.decoder)
+        network.decoder = with_full_resolution(network.decoder, network.encoder.out_channels)
     if residual:
-        _make_decoder_residual(network.decoder)
-    if separable and not _make_separable(network.decoder):
+        make_residual(network.decoder)
+    if separable and not make_separable(network.decoder):
         raise ConfigError(
             f"model.separable: the decoder of {name} has no convolutions to separate; leave it out"
         )
@@ -193,42 +139,16 @@ def _check_encoder(encoder: str) -> None:
     )
 
 
-def _make_decoder_residual(decoder: nn.Module) -> None:
-    """Replaces the pair of plain convolutions in each block of an smp U-Net(++) decoder."""
-    for block in list(decoder.modules()):
-        first = getattr(block, "conv1", None)  # None: UNet++'s empty blocks
-        if not isinstance(first, Conv2dReLU):
-            continue
-        out_channels, in_channels = first.get_parameter("0.weight").shape[:2]
-        residual = ResidualBlock(in_channels, out_channels)
-        initialize_decoder(residual)
-        block.conv1, block.conv2 = residual, nn.Identity()
-
-
-def _make_separable(decoder: nn.Module) -> int:
-    """Replaces the dense k×k convolutions, k > 1, but those to one channel; returns how many."""
-    dense = [
-        (parent, name, conv)
-        for parent in list(decoder.modules())
-        for name, conv in parent.named_children()
-        if isinstance(conv, nn.Conv2d)
-        and conv.groups == 1
-        and conv.kernel_size[0] > 1
-        and conv.out_channels > 1  # to one channel, separate ones would need more weights
-    ]
-    for parent, name, conv in dense:
-        separable = SeparableConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            conv.stride[0],
-            int(conv.padding[0]),
-            conv.dilation[0],
-            conv.bias is not None,
+def _leave_out_stages(encoder: nn.Module, name: str, depth: int) -> None:
+    """smp computes the first `depth` stages of an encoder only, but keeps the others' weights."""
+    stages = [f"layer{number}" for number in range(depth, 5)]
+    if not all(isinstance(getattr(encoder, stage, None), nn.Sequential) for stage in stages):
+        raise ConfigError(
+            f"model.encoder_depth={depth}: only encoders of the ResNet kind can be cut short, not "
+            f"{name}; leave it out"
         )
-        initialize_decoder(separable)
-        setattr(parent, name, separable)
-    return len(dense)
+    for stage in stages:
+        setattr(encoder, stage, nn.Identity())
 
 
 def regularise(network: nn.Module, dropout: float, stochastic_depth: float) -> None:

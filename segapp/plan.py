@@ -14,7 +14,7 @@ import numpy as np
 from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
 from segapp.check import survey
 from segapp.checkpoint import DataRecord
-from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
+from segapp.contradictions import RESIDUAL_DECODERS, depth_is_open, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
 from segapp.files import require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
@@ -27,7 +27,7 @@ from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
 from segapp.scan import SegClass
 from segapp.selection import (
-    balanced_weights,
+    class_weights,
     limit_cases,
     limit_classes,
     pool_cases,
@@ -41,6 +41,7 @@ log = logging.getLogger("segapp")
 _BATCH_SIZE = 8
 _PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
 _PATCH_LIMITS = (96, 256)
+_DEEPEST_SIDE = 12  # pixels of a patch's side in the encoder's last maps
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def make_plan(
     names = ", ".join(f"{c.value} {c.name}" for c in classes)
     reasons.insert(0, f"classes: {names}")
     reasons.insert(0, f"cases: {', '.join(f'{n} {s}' for s, n in counts.items())}")
-    resolved.loss.class_weights = _class_weights(s.loss.class_weights, classes, merged, training)
+    voxels = [f.mask_counts for f in training]
+    resolved.loss.class_weights = class_weights(s.loss.class_weights, classes, merged, voxels)
     refuse_contradictions(resolved)
     warnings += _doubtful(resolved, preprocessing, dataset, facts)
     record = record_of(dataset, earlier_images(settings))
@@ -246,6 +248,15 @@ def _decide(
         reasons.append(
             f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
         )
+    if resolved.model.encoder_depth == "auto":
+        resolved.model.encoder_depth = depth = _choose_depth(resolved)
+        if depth < 5:
+            reasons.append(
+                f"encoder: {depth} of its 5 stages, further ones would see less than 12² pixels"
+            )
+    if resolved.model.encoder_depth < 5:  # each stage halves a slice's sides
+        stride = 2**resolved.model.encoder_depth
+        preprocessing = preprocessing.model_copy(update={"stride": stride})
     given = resolved.augment.flip_p
     resolved.augment = resolved_policy(resolved.augment)
     swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
@@ -288,24 +299,12 @@ def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
     return int(np.clip(side, *_PATCH_LIMITS))
 
 
-def _class_weights(
-    given: Any,
-    classes: tuple[SegClass, ...],
-    merged: tuple[int, ...],
-    training: Sequence[CaseFacts],
-) -> Any:
-    """loss.class_weights with `auto` as a weight for each class, from the pixels of all masks."""
-    if isinstance(given, list) and len(given) != len(classes):
-        raise ConfigError(
-            f"loss.class_weights: got {len(given)} numbers, and there are {len(classes)} classes: "
-            + ", ".join(c.name for c in classes)
-        )
-    if given != "auto":
-        return given
-    values = [[c.value] for c in classes]
-    values[0] += merged
-    counts = [sum(f.mask_counts.get(v, 0) for f in training for v in of) for of in values]
-    return balanced_weights(counts)
+def _choose_depth(settings: Settings) -> int:
+    """As many of the encoder's stages as leave a patch at least 12 pixels a side, 3…5."""
+    model, patch = settings.model, settings.optim.patch
+    if not depth_is_open(model.architecture, model.encoder) or not isinstance(patch, int):
+        return 5
+    return int(np.clip(np.log2(patch / _DEEPEST_SIDE), 3, 5))
 
 
 def withdraw_run(plan: Plan) -> None:

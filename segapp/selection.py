@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -93,6 +94,29 @@ def split_fold(dataset: Dataset, folds: int, fold: int, seed: int) -> Dataset:
         for c in dataset.cases
     )
     return replace(dataset, cases=tuple(cases))
+
+
+def class_weights(
+    given: Literal["none", "auto"] | list[float],
+    classes: tuple[SegClass, ...],
+    merged: tuple[int, ...],
+    mask_counts: Sequence[Mapping[int, int]],
+) -> Literal["none"] | list[float]:
+    """loss.class_weights with `auto` as a weight for each class, from the pixels of all masks.
+
+    merged: mask values that count as the first class. mask_counts: mask value → pixels, for each
+    case. Raises ConfigError for a list of another length than the classes'.
+    """
+    if isinstance(given, list) and len(given) != len(classes):
+        raise ConfigError(
+            f"loss.class_weights: got {len(given)} numbers, and there are {len(classes)} classes: "
+            + ", ".join(c.name for c in classes)
+        )
+    if given != "auto":
+        return given
+    values = [[c.value] for c in classes]
+    values[0] += merged
+    return balanced_weights([sum(m.get(v, 0) for m in mask_counts for v in of) for of in values])
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

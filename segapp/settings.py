@@ -123,8 +123,7 @@ class PreprocessSettings(_Section):
         BeforeValidator(lambda value: "none" if value is None else value),
     ] = _set(
         "none",
-        "Side of a pixel in mm that slices are resampled to, or none, or auto (the "
-        "training scans' median).",
+        "Side of a pixel in mm that slices are resampled to, none, or auto (the scans' median).",
     )
     size: Auto | Literal["native"] | Annotated[int, Field(ge=32)] = _set(
         "auto", "Longest side of a slice in pixels, native, or auto (native if small)."
@@ -170,9 +169,7 @@ class AugmentSettings(_Section):
     salt_pepper_p: Auto | Share = _set("auto", "Salt-and-pepper noise.")
     erase_p: Auto | Share = _set("auto", "Rectangles erased from the image; the mask stays.")
     foreground_p: Share = _set(
-        0,
-        "Patches centred on a class of the slice, each as likely as the others, so "
-        "that rare ones are seen.",
+        0, "Patches about a class of the slice, each as likely, so that rare ones are seen."
     )
     mixup_p: Share = _set(0, "Batches mixed with themselves (Mixup, Zhang et al. 2018).")
     mixup_alpha: Annotated[float, Field(gt=0)] = _set(
@@ -196,6 +193,10 @@ class ModelSettings(_Section):
     encoder: str = _set("resnet34", "Any encoder of segmentation-models-pytorch.")
     encoder_weights: str = _set(
         "auto", "auto, imagenet, none, or a local .safetensors/.pth FILE of the encoder."
+    )
+    encoder_depth: Auto | Annotated[int, Field(ge=3, le=5)] = _set(
+        "auto",
+        "Stages of the encoder; auto: of a U-Net's ResNet those with 12 pixels a side, else 5.",
     )
     init_from: Path | None = _set(
         None, "A whole segapp model to go on from; classes of the same name keep theirs."

@@ -197,8 +197,8 @@ def transfer(
     problems = _misfits(state, expected)
     if problems:
         raise ConfigError(
-            f"model.init_from doesn't fit the network: {problems}. Set model.architecture, "
-            "encoder, residual, full_resolution and separable as that model has them."
+            f"model.init_from doesn't fit the network: {problems}. Set model.architecture, encoder,"
+            " encoder_depth, residual, full_resolution and separable as that model has them."
         )
     network.load_state_dict(state)
     return [name for name in new_classes if name in old_classes]
@@ -215,8 +215,11 @@ def freeze(module: nn.Module, frozen: bool) -> None:
 
 
 def _load_state(module: nn.Module, state: dict[str, Tensor], in_channels: int, origin: str) -> None:
-    """Loads all of `state` into an encoder; only BatchNorm's num_batches_tracked may be missing."""
+    """Loads `state` into an encoder, but for stages that were left out of it (see encoder_depth);
+    only BatchNorm's num_batches_tracked may be missing."""
     _adapt_first_convolutions(module, state, in_channels)
+    left_out = tuple(f"{n}." for n, m in module.named_children() if isinstance(m, nn.Identity))
+    state = {k: v for k, v in state.items() if not k.startswith(left_out)}
     try:
         module.load_state_dict(state)  # smp's encoders drop the classifier's keys from `state`
     except RuntimeError as error:

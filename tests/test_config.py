@@ -314,6 +314,7 @@ OTHERS: dict[str, object] = {
     "model.init_from": Path("runs/my model"),
     "model.residual": False,
     "model.full_resolution": False,
+    "model.encoder_depth": 3,
     "model.separable": True,
     "model.tta": True,
     "loss.name": "ce",
@@ -410,13 +411,15 @@ def test_another_schedule_or_architecture_brings_its_own_auto(tmp_path: Path) ->
     path = write(
         tmp_path,
         "data: {root: d}\noptim: {schedule: onecycle, warm_up: 0.3}\n"
-        "model: {architecture: unet, residual: true, full_resolution: true}",
+        "model: {architecture: unet, residual: true, full_resolution: true, encoder_depth: 4}",
     )
     settings = load_settings(path, ["optim.schedule=cosine", "model.architecture=fpn"])
     assert (settings.optim.warm_up, settings.model.residual) == ("auto", "auto")
-    assert settings.model.full_resolution == "auto"
+    assert (settings.model.full_resolution, settings.model.encoder_depth) == ("auto", "auto")
     kept = load_settings(path, [])
     assert (kept.optim.warm_up, kept.model.residual) == (0.3, True)
+    other = load_settings(path, ["model.encoder=vgg11_bn"]).model
+    assert (other.encoder_depth, other.residual) == ("auto", True)
 
 
 @pytest.mark.parametrize("word", ["optim.max_lr=true", "train.epochs=yes", "augment.flip_p=on"])

@@ -86,6 +86,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
         ("model.full_resolution", "model.architecture=unetplusplus"),
     ),
     (
+        {"model.encoder_depth": 4, "model.architecture": "manet"},
+        ("model.encoder_depth=4", "manet"),
+    ),
+    (
         {"model.separable": True, "model.architecture": "deeplabv3plus"},
         ("model.separable", "model.architecture=deeplabv3plus"),
     ),

@@ -6,8 +6,9 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
+from segapp.decoder import ResidualBlock
 from segapp.errors import ConfigError
-from segapp.model import Ensemble, ResidualBlock, build_network, regularise
+from segapp.model import Ensemble, build_network, regularise
 from segapp.settings import ModelSettings
 
 ARCHITECTURES = ModelSettings.model_fields["architecture"].annotation.__args__
@@ -72,36 +73,62 @@ def test_full_resolution_sees_single_pixels():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (26, 34, 16, 24)
 
 
-def test_block_with_a_zero_branch_is_its_identity():
-    block = ResidualBlock(4, 4)
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("encoder", ["resnet18", "se_resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("depth", [3, 4])
+def test_a_short_encoder_has_no_more_stages_and_asks_for_no_larger_slices(name, encoder, depth):
+    extra = {"full_resolution": name == "unet"}
+    whole = build_network(name, encoder, 1, 2, **extra).get_submodule("encoder").state_dict()
+    network = build_network(name, encoder, 1, 2, **extra, encoder_depth=depth).eval()
+    names = set(network.get_submodule("encoder").state_dict())
+    for number in range(1, 5):
+        stage = {n for n in whole if n.startswith(f"layer{number}.")}
+        assert stage
+        assert stage & names == (stage if number < depth else set())
+    height, width = 2 * 2**depth, 3 * 2**depth
+    logits = network(torch.rand(1, 1, height, width))
+    assert logits.shape == (1, 2, height, width)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in network.parameters()), "weights that nobody needs"
+
+
+def test_a_short_encoder_computes_what_the_whole_one_does_up_to_there():
+    whole = build_network("unet", "resnet18", 1, 2).get_submodule("encoder").eval()
+    short = build_network("unet", "resnet18", 1, 2, encoder_depth=4).get_submodule("encoder").eval()
+    short.load_state_dict({n: t for n, t in whole.state_dict().items() if "layer4." not in n})
+    x = torch.rand(1, 1, 64, 96)
+    for ours, theirs in zip(short(x), whole(x)[:5], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("encoder", ["vgg11_bn", "mit_b0", "efficientnet-b0", "tu-convnext_atto"])
+def test_other_encoders_are_not_cut_short(encoder):
+    with pytest.raises(ConfigError, match=r"model\.encoder"):
+        build_network("unet", encoder, 3, 2, encoder_depth=4)
+
+
+def test_block_with_a_zero_branch_is_its_first_convolution():
+    block = ResidualBlock(4, 2).eval()
     block.branch[0].weight.data.zero_()
-    block.branch[3].weight.data.zero_()
     x = torch.randn(2, 4, 6, 6)
-    assert torch.equal(block(x), x.relu())
-
-
-def test_block_with_a_zero_branch_is_its_projection():
-    block = ResidualBlock(4, 2).eval()  # BatchNorm's statistics are 0 and 1
-    block.branch[4].weight.data.zero_()  # gamma
-    block.shortcut[0].weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, -2]])[..., None, None]
-    x = torch.randn(2, 4, 6, 6)
-    expected = torch.stack([x[:, 0], -2 * x[:, 3]], 1).relu()
-    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(block(x), block.first(x))
 
 
 def test_block_adds_its_branch():
-    block = ResidualBlock(1, 1).eval()
+    block = ResidualBlock(1, 1).eval()  # BatchNorm's statistics are 0 and 1
     centre = torch.zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
-    block.branch[0].weight.data, block.branch[3].weight.data = 2 * centre, 3 * centre
+    block.first[0].weight.data, block.branch[0].weight.data = 2 * centre, 3 * centre
     x = torch.tensor([1.0, 4.0, -5.0]).reshape(1, 1, 1, 3)
-    expected = torch.tensor([7.0, 28.0, 0.0]).reshape(1, 1, 1, 3)  # 3 · relu(2x) + x, then relu
+    expected = torch.tensor([8.0, 32.0, 0.0]).reshape(1, 1, 1, 3)  # 3 · relu(2x) + relu(2x)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=0)
+    block.branch[0].weight.data *= -1  # -3 · relu(2x) + relu(2x), then relu
+    assert torch.equal(block(x), torch.zeros_like(x))
 
 
 def test_new_layers_start_as_smp_starts_its_own():
     block = build_network("unet", "resnet18", 1, 2).get_submodule("decoder.blocks.0.conv1")
-    weight = block.get_parameter("branch.0.weight")
+    weight = block.get_parameter("first.0.weight")
     bound = (6 / (weight.shape[1] * 9)) ** 0.5  # kaiming_uniform_, fan_in, relu
     assert 0.95 * bound < weight.abs().max() <= bound
 
@@ -209,9 +236,9 @@ def test_size_of_a_separable_block():
     network = build_network("unet", "resnet18", 1, 2, separable=True)
     first = 32 * 9 + 32 * 16  # depthwise, pointwise
     second = 16 * 9 + 16 * 16
-    norms, shortcut = 2 * 2 * 16, 32 * 16 + 2 * 16
+    norms = 2 * 2 * 16
     last = network.get_submodule("decoder.blocks.4.conv1")
-    assert size_of(last) == first + second + norms + shortcut
+    assert size_of(last) == first + second + norms
 
 
 def test_separable_convolutions_keep_dilation_and_bias():
@@ -380,8 +407,8 @@ def test_each_sample_skips_on_its_own_and_the_mean_is_the_whole_branch():
     torch.manual_seed(0)
     with torch.no_grad():
         block.train()
-        block.branch[1].eval()  # norms that don't depend on the batch
-        block.branch[4].eval()
+        block.first[1].eval()  # norms that don't depend on the batch
+        block.branch[1].eval()
         block(x)
         block.eval()(x[:1])
     branch, whole = outputs

@@ -355,13 +355,39 @@ def test_averaging_over_flips_needs_flips_that_swap_nothing(tmp_path: Path) -> N
 
 
 def test_residual_blocks_are_where_the_decoder_has_some(png_dataset: Path) -> None:
-    for name, residual, full_resolution in (
-        ("unet", True, True),
-        ("unetplusplus", True, False),
-        ("fpn", False, False),
+    for name, residual, full_resolution, depth in (
+        ("unet", True, True, 3),
+        ("unetplusplus", True, False, 5),
+        ("fpn", False, False, 5),
     ):
         model = plan_of(png_dataset, f"model.architecture={name}").settings.model
         assert (model.residual, model.full_resolution) == (residual, full_resolution)
+        assert model.encoder_depth == depth
+
+
+@pytest.mark.parametrize(
+    ("overrides", "depth", "stride"),
+    [
+        ([], 3, 8),  # of patches of 96
+        (["optim.patch=160"], 3, 8),
+        (["optim.patch=192"], 4, 16),
+        (["optim.patch=352"], 4, 16),
+        (["optim.patch=384"], 5, 32),
+        (["optim.patch=64"], 3, 8),
+        (["optim.patch=512"], 5, 32),
+        (["optim.patch=full"], 5, 32),
+        (["model.encoder=resnet50", "optim.patch=256"], 4, 16),
+        (["model.encoder=vgg11_bn"], 5, 32),
+        (["model.encoder_depth=5"], 5, 32),
+        (["model.encoder_depth=3"], 3, 8),
+        (["model.architecture=unetplusplus", "model.encoder_depth=4"], 4, 16),
+    ],
+)
+def test_slices_are_padded_to_what_the_encoder_needs(
+    png_dataset: Path, overrides: list[str], depth: int, stride: int
+) -> None:
+    plan = plan_of(png_dataset, *overrides)
+    assert (plan.settings.model.encoder_depth, plan.preprocessing.stride) == (depth, stride)
 
 
 @pytest.mark.parametrize("policy", ["none", "light", "strong", "randaugment"])

@@ -23,7 +23,17 @@ ORDER = [
     *("inherit", "plan", "estimate", "engines", "predict"),
     *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
     *("report.training", "report.comparison", "batch"),
-    *("evaluate", "augment", "mix", "model", "weights", "engines.torch", "losses", "optim"),
+    *(
+        "evaluate",
+        "augment",
+        "mix",
+        "decoder",
+        "model",
+        "weights",
+        "engines.torch",
+        "losses",
+        "optim",
+    ),
     *("pace", "data", "machine", "step", "resume", "history", "validation", "assemble", "kfold"),
     *("rangetest", "train", "trial", "compare", "web", "cli_text", "cli"),
 ]
@@ -32,13 +42,13 @@ LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", 
 LATER |= {("segapp.formats", "segapp.formats.dicom")}
 LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
-    "torch": {"model", "losses", "augment", "data", "optim", "step", "resume", "train"}
+    "torch": {"decoder", "model", "losses", "augment", "data", "optim", "step", "resume", "train"}
     | {"engines.torch", "mix", "weights", "assemble"},
     "albumentations": {"augment"},
     "gradio": {"web"},
     **{name: {"formats"} for name in ("nibabel", "tifffile", "imagecodecs", "nrrd", "pydicom")},
     "highdicom": {"formats.dicomseg"},
-    "segmentation_models_pytorch": {"model", "weights"},
+    "segmentation_models_pytorch": {"decoder", "model", "weights"},
     "accelerate": {"step"},
 }
 MAX_LINES = 330

@@ -46,6 +46,7 @@ TECHNIQUES = {
     "separable convolutions": ["model.separable=true"],
     "plain decoder": ["model.residual=false"],
     "no skip from the image": ["model.full_resolution=false"],
+    "a whole encoder": ["model.encoder_depth=5"],
     "another architecture": ["model.architecture=fpn"],
 }
 
@@ -118,7 +119,7 @@ def test_a_frozen_encoder_stays_as_it_is_until_it_is_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = f"model.encoder_weights={encoder_file(tmp_path / 'e.safetensors')}"
-    words = [given, "train.epochs=1", "train.steps_per_epoch=4"]
+    words = [given, "train.epochs=1", "train.steps_per_epoch=4", "model.encoder_depth=5"]
     frozen = read_weights(run(data, tmp_path / "frozen", *words, "optim.freeze_encoder=0.99"))
     from safetensors.numpy import load_file
 

@@ -86,6 +86,25 @@ def test_file_with_torchvision_names(tmp_path):
     assert_carries(network.get_submodule("encoder").state_dict(), given, 1)
 
 
+def test_file_of_a_whole_encoder_for_a_short_one(tmp_path):
+    given = random_encoder("resnet18")
+    save_file(given, tmp_path / "encoder.safetensors")
+    network = build_network("unet", "resnet18", 1, 2, encoder_depth=3)
+    load_encoder_weights(network, "resnet18", 1, str(tmp_path / "encoder.safetensors"))
+    given = {k: v for k, v in given.items() if not k.startswith(("layer3.", "layer4."))}
+    assert_carries(network.get_submodule("encoder").state_dict(), given, 1)
+
+
+def test_file_of_a_short_encoder_for_a_whole_one(tmp_path):
+    given = {k: v for k, v in random_encoder("resnet18").items() if not k.startswith("layer4.")}
+    save_file(given, tmp_path / "encoder.safetensors")
+    problem = r"layer4\.\S+ is missing; .* and \d+ more"
+    with pytest.raises(ConfigError, match=problem):
+        load_encoder_weights(
+            resnet18_network(3), "resnet18", 3, str(tmp_path / "encoder.safetensors")
+        )
+
+
 def test_file_that_already_has_the_channels(tmp_path):
     given = build_network("unet", "resnet18", 4, 2).state_dict()  # a whole residual network
     save_file(given, tmp_path / "model.safetensors")
@@ -474,8 +493,8 @@ def test_a_model_of_another_architecture_does_not_fit():
 
 def test_a_model_with_a_tensor_of_another_shape_does_not_fit():
     given = arrays(model_of(CLASSES))
-    given["decoder.blocks.4.conv1.branch.0.weight"] = np.zeros((8, 32, 3, 3), np.float32)
-    problem = r"branch\.0\.weight has shape \(8, 32, 3, 3\), expected \(16, 32, 3, 3\)\."
+    given["decoder.blocks.4.conv1.first.0.weight"] = np.zeros((8, 32, 3, 3), np.float32)
+    problem = r"first\.0\.weight has shape \(8, 32, 3, 3\), expected \(16, 32, 3, 3\)\."
     with pytest.raises(ConfigError, match=problem):
         transfer(model_of(CLASSES), given, CLASSES, CLASSES, 1)
 
