@@ -69,7 +69,8 @@ def run(data: Path, seconds: int, seed: int, out: Path) -> dict:
     }
     began = time.perf_counter()
     given = [f"{key}={value}" for key, value in settings.items()]
-    subprocess.run([*segapp, "train", *given], check=True, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*segapp, "train", *given], check=True, **quiet)
     took = time.perf_counter() - began
     where = [str(folder), str(data), "--split", "test", "--out", str(folder / "test")]
     done = subprocess.run(

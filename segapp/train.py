@@ -206,7 +206,7 @@ def fit(parts: Parts, started: float) -> None:
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in judged.state_dict().items()
                     }
-                elif s.train.patience and state.epoch - state.highest_epoch >= s.train.patience:
+                if s.train.patience and state.epoch - state.highest_epoch >= s.train.patience:
                     stop = f"no better val mIoU for {s.train.patience} epochs"
             record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
             write_history(state.history, out / "history.csv")

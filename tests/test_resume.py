@@ -141,6 +141,15 @@ def test_a_lucky_first_epoch_is_not_the_best() -> None:
     assert state.best_score == pytest.approx(0.466, abs=5e-4)
 
 
+def test_the_highest_epoch_is_that_of_the_miou_and_not_of_its_running_mean() -> None:
+    state = State()
+    for miou in (0.3, 0.5, 0.4, 0.5):
+        state.epoch += 1
+        state.judge(miou)
+    assert (state.highest, state.highest_epoch) == (0.5, 2)
+    assert state.best_epoch == 4
+
+
 def test_a_score_that_is_no_number_changes_nothing() -> None:
     state = State(epoch=1)
     assert state.judge(0.5)
