@@ -41,12 +41,14 @@ def main() -> None:
         scores = [r["miou"] for r in runs]
         theirs = rival.get("test_miou", {}).get(str(seconds))
         median = statistics.median(scores)
-        line = f"{seconds:6} s {median:9.4f} {min(scores):9.4f} {max(scores):9.4f}"
+        line = f"{seconds:5} s  {median:10.4f}{min(scores):10.4f}{max(scores):10.4f}"
         line += f"{max(r['seconds'] for r in runs):8.0f} s"
-        line += f"{theirs:9.4f} {median - theirs:+8.4f}" if theirs else ""
+        line += f"{theirs:9.4f}{median - theirs:+9.4f}" if theirs else ""
         lines.append(line)
     head = "".join(f"{name:>10}" for name in ("median", "least", "most", "longest"))
-    print(f"test mIoU, {args.seeds} seeds\n budget{head}{'nnU-Net':>9}{'ahead':>9}")
+    if rival:
+        head += f"{'nnU-Net':>9}{'ahead':>9}"
+    print(f"test mIoU, {args.seeds} seeds\n budget {head}")
     print("\n".join(lines))
     if rival:
         print(f"nnU-Net: {rival['measured']}")
@@ -59,7 +61,6 @@ def run(data: Path, seconds: int, seed: int, out: Path) -> dict:
     if result.is_file():
         return json.loads(result.read_text())
     print(f"{folder.name} …", file=sys.stderr, flush=True)
-    segapp = [sys.executable, "-m", "segapp.cli"]
     settings = {
         "data.root": data,
         "train.out": folder,
@@ -69,19 +70,24 @@ def run(data: Path, seconds: int, seed: int, out: Path) -> dict:
     }
     began = time.perf_counter()
     given = [f"{key}={value}" for key, value in settings.items()]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*segapp, "train", *given], check=True, **quiet)
+    segapp("train", *given)
     took = time.perf_counter() - began
     where = [str(folder), str(data), "--split", "test", "--out", str(folder / "test")]
-    done = subprocess.run(
-        [*segapp, "evaluate", *where, "--json"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    summary = json.loads(done.stdout)
+    summary = json.loads(segapp("evaluate", *where, "--json"))
     scores = {name: c["iou"] for name, c in summary["classes"].items()}
     figures = {"miou": summary["miou"], "iou": scores, "seconds": round(took, 1)}
     result.write_text(json.dumps(figures) + "\n")
     print(f"{folder.name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
     return figures
+
+
+def segapp(*words: str) -> str:
+    """What a command prints; ends with what it complained about where it failed."""
+    command = [sys.executable, "-m", "segapp.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
 
 if __name__ == "__main__":
