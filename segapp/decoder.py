@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
 
     He et al. 2016 (residual learning), Zhang et al. 2018 "Road extraction by deep residual U-Net"
     (in a decoder). There the shortcut spans both convolutions, and needs a 1×1 convolution where
-    channels differ, as they do in each block of a decoder: 5 to 15 % of a training step.
+    channels differ, as they do in each block of a decoder; a step without these is shorter.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
