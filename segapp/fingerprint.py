@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from segapp.settings import Settings
 
 _NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
 _RESIZE_TO = 512
+_LARGEST = 2048  # what a network should be asked to look at; finer structures lose there
+_LEAST_WIDTH = 4.0  # pixels that the finest class should keep
 _AIR_HU = -500  # no other modality stores values as low as air in CT
 _SAME_SIDE, _OFF_CENTRE = 0.9, 0.15  # share of cases; mean distance from the middle, of half
 _SAMPLES = 20_000  # foreground intensities kept per case
@@ -41,7 +44,7 @@ class CaseFacts:
     these slices, rows and columns (None where unknown); `percentiles`: see `percentiles`;
     `spreads`: mean and standard deviation of each channel, over its non-zero voxels (True) or all
     (False); `sides`: where each foreground value lies across the columns, -1 first … 1 last of all
-    foreground."""
+    foreground; `widths`: see `_widths`."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -58,6 +61,7 @@ class CaseFacts:
     zero_share: float
     spreads: dict[bool, tuple[tuple[float, float], ...]]
     sides: dict[SliceAxis, dict[int, float]]
+    widths: dict[SliceAxis, dict[int, float]]
     samples: np.ndarray
 
 
@@ -89,6 +93,7 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
             for nonzero in (True, False)
         },
         sides={axis: _sides(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
+        widths={axis: _widths(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
 
@@ -121,6 +126,48 @@ def _sides(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) ->
     return {v: float((p @ place / p.sum() - middle) / half) for v, p in profiles.items()}
 
 
+def _widths(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
+    """Foreground value → its mean width in pixels: twice its area by the length of its outline, so
+    w for a long stripe of w pixels, w/2 for a square of w and 0.4 w for a disc w across. {} for
+    slices so small that they are never resized."""
+    slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))[:, 0]
+    if max(slices.shape[1:]) <= _NATIVE_UP_TO:
+        return {}
+    values, labels = np.unique(slices, return_inverse=True)
+    labels = labels.reshape(slices.shape)
+    outline = np.zeros(len(values))
+    for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[:, :, 1:], labels[:, :, :-1])):
+        border = a != b
+        for side in (a, b):
+            outline += np.bincount(side[border], minlength=len(values))
+    area = np.bincount(labels.ravel(), minlength=len(values))
+    return {
+        int(v): float(2 * a / o)
+        for v, a, o in zip(values, area, outline, strict=True)
+        if v != 0 and v != ignore and o
+    }
+
+
+def _choose_size(
+    facts: Sequence[CaseFacts], axis: SliceAxis
+) -> tuple[int | Literal["native"], str]:
+    """The longest side that slices are brought to, and why."""
+    longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
+    why = f"the median longest side is {longest:.0f} pixels"
+    if longest <= _NATIVE_UP_TO:
+        return "native", why
+    found: dict[int, list[float]] = {}
+    for f in facts:
+        for value, width in f.widths[axis].items():
+            found.setdefault(value, []).append(width)
+    finest = min((float(np.median(w)) for w in found.values()), default=longest)
+    wanted = 32 * math.ceil(_LEAST_WIDTH * longest / finest / 32)
+    if wanted > _RESIZE_TO:
+        why += f", and the finest class {finest:.1f} wide"
+    size = min(max(wanted, _RESIZE_TO), _LARGEST)
+    return ("native", why) if size >= longest else (size, why)
+
+
 def sides_that_flips_swap(facts: Sequence[CaseFacts], axis: SliceAxis) -> tuple[int, int] | None:
     """Two mask values that lie on opposite sides in (nearly) all cases, such as a left and a right
     organ: a mirrored patch would show one under the other's name. None where there are none."""
@@ -139,8 +186,9 @@ def fit_preprocessing(
 ) -> tuple[Preprocessing, list[str]]:
     """The preprocessing for these training cases, and a line of reason for each decision.
 
-    Rules: slices up to 640 pixels stay native, larger ones are brought to 512, unless pixels are
-    brought to a spacing (auto: the cases' median of √(row · column spacing)); CT (values below
+    Rules: slices up to 640 pixels stay native; larger ones are brought to 512, or to as many (up to
+    2048) as keep the finest class 4 pixels wide, unless pixels are brought to a spacing (auto: the
+    cases' median of √(row · column spacing)); CT (values below
     -500) is clipped to its foreground's 0.5…99.5 % and standardised as nnU-Net does (Isensee et al.
     2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
     volume), over the non-zero pixels where more than a tenth of all are exactly zero.
@@ -157,15 +205,14 @@ def fit_preprocessing(
         axes: Counter[SliceAxis] = Counter(f.thickest for f in facts)
         axis = axes.most_common(1)[0][0]
         reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
-    longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
     size = settings.preprocess.size
     spacing_mm, why = _resampled_to(facts, axis, settings)
     reasons += why
     if spacing_mm:
         size = "native"
     elif size == "auto":
-        size = "native" if longest <= _NATIVE_UP_TO else _RESIZE_TO
-        reasons.append(f"size: {size}, the median longest side is {longest:.0f} pixels")
+        size, why = _choose_size(facts, axis)
+        reasons.append(f"size: {size}, {why}")
     kind = settings.preprocess.normalisation
     minimum = float(np.median([f.minimum for f in facts]))
     rgb = channels == 3 and channel_files == 1 and all(f.dtype == "uint8" for f in facts)

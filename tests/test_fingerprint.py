@@ -85,6 +85,47 @@ def test_slices_up_to_640_stay_as_they_are(sides: list[tuple[int, int]], size: i
     assert fit(*(grey(*side) for side in sides)).size == size
 
 
+def striped(side: int, *widths: int, turned: bool = False) -> CaseFacts:
+    """A square slice with a stripe of each width across it, of the values 1, 2, …"""
+    mask = np.zeros((1, side, side, 1), np.uint8)
+    for value, width in enumerate(widths, start=1):
+        start = value * side // (len(widths) + 1)
+        mask[0, start : start + width] = value
+    return facts_of(np.ones_like(mask), None, mask.swapaxes(1, 2) if turned else mask)
+
+
+def test_a_stripe_is_as_wide_as_it_is_and_a_square_half_as_wide() -> None:
+    for turned in (False, True):
+        facts = striped(700, 3, 50, turned=turned)
+        assert all(widths == {1: 3, 2: 50} for widths in facts.widths.values())
+    mask = np.zeros((1, 700, 700, 1), np.uint8)
+    mask[0, 100:120, 100:120] = 9
+    mask[0, 300:310, 300:310] = 255
+    assert facts_of(np.ones_like(mask), None, mask, ignore=255).widths["axial"] == {9: 10}
+    assert not any(striped(640, 3).widths.values())  # never resized, so not asked
+    assert facts_of(np.ones((1, 700, 10, 1), np.uint8)).widths["axial"] == {}  # no outline at all
+
+
+@pytest.mark.parametrize(
+    ("side", "widths", "size"),
+    [
+        (1024, (8,), 512),  # 4 pixels are left
+        (1024, (7, 100), 608),  # 585, in steps of 32
+        (1024, (3,), None),  # finer than 4 even as it is
+        (4000, (9,), 1792),
+        (4000, (2,), 2048),  # no larger
+    ],
+)
+def test_large_slices_keep_their_finest_class_four_pixels_wide(
+    side: int, widths: tuple[int, ...], size: int | None
+) -> None:
+    assert fit(striped(side, *widths)).size == size
+
+
+def test_the_finest_class_is_that_of_the_median_case() -> None:
+    assert fit(striped(1024, 2), striped(1024, 30), striped(1024, 40)).size == 512
+
+
 def test_a_size_that_is_set_wins() -> None:
     assert fit(grey(2000, 100), size="native").size is None
     assert fit(grey(100, 100), size=256).size == 256
