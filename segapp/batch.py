@@ -36,7 +36,7 @@ class Outcome:
 
     file: Path
     output: Path | None = None
-    status: str = "ok"  # ok | review | failed | skipped
+    status: str = "ok"  # ok | failed | skipped
     reason: str = ""
     seconds: float = 0.0
     mean_confidence: float | None = None

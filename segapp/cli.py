@@ -20,8 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train a segmentation model on your scans and masks, measure it, use it.\n\n"
-    "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out DIR",
-    epilog="Exit codes: 0 all done, 1 some inputs failed, 2 usage, settings or data error.",
+    "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out RESULTS",
+    epilog="Exit codes: 0 all done, 1 some inputs failed, 2 usage, settings or data error, "
+    "130 stopped by Ctrl-C.",
 )
 
 
@@ -46,8 +47,8 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CONFIG] [KEY=VALUE ...]",
-        help="A YAML file, and settings that go before its own, e.g. data.root=DIR "
-        "train.budget_minutes=10. With neither: configs/brain.yaml.",
+        help="A YAML file first, then settings that override it, e.g. data.root=DIR "
+        "train.budget_minutes=10. Without a file and data.root: configs/brain.yaml.",
     ),
 ]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="A data set, as for train.")]
@@ -68,15 +69,15 @@ def train(
         bool,
         typer.Option(
             "--find-lr",
-            help="Try learning rates for a minute, print a suggestion, save a plot, train nothing.",
+            help="Try learning rates over 100 steps: print a suggestion, save a plot.",
         ),
     ] = False,
 ) -> None:
     """Train a model.
 
-    DATA is found by its layout: images/ + masks/ with the same file names, nnU-Net's imagesTr/ +
-    labelsTr/ + dataset.json, either below train/ val/ test/, or a cases.csv with
-    image,mask,patient,split. Ctrl-C saves the run; --resume goes on with it.
+    The data set (data.root=DIR) is known by its layout: images/ + masks/ with the same file names,
+    nnU-Net's imagesTr/ + labelsTr/ + dataset.json, either below train/ val/ test/, or a cases.csv
+    with image,mask,patient,split. Ctrl-C saves the run; --resume goes on with it.
     """
     from segapp.config import load_settings, run_config
 
@@ -267,7 +268,10 @@ def info(model: Model, as_json: Json = False) -> None:
 
 @app.command(name="app")
 def web_app(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Run folders or files.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors; exactly one."),
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
     ] = "127.0.0.1",

@@ -110,7 +110,7 @@ def _full_resolution(s: Settings) -> Iterator[str]:
 
 
 def _short_encoder(s: Settings) -> Iterator[str]:
-    """`model.encoder_depth` below 5 is for `model.architecture` unet or unetplusplus."""
+    """`model.encoder_depth` below 5 is for unet or unetplusplus, over a ResNet."""
     depth = s.model.encoder_depth
     if depth not in ("auto", 5) and s.model.architecture not in RESIDUAL_DECODERS:
         yield (

@@ -129,7 +129,7 @@ def _sides(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) ->
 def _widths(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
     """Foreground value → its mean width in pixels: twice its area by the length of its outline, so
     w for a long stripe of w pixels, w/2 for a square of w and 0.4 w for a disc w across. {} for
-    slices so small that they are never resized."""
+    slices of up to 640 pixels, which have no say."""
     slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))[:, 0]
     if max(slices.shape[1:]) <= _NATIVE_UP_TO:
         return {}
@@ -186,12 +186,12 @@ def fit_preprocessing(
 ) -> tuple[Preprocessing, list[str]]:
     """The preprocessing for these training cases, and a line of reason for each decision.
 
-    Rules: slices up to 640 pixels stay native; larger ones are brought to 512, or to as many (up to
-    2048) as keep the finest class 4 pixels wide, unless pixels are brought to a spacing (auto: the
-    cases' median of √(row · column spacing)); CT (values below
-    -500) is clipped to its foreground's 0.5…99.5 % and standardised as nnU-Net does (Isensee et al.
-    2021); 8-bit RGB takes ImageNet's constants; everything else a z-score of each image (or
-    volume), over the non-zero pixels where more than a tenth of all are exactly zero.
+    Rules: slices stay native where their median longest side is up to 640 pixels; else they are
+    brought to 512, or to as many (up to 2048, none enlarged) as keep the finest class 4 pixels
+    wide, unless pixels are brought to a spacing (auto: the cases' median of √(row · column
+    spacing)); CT (values below -500) is clipped to its foreground's 0.5…99.5 % and standardised as
+    nnU-Net does (Isensee et al. 2021); 8-bit RGB takes ImageNet's constants; everything else a
+    z-score of each image (or volume), over the non-zero pixels where more than a tenth are zero.
 
     Raises ScanError for a scan of unknown spacing where preprocess.spacing_mm needs it, ConfigError
     for data.context_slices without volumes.

@@ -75,7 +75,7 @@ class TrainingBar:
 
 
 class BatchBar:
-    """Scans done, how many failed, scans a second and the time left."""
+    """Scans done, how many failed, and the time left."""
 
     def __init__(self, total: int) -> None:
         columns = (

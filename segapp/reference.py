@@ -19,10 +19,11 @@ _HEAD = f"""\
 
 Made by `python -m segapp.reference` from `segapp/settings.py`. A setting is given as a word,
 `segapp train data.root=DIR optim.max_lr=1e-3`, or in a YAML file with a section for each heading
-below; words go before the file. `auto` is decided from the data and the machine when training
-starts, and the run's `config.yaml` holds what was decided. – means: not given. Of `train.epochs`
-and `train.budget_minutes` the one given last counts; with neither, a run takes
-{DEFAULT_BUDGET_MINUTES:g} minutes. `segapp train --print-config` prints what a command would use.
+below: the file comes first on the command line, and words override it. `auto` is decided from the
+data and the machine when training starts, and the run's `config.yaml` holds what was decided.
+– means: not given. Give one of `train.epochs` and `train.budget_minutes` (as a word it replaces the
+file's); with neither, a run takes {DEFAULT_BUDGET_MINUTES:g} minutes. `segapp train --print-config`
+prints what a command would use.
 """
 _COMPARE = """\
 ## compare

@@ -25,7 +25,7 @@ _NEW_SHARE = 0.3  # of the newest epoch in the running mean
 class State:
     """Where a run is: what the tensors of its saved state don't say."""
 
-    step: int = 0  # batches trained on
+    step: int = 0  # optimiser steps tried
     epoch: int = 0  # epochs completed
     done: float = 0.0  # share of the run; the learning rate follows it
     elapsed: float = 0.0  # seconds of all sittings up to the last save

@@ -126,23 +126,23 @@ class PreprocessSettings(_Section):
         "Side of a pixel in mm that slices are resampled to, none, or auto (the scans' median).",
     )
     size: Auto | Literal["native"] | Annotated[int, Field(ge=32)] = _set(
-        "auto", "Longest side of a slice in pixels, native, or auto (native if small)."
+        "auto", "Longest side of a slice in pixels, native, or auto (native up to 640, else 512…)."
     )
     normalisation: Auto | Literal["imagenet", "zscore", "percentile", "ct"] = _set(
-        "auto", "How intensities are brought to the network's range."
+        "auto", "What intensities become: 0 ± 1 (zscore), -1…1 (percentile), 0 ± 1 in HU (ct)."
     )
 
 
 class AugmentSettings(_Section):
-    """Random changes of the training patches. Shares (…_p) are the probability that a patch gets
-    the change; auto takes the policy's value."""
+    """Random changes of the training patches. …_p: the probability that a patch (mixup_p and
+    cutmix_p: a batch) gets one; auto takes the policy's value."""
 
     policy: Literal["none", "light", "standard", "strong", "randaugment", "autoaugment"] = _set(
         "light",
         "What auto stands for below, or random operations (randaugment), or one of a "
         "fixed list of pairs (autoaugment).",
     )
-    operations: Annotated[int, Field(ge=1, le=8)] = _set(2, "Those of a patch (randaugment).")
+    operations: Annotated[int, Field(ge=1, le=8)] = _set(2, "Random ones of a patch (randaugment).")
     magnitude: Annotated[float, Field(ge=0, le=10)] = _set(5, "Their strength, 0…10 (randaugment).")
     flip_p: Auto | Share = _set(
         "auto", "Horizontal flip; auto also leaves it out where it would swap classes."
@@ -196,7 +196,7 @@ class ModelSettings(_Section):
     )
     encoder_depth: Auto | Annotated[int, Field(ge=3, le=5)] = _set(
         "auto",
-        "Stages of the encoder; auto: of a U-Net's ResNet those with 12 pixels a side, else 5.",
+        "Stages of the encoder, below 5 of a ResNet; auto: what leaves a patch 12 pixels a side.",
     )
     init_from: Path | None = _set(
         None, "A whole segapp model to go on from; classes of the same name keep theirs."
@@ -284,7 +284,7 @@ class OptimSettings(_Section):
 class TrainSettings(_Section):
     """The run."""
 
-    out: Path | None = _set(None, "Run folder; default runs/<config name>.")
+    out: Path | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
     epochs: Annotated[int, Field(ge=1)] | None = _set(
         None, "Length of the run, instead of a budget."
     )
@@ -305,13 +305,13 @@ class TrainSettings(_Section):
         AfterValidator(lambda scales: scales and _ends_at_one(scales)),
     ] = _set(None, "Scales of the slices in equal stages of the run, e.g. 0.5,0.75,1.")
     folds: Annotated[int, Field(ge=2, le=20)] | None = _set(
-        None, "Cross-validation: so many models by patient, and their ensemble."
+        None, "Cross-validation: so many models by patient, in one budget, and their ensemble."
     )
     fold: Annotated[int, Field(ge=1)] | None = _set(
         None, "Only this one of the folds (from 1), without the ensemble."
     )
     precision: Auto | Literal["fp32", "bf16", "fp16"] = _set(
-        "auto", "bf16 where the hardware computes in it; fp16 on older GPUs."
+        "auto", "auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32."
     )
     seed: Annotated[int, Field(ge=0)] = _set(0, "Of everything that is drawn at random.")
 
