@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-# Measured with the default network (a U-Net on the first stages of a ResNet-34) on two cores, batches
-# of 8 and patches of 96, 160 and 256 pixels: images a second against the matrix product below, and
-# the peak memory.
+# Measured with the default network (a U-Net on the first stages of a ResNet-34) on two cores with
+# batches of 8 and patches of 96, 160 and 256 pixels: images a second against the matrix product
+# below, and the peak memory.
 _FLOP_PER_PIXEL, _FLOP_PER_PIXEL_BF16, _FLOP_PER_IMAGE = 0.72e6, 0.33e6, 0.3e9
 _MB_BASE, _MB_PER_PIXEL = 850, 1.7e-3
 _MB_RUN = 150  # model.safetensors 6 or 36, last/ 19 or 108, pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from segapp.preprocess import (
     thickest_axis,
     to_slices,
 )
+from segapp.resample import resize
 from segapp.scan import Scan
 from segapp.settings import Settings
 
 _NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
 _RESIZE_TO = 512
-_LARGEST = 2048  # what a network should be asked to look at; finer structures lose there
-_LEAST_WIDTH = 4.0  # pixels that the finest class should keep
+_LARGEST = 2048  # what a network should be asked to look at
+_LEAST_WIDTH, _LEAST_DETAIL = 6.0, 0.05  # see `_choose_size`
 _AIR_HU = -500  # no other modality stores values as low as air in CT
 _SAME_SIDE, _OFF_CENTRE = 0.9, 0.15  # share of cases; mean distance from the middle, of half
 _SAMPLES = 20_000  # foreground intensities kept per case
@@ -44,7 +44,7 @@ class CaseFacts:
     these slices, rows and columns (None where unknown); `percentiles`: see `percentiles`;
     `spreads`: mean and standard deviation of each channel, over its non-zero voxels (True) or all
     (False); `sides`: where each foreground value lies across the columns, -1 first … 1 last of all
-    foreground; `widths`: see `_widths`."""
+    foreground; `widths` and `detail`: see `_widths`, `_detail`."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -62,6 +62,7 @@ class CaseFacts:
     spreads: dict[bool, tuple[tuple[float, float], ...]]
     sides: dict[SliceAxis, dict[int, float]]
     widths: dict[SliceAxis, dict[int, float]]
+    detail: dict[SliceAxis, float]
     samples: np.ndarray
 
 
@@ -94,6 +95,7 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
         },
         sides={axis: _sides(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
         widths={axis: _widths(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
+        detail={axis: _detail(scan, axis) for axis in get_args(SliceAxis)},
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
 
@@ -148,10 +150,24 @@ def _widths(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -
     }
 
 
+def _detail(scan: Scan, axis: SliceAxis) -> float:
+    """What the middle slice loses where its longest side is brought to 512 pixels and back: the
+    standard deviation of the change, as a share of its own. 0 where slices are never shrunk."""
+    slices = to_slices(scan.voxels, scan.affine, scan_axis(scan.shape, scan.affine, axis))
+    middle = slices[len(slices) // 2 :][:1].astype(np.float32)
+    rows, columns = middle.shape[2:]
+    if max(rows, columns) <= _NATIVE_UP_TO or not middle.std():
+        return 0.0
+    share = _RESIZE_TO / max(rows, columns)
+    small = resize(middle, (max(1, round(share * rows)), max(1, round(share * columns))))
+    return float((middle - resize(small, (rows, columns))).std() / middle.std())
+
+
 def _choose_size(
     facts: Sequence[CaseFacts], axis: SliceAxis
 ) -> tuple[int | Literal["native"], str]:
-    """The longest side that slices are brought to, and why."""
+    """The longest side that slices are brought to, and why: 512 shows a network the most of a large
+    slice, but loses classes of a few pixels, where the image has that much detail to lose."""
     longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
     why = f"the median longest side is {longest:.0f} pixels"
     if longest <= _NATIVE_UP_TO:
@@ -161,11 +177,12 @@ def _choose_size(
         for value, width in f.widths[axis].items():
             found.setdefault(value, []).append(width)
     finest = min((float(np.median(w)) for w in found.values()), default=longest)
-    wanted = 32 * math.ceil(_LEAST_WIDTH * longest / finest / 32)
-    if wanted > _RESIZE_TO:
-        why += f", and the finest class {finest:.1f} wide"
-    size = min(max(wanted, _RESIZE_TO), _LARGEST)
-    return ("native", why) if size >= longest else (size, why)
+    finest *= _RESIZE_TO / longest
+    detail = float(np.median([f.detail[axis] for f in facts]))
+    if finest >= _LEAST_WIDTH or detail < _LEAST_DETAIL:
+        return _RESIZE_TO, why
+    why += f"; at {_RESIZE_TO} the finest class were {finest:.1f} wide, {detail:.0%} of detail lost"
+    return ("native" if longest <= _LARGEST else _LARGEST), why
 
 
 def sides_that_flips_swap(facts: Sequence[CaseFacts], axis: SliceAxis) -> tuple[int, int] | None:
@@ -186,12 +203,12 @@ def fit_preprocessing(
 ) -> tuple[Preprocessing, list[str]]:
     """The preprocessing for these training cases, and a line of reason for each decision.
 
-    Rules: slices stay native where their median longest side is up to 640 pixels; else they are
-    brought to 512, or to as many (up to 2048, none enlarged) as keep the finest class 4 pixels
-    wide, unless pixels are brought to a spacing (auto: the cases' median of √(row · column
-    spacing)); CT (values below -500) is clipped to its foreground's 0.5…99.5 % and standardised as
-    nnU-Net does (Isensee et al. 2021); 8-bit RGB takes ImageNet's constants; everything else a
-    z-score of each image (or volume), over the non-zero pixels where more than a tenth are zero.
+    Rules: slices stay native where their median longest side is up to 640 pixels; else see
+    `_choose_size`, unless pixels are brought to a spacing (auto: the cases' median of √(row ·
+    column spacing)); CT (values below -500) is clipped to its foreground's 0.5…99.5 % and
+    standardised as nnU-Net does (Isensee et al. 2021); 8-bit RGB takes ImageNet's constants;
+    everything else a z-score of each image (or volume), over the non-zero pixels where more than a
+    tenth are zero.
 
     Raises ScanError for a scan of unknown spacing where preprocess.spacing_mm needs it, ConfigError
     for data.context_slices without volumes.

@@ -85,13 +85,15 @@ def test_slices_up_to_640_stay_as_they_are(sides: list[tuple[int, int]], size: i
     assert fit(*(grey(*side) for side in sides)).size == size
 
 
-def striped(side: int, *widths: int, turned: bool = False) -> CaseFacts:
-    """A square slice with a stripe of each width across it, of the values 1, 2, …"""
+def striped(side: int, *widths: int, turned: bool = False, flat: bool = False) -> CaseFacts:
+    """A square slice of noise with a stripe of each width across it, of the values 1, 2, …"""
     mask = np.zeros((1, side, side, 1), np.uint8)
     for value, width in enumerate(widths, start=1):
         start = value * side // (len(widths) + 1)
         mask[0, start : start + width] = value
-    return facts_of(np.ones_like(mask), None, mask.swapaxes(1, 2) if turned else mask)
+    noise = np.random.default_rng(0).integers(0, 99, mask.shape).astype(np.uint8)
+    voxels = np.ones_like(mask) if flat else noise
+    return facts_of(voxels, None, mask.swapaxes(1, 2) if turned else mask)
 
 
 def test_a_stripe_is_as_wide_as_it_is_and_a_square_half_as_wide() -> None:
@@ -106,20 +108,30 @@ def test_a_stripe_is_as_wide_as_it_is_and_a_square_half_as_wide() -> None:
     assert facts_of(np.ones((1, 700, 10, 1), np.uint8)).widths["axial"] == {}  # no outline at all
 
 
+def test_detail_is_what_512_pixels_lose() -> None:
+    checks = np.indices((1024, 1024)).sum(0).astype(np.float32)[None, :, :, None]
+    assert facts_of(checks % 2).detail["axial"] == pytest.approx(1, abs=0.02)  # all grey
+    assert facts_of(checks // 64 % 2).detail["axial"] < 0.3
+    assert facts_of(checks).detail["axial"] < 0.001  # a ramp
+    assert facts_of(0 * checks).detail["axial"] == 0
+    assert facts_of(checks[:, :640, :640] % 2).detail["axial"] == 0  # stays as it is anyway
+
+
 @pytest.mark.parametrize(
     ("side", "widths", "size"),
     [
-        (1024, (8,), 512),  # 4 pixels are left
-        (1024, (7, 100), 608),  # 585, in steps of 32
-        (1024, (3,), None),  # finer than 4 even as it is
-        (4000, (9,), 1792),
-        (4000, (2,), 2048),  # no larger
+        (1024, (12,), 512),  # 6 pixels are left
+        (1024, (11, 100), None),
+        (1024, (3,), None),
+        (2048, (12,), None),
+        (4000, (9,), 2048),  # no larger
     ],
 )
-def test_large_slices_keep_their_finest_class_four_pixels_wide(
+def test_large_slices_with_fine_classes_and_detail_stay_large(
     side: int, widths: tuple[int, ...], size: int | None
 ) -> None:
     assert fit(striped(side, *widths)).size == size
+    assert fit(striped(side, *widths, flat=True)).size == 512  # nothing to lose
 
 
 def test_the_finest_class_is_that_of_the_median_case() -> None:
