@@ -87,7 +87,7 @@ def test_the_brain_data_are_clean() -> None:
     cost = facts["training"]
     assert cost["slices"] == 70
     assert cost["disk_mb"] == pytest.approx(150 + 70 * 197 * 233 * 3 / 1e6)
-    assert cost["seconds_per_pass"] == pytest.approx(70 * (160**2 * 0.92e6 + 6e9) / 1e11)
+    assert cost["seconds_per_pass"] == pytest.approx(70 * (160**2 * 0.72e6 + 0.3e9) / 1e11)
 
 
 def plant_faults(root: Path) -> set[tuple[str, str]]:
