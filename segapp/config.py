@@ -90,7 +90,7 @@ def forget_resolved(tree: dict[str, Any], changed: list[str]) -> None:
         content = sections.get(section, {})
         became: dict[str, Any] = {}
         if key == "augment.policy":
-            became = POLICIES.get(str(content.get(name, "light")), {})
+            became = POLICIES.get(str(content.get(name, "moves")), {})
         elif key == "optim.schedule":
             became = {"warm_up": WARM_UP.get(str(content.get(name, "onecycle")))}
         elif key in ("model.architecture", "model.encoder"):

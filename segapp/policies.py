@@ -14,6 +14,7 @@ _NONE = {
 }
 _LIGHT = _NONE | {"flip_p": 0.5, "affine_p": 0.5, "rotate_deg": 10.0, "shear_deg": 5.0}
 _LIGHT |= {"scale": 0.1}
+_MOVES = _LIGHT | {"rotate_deg": 15.0, "scale": 0.2, "elastic_p": 0.3}
 _STANDARD = _NONE | {"flip_p": 0.5, "affine_p": 0.7, "colour_p": 0.3, "blur_p": 0.05}
 _STANDARD |= {"noise_p": 0.1, "salt_pepper_p": 0.02, "erase_p": 0.05}
 _STRONG = _STANDARD | {"affine_p": 0.8, "rotate_deg": 30.0, "scale": 0.3, "elastic_p": 0.2}
@@ -26,6 +27,7 @@ _OPERATIONS = _NONE | {"flip_p": 0.5}
 POLICIES = {
     "none": _NONE,
     "light": _LIGHT,
+    "moves": _MOVES,
     "standard": _STANDARD,
     "strong": _STRONG,
     "randaugment": _OPERATIONS,

@@ -137,11 +137,9 @@ class AugmentSettings(_Section):
     """Random changes of the training patches. …_p: the probability that a patch (mixup_p and
     cutmix_p: a batch) gets one; auto takes the policy's value."""
 
-    policy: Literal["none", "light", "standard", "strong", "randaugment", "autoaugment"] = _set(
-        "light",
-        "What auto stands for below, or random operations (randaugment), or one of a "
-        "fixed list of pairs (autoaugment).",
-    )
+    policy: Literal[
+        "none", "light", "moves", "standard", "strong", "randaugment", "autoaugment"
+    ] = _set("moves", "What auto means below; or random operations, or fixed pairs of them.")
     operations: Annotated[int, Field(ge=1, le=8)] = _set(2, "Random ones of a patch (randaugment).")
     magnitude: Annotated[float, Field(ge=0, le=10)] = _set(5, "Their strength, 0…10 (randaugment).")
     flip_p: Auto | Share = _set(

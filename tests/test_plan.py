@@ -390,7 +390,7 @@ def test_slices_are_padded_to_what_the_encoder_needs(
     assert (plan.settings.model.encoder_depth, plan.preprocessing.stride) == (depth, stride)
 
 
-@pytest.mark.parametrize("policy", ["none", "light", "strong", "randaugment"])
+@pytest.mark.parametrize("policy", ["none", "light", "moves", "strong", "randaugment"])
 def test_a_policy_becomes_numbers(png_dataset: Path, policy: str) -> None:
     augment = plan_of(
         png_dataset, f"augment.policy={policy}", "augment.noise_p=0.77"

@@ -25,7 +25,7 @@ def test_what_was_given_wins_over_the_policy() -> None:
 
 def test_only_moves_by_default() -> None:
     on = {name for name, value in resolved(AugmentSettings()) if name.endswith("_p") and value}
-    assert on == {"flip_p", "affine_p"}
+    assert on == {"flip_p", "affine_p", "elastic_p"}
 
 
 def test_standard_changes_a_little_of_everything() -> None:
