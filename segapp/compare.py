@@ -14,18 +14,18 @@ from typing import Any
 import yaml
 
 from segapp.errors import ConfigError, DataError, Interrupted
-from segapp.files import require_writable, write_text
+from segapp.files import require_writable, write_table, write_text
 from segapp.machine import catch_interrupt
 from segapp.plan import make_plan
 from segapp.progress import track
 from segapp.report.comparison import (
+    RUN_COLUMNS,
     Curve,
     Row,
     add_times_to_target,
     draw,
     summarise,
     write_page,
-    write_runs,
 )
 from segapp.settings import Settings
 from segapp.trial import folder_of, is_finished, read_result, run_figures, run_in_own_process
@@ -185,7 +185,7 @@ def _write_tables(comparison: Comparison, failures: dict[RunKey, str], out: Path
         rows.append(row)
     variants = list(comparison.variants)
     add_times_to_target(rows, curves, variants[0])
-    write_runs(rows, out / "comparison.csv")
+    write_table(out / "comparison.csv", RUN_COLUMNS, rows)
     draw(rows, curves, variants, out / "comparison.png")
     page = out / "comparison.md"
     write_page(comparison.title, _facts(comparison), rows, comparison.variants, page)

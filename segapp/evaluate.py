@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +16,7 @@ from segapp.cases import Case, find_cases, image_hash, labels_to_indices
 from segapp.check import read_case
 from segapp.checkpoint import DataRecord
 from segapp.errors import DataError, OutputError, ScanError
-from segapp.files import require_writable, write_text
+from segapp.files import require_writable, write_table, write_text
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
@@ -164,25 +162,23 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Write out/cases.csv and out/summary.json; returns the summary. Raises OutputError."""
     names = [c.name for c in evaluation.classes]
-    table = io.StringIO()
     columns = ["case", "patient", "split", "status", "reason", "miou", "dice"]
     columns += [f"iou_{n}" for n in names] + [f"dice_{n}" for n in names] + ["warnings"]
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for r in evaluation.cases:
         row: dict[str, Any] = {"case": r.case.name, "patient": r.case.patient}
         row |= {"split": r.case.split, "status": "failed" if r.error else "ok"}
         row |= {"reason": r.error, "warnings": "; ".join(r.warnings)}
         if not r.error:
-            row["miou"] = _cell(metrics.mean_iou(r.matrix))
-            row["dice"] = _cell(metrics.mean_dice(r.matrix))
+            row["miou"] = _number(metrics.mean_iou(r.matrix))
+            row["dice"] = _number(metrics.mean_dice(r.matrix))
             for name, i, d in zip(
                 names, metrics.iou(r.matrix), metrics.dice(r.matrix), strict=True
             ):
-                row[f"iou_{name}"], row[f"dice_{name}"] = _cell(i), _cell(d)
-        writer.writerow(row)
+                row[f"iou_{name}"], row[f"dice_{name}"] = _number(i), _number(d)
+        rows.append(row)
     result = {**summary(evaluation, split), "n_seen_in_training": seen}
-    write_text(out / "cases.csv", table.getvalue())
+    write_table(out / "cases.csv", columns, rows)
     write_text(out / "summary.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -263,7 +259,3 @@ def _with_split_of_training(case: Case, splits: set[str], folds: bool) -> Case:
     if case.split in declared or not splits:
         return case
     return replace(case, split="train" if "train" in splits else sorted(splits)[-1])
-
-
-def _cell(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.6f}"

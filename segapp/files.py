@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from segapp.errors import OutputError
 
@@ -46,6 +49,17 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path` at once or not at all; file names in it keep their bytes."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write CSV to `path` at once or not at all: floats with 6 significant digits, empty where a
+    row has None or no such column."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, text.getvalue())
 
 
 def sha256(path: Path) -> str:

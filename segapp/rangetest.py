@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from segapp.errors import TrainingError
-from segapp.files import atomic_path, write_text
+from segapp.files import atomic_path, write_table
 
 _SMOOTHING = 0.9  # share of the old value in the running mean of the loss
 STEPS = 100
@@ -86,12 +84,10 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
 
 def write_range_test(result: RangeTest, out: Path) -> None:
     """out/learning_rates.csv, a line a step, and its picture out/learning_rates.png."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("learning_rate", "loss", "smoothed"))
-    for row in zip(result.rates, result.losses, result.smoothed, strict=True):
-        writer.writerow(f"{value:.6g}" for value in row)
-    write_text(out / "learning_rates.csv", text.getvalue())
+    columns = ("learning_rate", "loss", "smoothed")
+    steps = zip(result.rates, result.losses, result.smoothed, strict=True)
+    rows = (dict(zip(columns, step, strict=True)) for step in steps)
+    write_table(out / "learning_rates.csv", columns, rows)
 
     from matplotlib.figure import Figure  # half a second that only the end of a test pays
 

@@ -22,7 +22,7 @@ from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
 from segapp.evaluate import summary
-from segapp.files import require_writable, write_text
+from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
 from segapp.losses import make_loss
@@ -34,7 +34,7 @@ from segapp.plan import Plan, make_plan, open_run, reopen_run, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import TrainingBar, clock_text, track
 from segapp.rangetest import STEPS, range_test, write_range_test
-from segapp.report.training import write_augmentations, write_curves, write_history, write_overlays
+from segapp.report.training import write_augmentations, write_curves, write_overlays
 from segapp.resume import State
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
@@ -209,7 +209,7 @@ def fit(parts: Parts, started: float) -> None:
                 if s.train.patience and state.epoch - state.highest_epoch >= s.train.patience:
                     stop = f"no better val mIoU for {s.train.patience} epochs"
             record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
-            write_history(state.history, out / "history.csv")
+            write_table(out / "history.csv", list(state.history[0]), state.history)
             if interrupted and not stop:
                 break
             if stop or time.time() - saved_at > _SAVE_EVERY_S:

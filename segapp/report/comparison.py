@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -151,16 +149,6 @@ def _plus_minus(mean: float | None, sd: float | None, sign: str = "") -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def write_runs(rows: Sequence[Row], path: Path) -> None:
-    """comparison.csv: a row a run, empty where nothing was measured. Raises OutputError."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_text(path, text.getvalue())
 
 
 def write_page(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segapp.files import write_text
+from segapp.files import write_table, write_text
 from segapp.finding import Finding
 
 _COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
@@ -34,11 +32,7 @@ def report_of(
 
 def write_report(report: dict[str, Any], out: Path) -> None:
     """Write out/findings.csv and out/report.json. Raises OutputError."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(report["findings"])
-    write_text(out / "findings.csv", table.getvalue())
+    write_table(out / "findings.csv", _COLUMNS, report["findings"])
     write_text(out / "report.json", json.dumps(report) + "\n")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segapp.cases import Case
-from segapp.files import atomic_path, write_text
+from segapp.files import atomic_path
 from segapp.preprocess import SliceAxis, scan_axis, to_slices
 from segapp.report.overlay import (
     busiest_slice,
@@ -26,17 +24,6 @@ if TYPE_CHECKING:
     from segapp.data import Samples
 
 _GAP = 4  # pixels between pictures
-
-
-def write_history(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """One line an epoch, floats with 6 significant digits, empty where nothing was measured."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow(shown)
-    write_text(path, text.getvalue())
 
 
 def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], path: Path) -> None:
