@@ -6,9 +6,8 @@ import json
 import sys
 import time
 import traceback
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,20 +23,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done, 1 some inputs failed, 2 usage, settings or data error, "
     "130 stopped by Ctrl-C.",
 )
-
-
-class Split(StrEnum):
-    all = "all"
-    train = "train"
-    val = "val"
-    test = "test"
-
-
-class OutputFormat(StrEnum):
-    same = "same"
-    nifti = "nifti"
-    png = "png"
-    dicomseg = "dicomseg"
 
 
 Model = Annotated[
@@ -180,13 +165,13 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
     output_format: Annotated[
-        OutputFormat,
+        Literal["same", "nifti", "png", "dicomseg"],
         typer.Option(
             "--format",
             help="same: as the scan came, but PNG for JPEG and BMP, NIfTI for DICOM. dicomseg: a "
             "DICOM segmentation that refers to its DICOM series.",
         ),
-    ] = OutputFormat.same,
+    ] = "same",
     device: Device = "auto",
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write a picture of each result.")
@@ -212,7 +197,7 @@ def predict(
 
     counts = predict_all(
         *(model, inputs, out, device),
-        output_format=output_format.value,
+        output_format=output_format,
         overlay=overlay,
         skip_existing=skip_existing,
         allow_gaps=allow_gaps,
@@ -231,7 +216,10 @@ def evaluate(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
-    split: Annotated[Split | None, typer.Option(help="Default: test, else val, else all.")] = None,
+    split: Annotated[
+        Literal["all", "train", "val", "test"] | None,
+        typer.Option(help="Default: test, else val, else all."),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -244,7 +232,7 @@ def evaluate(
     from segapp.cli_text import evaluation_table
     from segapp.evaluate import evaluate_model
 
-    result = evaluate_model(model, data, split.value if split else None, out, device)
+    result = evaluate_model(model, data, split, out, device)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -10,7 +10,7 @@ from typing import Any
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import ModelInfo, read_info
 from segapp.predict import Predictor
-from segapp.progress import BatchBar, log
+from segapp.progress import batch_bar, log
 
 
 def predict_all(
@@ -22,16 +22,19 @@ def predict_all(
     entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
     predictor = Predictor.load(model, device)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
-    with BatchBar(len(entries)) as bar:
+    failed = 0
+    with batch_bar(len(entries)) as step:
 
         def report(outcome: Any) -> None:
+            nonlocal failed
             for warning in outcome.warnings:
                 repeated[warning] += 1
                 if repeated[warning] == 1:
                     log.warning("%s: %s", outcome.file, warning)
             if outcome.status == "failed":
+                failed += 1
                 log.error("%s: %s", outcome.file, outcome.reason)
-            bar.step(outcome.status == "failed")
+            step(failed)
 
         outcomes = predict_batch(predictor, entries, out, on_outcome=report, **options)
     for warning, count in repeated.items():

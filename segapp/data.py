@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -158,18 +158,6 @@ def pass_length(empty: Sequence[bool]) -> int:
     return full + min(bare, int(np.ceil(_EMPTY_SHARE * full))) if full else bare
 
 
-class _Batches:
-    """Lists of sample addresses, from the batch of optimiser step `first_step` on."""
-
-    def __init__(self, order: Callable[[], Iterator], size: int, first_step: int):
-        self.order, self.size, self.first_step = order, size, first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = islice(self.order(), self.first_step * self.size, None)
-        while True:
-            yield list(islice(order, self.size))
-
-
 def _ignore_interrupts(_: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one saves, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,12 +171,12 @@ def make_batches(
     The batch of a step depends on the seed, the step and `batch_size` alone, never on `workers`; a
     resumed run asks for `first_step` and gets what it would have got.
     """
-    seed, empty = samples.seed, samples.cache.empty
-    batches = _Batches(lambda: sample_order(empty, seed), batch_size, first_step)
+    order = sample_order(samples.cache.empty, samples.seed)
+    order = islice(order, first_step * batch_size, None)
     return iter(
         DataLoader(
             samples,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=(list(islice(order, batch_size)) for _ in count()),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,

@@ -221,7 +221,10 @@ def fit_preprocessing(
     else:
         axes: Counter[SliceAxis] = Counter(f.thickest for f in facts)
         axis = axes.most_common(1)[0][0]
-        reasons.append(f"slices: {axis}, the direction of the thickest spacing (a tie means axial)")
+        why = "the direction of the thickest spacing (a tie means axial)"
+        if all(f.spacing_mm is None for f in facts):
+            why = "as far as images without geometry tell; data.slice_axis names another direction"
+        reasons.append(f"slices: {axis}, {why}")
     size = settings.preprocess.size
     spacing_mm, why = _resampled_to(facts, axis, settings)
     reasons += why

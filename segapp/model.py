@@ -77,22 +77,10 @@ def build_network(
     Never touches the network. Raises ConfigError for an encoder that is unknown or can't serve this
     architecture or depth, and for a decoder without k×k convolutions where `separable`.
     """
+    if members > 1:
+        given = (in_channels, classes, residual, separable, full_resolution, encoder_depth)
+        return Ensemble([build_network(name, encoder, *given) for _ in range(members)])
     _check_encoder(encoder)
-    given = (residual, separable, full_resolution, encoder_depth)
-    networks = [_build_one(name, encoder, in_channels, classes, *given) for _ in range(members)]
-    return Ensemble(networks) if members > 1 else networks[0]
-
-
-def _build_one(
-    name: str,
-    encoder: str,
-    in_channels: int,
-    classes: int,
-    residual: bool,
-    separable: bool,
-    full_resolution: bool,
-    encoder_depth: int,
-) -> nn.Module:
     sizes: dict[str, Any] = {}
     if encoder_depth < 5:
         widths = _DECODER_WIDTHS[-encoder_depth:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -40,66 +42,38 @@ def log_to_console() -> None:
 def track(items: Iterable[T], what: str) -> Iterator[T]:
     """Go through `items` behind a bar with count and ETA, named `what`."""
     total = len(items) if isinstance(items, Sized) else None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=_quiet()) as bar:
+    with _bar(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         yield from bar.track(items, total=total, description=what)
 
 
-class TrainingBar:
-    """The share of a run that is done, with the figures of the moment."""
+@contextmanager
+def training_bar() -> Iterator[Callable[[int, float, str], None]]:
+    """Yields show(epoch, share of the run that is done, figures of the moment)."""
+    with _bar(TaskProgressColumn(), TextColumn("{task.fields[figures]}")) as bar:
+        task = bar.add_task("starting", total=1.0, figures="")
 
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
-        self._bar = Progress(*columns, console=console, transient=True, disable=_quiet())
-        self._task = self._bar.add_task("starting", total=1.0, figures="")
+        def show(epoch: int, done: float, figures: str) -> None:
+            bar.update(task, completed=done, description=f"epoch {epoch}", figures=figures)
 
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, epoch: int, done: float, figures: str) -> None:
-        self._bar.update(self._task, completed=done, description=f"epoch {epoch}", figures=figures)
+        yield show
 
 
-class BatchBar:
-    """Scans done, how many failed, and the time left."""
+@contextmanager
+def batch_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Yields step(failed so far), to be called after each of `total` scans; shows the time left."""
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[failed]}"), TimeRemainingColumn())
+    with _bar(*columns) as bar:
+        task = bar.add_task("segmenting", total=total, failed="")
 
-    def __init__(self, total: int) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, transient=True, disable=_quiet())
-        self._task = self._bar.add_task("segmenting", total=total, failed="")
-        self._failed = 0
+        def step(failed: int) -> None:
+            bar.update(task, advance=1, failed=f"{failed} failed" if failed else "")
 
-    def __enter__(self) -> BatchBar:
-        self._bar.start()
-        return self
+        yield step
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
-    def step(self, failed: bool) -> None:
-        self._failed += failed
-        text = f"{self._failed} failed" if self._failed else ""
-        self._bar.update(self._task, advance=1, failed=text)
+def _bar(*columns: ProgressColumn) -> Progress:
+    named = (TextColumn("{task.description}"), BarColumn(), *columns)
+    return Progress(*named, console=console, transient=True, disable=not console.is_terminal)
 
 
 def clock_text(seconds: float) -> str:
@@ -107,7 +81,3 @@ def clock_text(seconds: float) -> str:
     whole = int(max(0, seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _quiet() -> bool:
-    return not console.is_terminal

@@ -84,7 +84,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
 
 def write_range_test(result: RangeTest, out: Path) -> None:
     """out/learning_rates.csv, a line a step, and its picture out/learning_rates.png."""
-    columns = ("learning_rate", "loss", "smoothed")
+    columns = ["learning_rate", "loss", "smoothed"]
     steps = zip(result.rates, result.losses, result.smoothed, strict=True)
     rows = (dict(zip(columns, step, strict=True)) for step in steps)
     write_table(out / "learning_rates.csv", columns, rows)

@@ -30,9 +30,9 @@ from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_
 from segapp.mix import Mixed, mix_batch
 from segapp.optim import Average, Schedule, make_optimizer
 from segapp.pace import Clock, Pace
-from segapp.plan import Plan, make_plan, open_run, reopen_run, withdraw_run
+from segapp.plan import Plan, make_plan, withdraw_run
 from segapp.predict import Predictor
-from segapp.progress import TrainingBar, clock_text, track
+from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.training import write_augmentations, write_curves, write_overlays
 from segapp.resume import State
@@ -47,25 +47,10 @@ _SAVE_EVERY_S = 60
 _OVERLAYS = 8
 
 
-def train(settings: Settings, started: float | None = None) -> Path:
-    """Train a model as `settings` say; returns the run folder.
-
-    started: time.time() when the command began (a budget counts from there); now if None.
-    Raises what `open_run` and `run_plan` raise.
-    """
-    return run_plan(open_run(settings), started)
-
-
-def resume_run(settings: Settings, started: float | None = None) -> Path:
-    """Go on with the run in train.out; one that is finished is left as it is."""
-    plan = reopen_run(settings)
-    assert settings.train.out is not None
-    return run_plan(plan, started) if plan else settings.train.out
-
-
 def run_plan(plan: Plan, started: float | None = None) -> Path:
     """Train what is planned, from the run's saved state where it has one; returns its folder.
 
+    started: time.time() when the command began (a budget counts from there); now if None.
     Raises ConfigError for settings that this machine or the network can't follow (nothing is left
     behind then), DataError where the data changed since an interrupted run began, TrainingError
     for a loss that is not finite, Interrupted on Ctrl-C or SIGTERM (after saving).
@@ -154,7 +139,7 @@ def fit(parts: Parts, started: float) -> None:
 
     stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
     saved_at = time.time()
-    with catch_interrupt() as interrupted, TrainingBar() as bar:
+    with catch_interrupt() as interrupted, training_bar() as show:
         while not stop:
             epoch_began, trained = clock.elapsed(), 0
             frozen = schedule.done < s.optim.freeze_encoder
@@ -185,7 +170,7 @@ def fit(parts: Parts, started: float) -> None:
                 pace.step_done()
                 if taken:
                     schedule.advance(pace.steps_left(state.step, validation.seconds))
-                bar.show(
+                show(
                     state.epoch + 1,
                     schedule.done,
                     figures_text(state, per_step, pace, validation.seconds, peak_memory_mb()),
@@ -257,20 +242,19 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
         batches = batches_at(parts, stage_scale(s.train.progressive, 0.0), 0)
         network.train()
         numbers = count()
-        bar = TrainingBar()
 
         def step(rate: float) -> float:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             number = next(numbers)
-            bar.show(1, number / STEPS, f"learning rate {rate:.1e}")
+            show(1, number / STEPS, f"learning rate {rate:.1e}")
             micro, _ = _micro_batches(batches, s, number)
             loss, _ = training_step(
                 accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
             )
             return loss.item()
 
-        with bar:
+        with training_bar() as show:
             result = range_test(step)
     write_range_test(result, out)
     return result.suggestion, out / "learning_rates.png"

@@ -53,7 +53,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"loss.weight": 0.5, "loss.name": "ce"}, ("loss.weight", "loss.name=ce")),
     ({"loss.focal_gamma": 1}, ("loss.focal_gamma", "loss.name=dice_ce")),
     ({"loss.tversky_beta": 0.5}, ("loss.tversky_beta", "loss.name=dice_ce")),
-    ({"augment.operations": 3}, ("augment.operations", "augment.policy=light")),
+    ({"augment.operations": 3}, ("augment.operations", "augment.policy=moves")),
     (
         {"augment.magnitude": 3, "augment.policy": "autoaugment"},
         ("augment.magnitude", "augment.policy=autoaugment"),

@@ -99,7 +99,7 @@ def test_a_case_that_fails_is_recorded_and_the_others_go_on(two_cases, tmp_path)
         rows = list(csv.DictReader(file))
     assert [r["status"] for r in rows] == ["ok", "failed", "failed", "failed", "ok"]
     assert rows[1]["miou"] == ""
-    assert (rows[0]["iou_grey"], rows[0]["iou_bright"]) == ("0.500000", "")
+    assert (rows[0]["iou_grey"], rows[0]["iou_bright"]) == ("0.5", "")
     assert "mask value 3" in rows[1]["reason"]
 
 

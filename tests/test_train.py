@@ -23,9 +23,10 @@ from segapp.checkpoint import read_info, read_weights
 from segapp.config import load_settings
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
 from segapp.evaluate import evaluate_model
+from segapp.plan import open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.resume import State
-from segapp.train import resume_run, train
+from segapp.train import run_plan
 
 QUICK = (
     "model.encoder=resnet18",
@@ -43,13 +44,15 @@ def run(data: Path, out: Path, *words: str) -> Path:
     quick = [word for word in QUICK if word.split("=")[0] not in given]
     if "train.budget_minutes" in given:
         quick.remove("train.epochs=2")
-    return train(load_settings(None, [f"data.root={data}", f"train.out={out}", *quick, *words]))
+    words = (f"data.root={data}", f"train.out={out}", *quick, *words)
+    return run_plan(open_run(load_settings(None, list(words))))
 
 
 def resume(out: Path) -> Path:
     settings = load_settings(out / "config.yaml", [])
     settings.train.out = out
-    return resume_run(settings)
+    plan = reopen_run(settings)
+    return run_plan(plan) if plan else out
 
 
 def history(out: Path) -> list[dict[str, str]]:

@@ -160,7 +160,26 @@ def _segment(
 ) -> Result:
     name = shown_name(entry)
     try:
-        return _segment_or_raise(predictor, entry, folder, taken, on_slab)
+        file_name = _free_name(entry.name, output_suffix(entry.paths[0]), taken)
+        output = folder.parent / "out" / file_name
+        segmentation, outcome = predict_entry(predictor, entry, output, on_slab)
+        scan = segmentation.scan
+        axis = predictor.preprocessing.slice_axis
+        images, labels = display_slices(segmentation, axis)  # (K, C, H, W), (K, H, W)
+        np.save(folder / "image.npy", images if images.shape[1] == 3 else images[:, :1])
+        np.save(folder / "labels.npy", labels)
+        return Result(
+            name=name,
+            outcome=outcome,
+            folder=folder,
+            size=(labels.shape[0], labels.shape[1], labels.shape[2]),
+            shape=scan.shape,
+            first=busiest_slice(labels) + 1,
+            axis=None if scan.affine is None else scan_axis(scan.shape, scan.affine, axis),
+            spacing_mm=scan.spacing_mm,
+            aspect=pixel_aspect(scan, axis),
+            window=display_window(scan),
+        )
     except SessionClosed:
         raise
     except SegappError as error:
@@ -175,34 +194,6 @@ def _segment(
         log.error("unexpected %s while segmenting a scan\n%s", type(error).__name__, frames)
         reason = f"could not be segmented (unexpected {type(error).__name__})"
     return Result(name, Outcome(entry.source, status="failed", reason=reason), folder)
-
-
-def _segment_or_raise(
-    predictor: Predictor,
-    entry: Entry,
-    folder: Path,
-    taken: set[str],
-    on_slab: Callable[[int, int, np.ndarray], None],
-) -> Result:
-    output = folder.parent / "out" / _free_name(entry.name, output_suffix(entry.paths[0]), taken)
-    segmentation, outcome = predict_entry(predictor, entry, output, on_slab)
-    scan = segmentation.scan
-    axis = predictor.preprocessing.slice_axis
-    images, labels = display_slices(segmentation, axis)  # (K, C, H, W), (K, H, W)
-    np.save(folder / "image.npy", images if images.shape[1] == 3 else images[:, :1])
-    np.save(folder / "labels.npy", labels)
-    return Result(
-        name=shown_name(entry),
-        outcome=outcome,
-        folder=folder,
-        size=(labels.shape[0], labels.shape[1], labels.shape[2]),
-        shape=scan.shape,
-        first=busiest_slice(labels) + 1,
-        axis=None if scan.affine is None else scan_axis(scan.shape, scan.affine, axis),
-        spacing_mm=scan.spacing_mm,
-        aspect=pixel_aspect(scan, axis),
-        window=display_window(scan),
-    )
 
 
 def _free_name(base: str, suffix: str, taken: set[str]) -> str:
