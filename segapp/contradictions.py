@@ -83,7 +83,7 @@ def _nobody_to_mix_with(s: Settings) -> Iterator[str]:
 
 def _no_room_to_move(s: Settings) -> Iterator[str]:
     """`augment.foreground_p` places the patches, and `optim.patch=full` leaves them no room."""
-    if s.augment.foreground_p and s.optim.patch == "full":
+    if _value(s, "augment.foreground_p") and s.optim.patch == "full":
         yield (
             "augment.foreground_p places the patches, and optim.patch=full leaves them no room; "
             "give a smaller optim.patch"

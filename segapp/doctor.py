@@ -31,7 +31,8 @@ from segapp.leakage import (
     near_images,
     same_images,
 )
-from segapp.plan import judge, network_size
+from segapp.patches import network_size
+from segapp.plan import judge
 from segapp.preprocess import Preprocessing
 from segapp.progress import track
 from segapp.report.findings import facts_text, findings_text, report_of, write_report

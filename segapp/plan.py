@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
 from segapp.check import survey
 from segapp.checkpoint import DataRecord
-from segapp.contradictions import RESIDUAL_DECODERS, depth_is_open, refuse_contradictions
+from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
 from segapp.files import require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
@@ -22,6 +20,7 @@ from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_sw
 from segapp.inherit import earlier_images, inherit_network, inherit_preprocessing
 from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
+from segapp.patches import choose_depth, choose_foreground, choose_patch, network_size
 from segapp.policies import resolved as resolved_policy
 from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
@@ -39,9 +38,6 @@ from segapp.verdicts import judge_classes, nothing_counted, other_channels
 log = logging.getLogger("segapp")
 
 _BATCH_SIZE = 8
-_PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
-_PATCH_LIMITS = (96, 256)
-_DEEPEST_SIDE = 12  # pixels of a patch's side in the encoder's last maps
 
 
 @dataclass(frozen=True)
@@ -244,12 +240,12 @@ def _decide(
     if resolved.optim.batch_size == "auto":
         resolved.optim.batch_size = _BATCH_SIZE
     if resolved.optim.patch == "auto":
-        resolved.optim.patch = _choose_patch(training, preprocessing)
+        resolved.optim.patch = choose_patch(training, preprocessing)
         reasons.append(
             f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
         )
     if resolved.model.encoder_depth == "auto":
-        resolved.model.encoder_depth = depth = _choose_depth(resolved)
+        resolved.model.encoder_depth = depth = choose_depth(resolved)
         if depth < 5:
             reasons.append(
                 f"encoder: {depth} of its 5 stages, further ones would see less than 12² pixels"
@@ -257,6 +253,11 @@ def _decide(
     if resolved.model.encoder_depth < 5:  # each stage halves a slice's sides
         stride = 2**resolved.model.encoder_depth
         preprocessing = preprocessing.model_copy(update={"stride": stride})
+    if resolved.augment.foreground_p == "auto":
+        share = choose_foreground(training, preprocessing, resolved.optim.patch)
+        resolved.augment.foreground_p = share
+        if share:
+            reasons.append(f"their places: {share:.0%} about a class, they show little of a slice")
     given = resolved.augment.flip_p
     resolved.augment = resolved_policy(resolved.augment)
     swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
@@ -285,26 +286,6 @@ def _doubtful(
             "data.limit: the classes are those of the masks it leaves; data.classes names all"
         )
     return found
-
-
-def network_size(f: CaseFacts, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Rows and columns of the slices that a network gets. Raises ScanError."""
-    axis = preprocessing.slice_axis
-    return preprocessing.target_size(f.slice_sizes[axis], f.slice_spacings[axis], f.case.images[0])
-
-
-def _choose_patch(facts: list[CaseFacts], preprocessing: Preprocessing) -> int:
-    sides = [np.mean(network_size(f, preprocessing)) for f in facts]
-    side = round(float(np.median(sides)) * _PATCH_SHARE / 32) * 32
-    return int(np.clip(side, *_PATCH_LIMITS))
-
-
-def _choose_depth(settings: Settings) -> int:
-    """As many of the encoder's stages as leave a patch at least 12 pixels a side, 3…5."""
-    model, patch = settings.model, settings.optim.patch
-    if not depth_is_open(model.architecture, model.encoder) or not isinstance(patch, int):
-        return 5
-    return int(np.clip(np.log2(patch / _DEEPEST_SIDE), 3, 5))
 
 
 def withdraw_run(plan: Plan) -> None:

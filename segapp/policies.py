@@ -10,7 +10,7 @@ _NONE = {
     **{"elastic_p": 0.0, "grid_p": 0.0, "colour_p": 0.0, "brightness": 0.15, "contrast": 0.15},
     **{"saturation": 0.15, "hue": 0.03, "gamma_p": 0.0, "bias_field_p": 0.0},
     **{"low_resolution_p": 0.0, "blur_p": 0.0, "noise_p": 0.0, "salt_pepper_p": 0.0},
-    **{"erase_p": 0.0},
+    **{"erase_p": 0.0, "foreground_p": 0.0},  # the latter for large slices, see patches.py
 }
 _LIGHT = _NONE | {"flip_p": 0.5, "affine_p": 0.5, "rotate_deg": 10.0, "shear_deg": 5.0}
 _LIGHT |= {"scale": 0.1}

@@ -166,8 +166,10 @@ class AugmentSettings(_Section):
     noise_p: Auto | Share = _set("auto", "Gaussian noise.")
     salt_pepper_p: Auto | Share = _set("auto", "Salt-and-pepper noise.")
     erase_p: Auto | Share = _set("auto", "Rectangles erased from the image; the mask stays.")
-    foreground_p: Share = _set(
-        0, "Patches about a class of the slice, each as likely, so that rare ones are seen."
+    foreground_p: Auto | Share = _set(
+        "auto",
+        "Patches about a class of the slice, each as likely, so that rare ones are seen; auto: a "
+        "third where a patch shows less than a third of a slice, else none.",
     )
     mixup_p: Share = _set(0, "Batches mixed with themselves (Mixup, Zhang et al. 2018).")
     mixup_alpha: Annotated[float, Field(gt=0)] = _set(

@@ -238,28 +238,6 @@ def test_a_table_that_shares_a_patient_between_splits_is_warned_about(tmp_path: 
     assert "too good" in warning
 
 
-@pytest.mark.parametrize(
-    ("side", "words", "patch"),
-    [
-        ((48, 48), (), 96),  # the least
-        ((256, 256), (), 192),  # three quarters
-        ((300, 200), (), 192),  # of the mean side, 187.5, to the next multiple of 32
-        ((500, 500), (), 256),  # the most
-        ((256, 256), ("preprocess.size=160",), 128),  # after resizing: 120
-    ],
-)
-def test_patches_are_three_quarters_of_a_slice(
-    tmp_path: Path, side: tuple[int, int], words: tuple[str, ...], patch: int
-) -> None:
-    for part in ("images", "masks"):
-        (tmp_path / part).mkdir()
-        for n in range(2):
-            pixels = np.zeros(side[::-1], np.uint8)
-            pixels[:9] = 1
-            Image.fromarray(pixels).save(tmp_path / part / f"{n}.png")
-    assert plan_of(tmp_path, *words).settings.optim.patch == patch
-
-
 def test_the_record_knows_every_file_by_its_hash(png_dataset: Path) -> None:
     plan = plan_of(png_dataset)
     assert set(plan.record.images) == set(plan.record.masks) == {"train", "val"}
@@ -363,31 +341,6 @@ def test_residual_blocks_are_where_the_decoder_has_some(png_dataset: Path) -> No
         model = plan_of(png_dataset, f"model.architecture={name}").settings.model
         assert (model.residual, model.full_resolution) == (residual, full_resolution)
         assert model.encoder_depth == depth
-
-
-@pytest.mark.parametrize(
-    ("overrides", "depth", "stride"),
-    [
-        ([], 3, 8),  # of patches of 96
-        (["optim.patch=160"], 3, 8),
-        (["optim.patch=192"], 4, 16),
-        (["optim.patch=352"], 4, 16),
-        (["optim.patch=384"], 5, 32),
-        (["optim.patch=64"], 3, 8),
-        (["optim.patch=512"], 5, 32),
-        (["optim.patch=full"], 5, 32),
-        (["model.encoder=resnet50", "optim.patch=256"], 4, 16),
-        (["model.encoder=vgg11_bn"], 5, 32),
-        (["model.encoder_depth=5"], 5, 32),
-        (["model.encoder_depth=3"], 3, 8),
-        (["model.architecture=unetplusplus", "model.encoder_depth=4"], 4, 16),
-    ],
-)
-def test_slices_are_padded_to_what_the_encoder_needs(
-    png_dataset: Path, overrides: list[str], depth: int, stride: int
-) -> None:
-    plan = plan_of(png_dataset, *overrides)
-    assert (plan.settings.model.encoder_depth, plan.preprocessing.stride) == (depth, stride)
 
 
 @pytest.mark.parametrize("policy", ["none", "light", "moves", "strong", "randaugment"])

@@ -20,7 +20,7 @@ ORDER = [
     *("formats.source", "formats.listing", "formats"),
     *("layout", "cases", "selection", "resample", "preprocess", "fingerprint"),
     *("likeness", "metrics", "check", "evidence", "leakage", "verdicts", "checkpoint"),
-    *("inherit", "plan", "estimate", "engines", "predict"),
+    *("inherit", "patches", "plan", "estimate", "engines", "predict"),
     *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
     *("report.training", "report.comparison", "batch"),
     *(
