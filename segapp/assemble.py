@@ -27,6 +27,7 @@ from segapp.weights import load_encoder_weights, transfer
 log = logging.getLogger("segapp")
 
 _LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
+_MOST_STEPS = 250  # nnU-Net's; after longer ones a crash would cost too much, and models are few
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _resolve(plan: Plan, cache: SliceCache, device: torch.device) -> None:
         s.data.workers = 0 if device.type == "cpu" else min(8, max(1, (cores or 2) - 1))
     if s.train.steps_per_epoch == "auto":
         one_step = int(s.optim.batch_size) * s.optim.accumulate
-        s.train.steps_per_epoch = max(_LEAST_STEPS, math.ceil(pass_length(cache.empty) / one_step))
+        steps = math.ceil(pass_length(cache.empty) / one_step)
+        s.train.steps_per_epoch = min(max(_LEAST_STEPS, steps), _MOST_STEPS)
     log.info(
         "training: %d slices, batches of %s, %s steps an epoch, %s on %s",
         *(len(cache), s.optim.batch_size, s.train.steps_per_epoch, s.train.precision, device),

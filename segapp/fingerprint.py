@@ -16,18 +16,21 @@ from segapp.preprocess import (
     IMAGENET_STD,
     Preprocessing,
     SliceAxis,
-    scan_axis,
     slice_spacing,
     spread,
     thickest_axis,
-    to_slices,
 )
-from segapp.resample import resize
 from segapp.scan import Scan
 from segapp.settings import Settings
+from segapp.shapes import (
+    NATIVE_UP_TO,
+    RESIZE_TO,
+    class_sides,
+    class_widths,
+    lost_detail,
+    slice_size,
+)
 
-_NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
-_RESIZE_TO = 512
 _LARGEST = 2048  # what a network should be asked to look at
 _LEAST_WIDTH, _LEAST_DETAIL = 6.0, 0.05  # see `_choose_size`
 _AIR_HU = -500  # no other modality stores values as low as air in CT
@@ -44,7 +47,7 @@ class CaseFacts:
     these slices, rows and columns (None where unknown); `percentiles`: see `percentiles`;
     `spreads`: mean and standard deviation of each channel, over its non-zero voxels (True) or all
     (False); `sides`: where each foreground value lies across the columns, -1 first … 1 last of all
-    foreground; `widths` and `detail`: see `_widths`, `_detail`."""
+    foreground; `widths` and `detail`: see `class_widths`, `lost_detail`."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -79,7 +82,7 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
         dtype=str(scan.voxels.dtype),
         spacing_mm=scan.spacing_mm,
         thickest=thickest_axis(scan),
-        slice_sizes={axis: _slice_size(scan, axis) for axis in get_args(SliceAxis)},
+        slice_sizes={axis: slice_size(scan, axis) for axis in get_args(SliceAxis)},
         slice_spacings={
             axis: None if scan.affine is None else slice_spacing(scan, axis)
             for axis in get_args(SliceAxis)
@@ -93,16 +96,11 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
             nonzero: tuple(spread(channel, "zscore", nonzero)[:2] for channel in scan.voxels)
             for nonzero in (True, False)
         },
-        sides={axis: _sides(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
-        widths={axis: _widths(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
-        detail={axis: _detail(scan, axis) for axis in get_args(SliceAxis)},
+        sides={axis: class_sides(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
+        widths={axis: class_widths(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
+        detail={axis: lost_detail(scan, axis) for axis in get_args(SliceAxis)},
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
     )
-
-
-def _slice_size(scan: Scan, axis: SliceAxis) -> tuple[int, ...]:
-    axis = scan_axis(scan.shape, scan.affine, axis)
-    return to_slices(scan.voxels, scan.affine, axis).shape[2:]
 
 
 def percentiles(scan: Scan) -> tuple[tuple[float, float], ...]:
@@ -115,54 +113,6 @@ def percentiles(scan: Scan) -> tuple[tuple[float, float], ...]:
     return tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
 
 
-def _sides(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
-    """Mask value → centre of its columns relative to those of all foreground; {} for one value."""
-    slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))
-    values = [int(v) for v in np.unique(mask) if v != 0 and v != ignore]
-    if len(values) < 2:
-        return {}
-    profiles = {v: np.count_nonzero(slices == v, axis=(0, 1, 2)) for v in values}
-    columns = np.flatnonzero(sum(profiles.values()))
-    middle, half = (columns[0] + columns[-1]) / 2, max(1.0, (columns[-1] - columns[0]) / 2)
-    place = np.arange(slices.shape[3])
-    return {v: float((p @ place / p.sum() - middle) / half) for v, p in profiles.items()}
-
-
-def _widths(mask: np.ndarray, scan: Scan, axis: SliceAxis, ignore: int | None) -> dict[int, float]:
-    """Foreground value → its mean width in pixels: twice its area by the length of its outline, so
-    w for a long stripe of w pixels, w/2 for a square of w and 0.4 w for a disc w across. {} for
-    slices of up to 640 pixels, which have no say."""
-    slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))[:, 0]
-    if max(slices.shape[1:]) <= _NATIVE_UP_TO:
-        return {}
-    values, labels = np.unique(slices, return_inverse=True)
-    labels = labels.reshape(slices.shape)
-    outline = np.zeros(len(values))
-    for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[:, :, 1:], labels[:, :, :-1])):
-        border = a != b
-        for side in (a, b):
-            outline += np.bincount(side[border], minlength=len(values))
-    area = np.bincount(labels.ravel(), minlength=len(values))
-    return {
-        int(v): float(2 * a / o)
-        for v, a, o in zip(values, area, outline, strict=True)
-        if v != 0 and v != ignore and o
-    }
-
-
-def _detail(scan: Scan, axis: SliceAxis) -> float:
-    """What the middle slice loses where its longest side is brought to 512 pixels and back: the
-    standard deviation of the change, as a share of its own. 0 where slices are never shrunk."""
-    slices = to_slices(scan.voxels, scan.affine, scan_axis(scan.shape, scan.affine, axis))
-    middle = slices[len(slices) // 2 :][:1].astype(np.float32)
-    rows, columns = middle.shape[2:]
-    if max(rows, columns) <= _NATIVE_UP_TO or not middle.std():
-        return 0.0
-    share = _RESIZE_TO / max(rows, columns)
-    small = resize(middle, (max(1, round(share * rows)), max(1, round(share * columns))))
-    return float((middle - resize(small, (rows, columns))).std() / middle.std())
-
-
 def _choose_size(
     facts: Sequence[CaseFacts], axis: SliceAxis
 ) -> tuple[int | Literal["native"], str]:
@@ -170,18 +120,18 @@ def _choose_size(
     slice, but loses classes of a few pixels, where the image has that much detail to lose."""
     longest = float(np.median([max(f.slice_sizes[axis]) for f in facts]))
     why = f"the median longest side is {longest:.0f} pixels"
-    if longest <= _NATIVE_UP_TO:
+    if longest <= NATIVE_UP_TO:
         return "native", why
     found: dict[int, list[float]] = {}
     for f in facts:
         for value, width in f.widths[axis].items():
             found.setdefault(value, []).append(width)
     finest = min((float(np.median(w)) for w in found.values()), default=longest)
-    finest *= _RESIZE_TO / longest
+    finest *= RESIZE_TO / longest
     detail = float(np.median([f.detail[axis] for f in facts]))
     if finest >= _LEAST_WIDTH or detail < _LEAST_DETAIL:
-        return _RESIZE_TO, why
-    why += f"; at {_RESIZE_TO} the finest class were {finest:.1f} wide, {detail:.0%} of detail lost"
+        return RESIZE_TO, why
+    why += f"; at {RESIZE_TO} the finest class were {finest:.1f} wide, {detail:.0%} of detail lost"
     return ("native" if longest <= _LARGEST else _LARGEST), why
 
 

@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 _NO_MASK = "add the mask, or remove the image"
 _SAVE_AS = "save it as PNG, TIFF, NIfTI or NRRD"
 _HEADER = "expected a header image,mask[,patient,split] and lines below it"
-_SLICE_NUMBER = re.compile(r"([_-]?(slice|slc|frame)|(^|[_-])z)[_-]?\d+$", re.IGNORECASE)
+_SLICE_NUMBER = re.compile(r"(([_-]?(slice|slc|frame)|(^|[_-])z)[_-]?\d+)+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

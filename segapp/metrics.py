@@ -37,6 +37,20 @@ def mean_iou(matrix: np.ndarray) -> float:
     return _mean(iou(matrix))
 
 
+def selection_score(matrix: np.ndarray) -> float:
+    """What epochs are judged by: the mean IoU over the classes that the masks hold; 0 where these
+    hold no foreground, NaN where they hold nothing.
+
+    Unlike `mean_iou` it leaves out what is only predicted: a class that the validation masks lack
+    would score nothing until one pixel of it is predicted and 0 from then on, so that the best
+    epoch were one that never finds it.
+    """
+    held = matrix.sum(1) > 0
+    if not held[1:].any():
+        return 0.0 if held.any() else float("nan")
+    return float(iou(matrix)[held].mean())
+
+
 def mean_dice(matrix: np.ndarray) -> float:
     """Mean Dice over the foreground classes that occur; NaN if none does."""
     return _mean(dice(matrix)[1:])

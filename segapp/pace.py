@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+VALIDATION_SHARE = 0.1  # of a budget's time may go into validation
 CLOSING_S = 2.0  # kept free at a budget's end for writing the model
 _SETTLING_STEPS = 3  # the first steps also choose kernels and grow the heap
 
@@ -28,7 +29,8 @@ class Pace:
     """Measures steps and says how many are left.
 
     total_steps counts without a budget. With one, a step costs its own time and its share of the
-    validation that ends each epoch, and the last validation and the writing are kept free.
+    validation that ends an epoch, at most a tenth more (validations that cost more are left out),
+    and the last validation and the writing are kept free.
     """
 
     def __init__(self, clock: Clock, steps_per_epoch: int, total_steps: int):
@@ -71,4 +73,6 @@ class Pace:
         )
 
     def _seconds_each(self, validation_seconds: float) -> float:
-        return (self.step_seconds or 0.0) + validation_seconds / self._per_epoch
+        step, validation = self.step_seconds or 0.0, validation_seconds / self._per_epoch
+        most = math.inf if self.clock.left() is None else VALIDATION_SHARE * step
+        return step + min(validation, most)

@@ -12,7 +12,7 @@ from segapp.preprocess import Preprocessing
 from segapp.settings import Settings
 
 _PATCH_SHARE = 0.75  # of the slice's median side: most of it in view, edges seen off-centre
-_PATCH_LIMITS = (96, 256)
+_PATCH_LIMITS, _SMALL = (96, 256), 64
 _DEEPEST_SIDE = 12  # pixels of a patch's side in the encoder's last maps
 _FOREGROUND_P = 0.33  # nnU-Net's share (Isensee et al. 2021)
 _LITTLE = 1 / 3  # of a slice: a patch that shows less misses small structures most of the time
@@ -25,9 +25,12 @@ def network_size(f: CaseFacts, preprocessing: Preprocessing) -> tuple[int, int]:
 
 
 def choose_patch(facts: Sequence[CaseFacts], preprocessing: Preprocessing) -> int:
-    """Side in pixels: three quarters of a slice's, a multiple of 32, 96…256."""
-    sides = [np.mean(network_size(f, preprocessing)) for f in facts]
-    side = round(float(np.median(sides)) * _PATCH_SHARE / 32) * 32
+    """Side in pixels: three quarters of a slice's, a multiple of 32, 96…256; 64 where slices are no
+    larger, which a patch of 96 would surround with padding."""
+    sizes = np.array([network_size(f, preprocessing) for f in facts])
+    if np.median(sizes.max(axis=1)) <= _SMALL:
+        return _SMALL
+    side = round(float(np.median(sizes.mean(axis=1))) * _PATCH_SHARE / 32) * 32
     return int(np.clip(side, *_PATCH_LIMITS))
 
 

@@ -27,6 +27,7 @@ from segapp.progress import track
 from segapp.scan import SegClass
 from segapp.selection import (
     class_weights,
+    hold_every_class,
     limit_cases,
     limit_classes,
     pool_cases,
@@ -129,6 +130,7 @@ def make_plan(
     assert root is not None, "load_settings makes sure of it"
     s, seed = settings, settings.train.seed
     dataset = find_cases(root)
+    declares_val = bool(dataset.split("val"))
     if s.train.folds:  # everything is decided from all cases, so that the folds fit together
         dataset = pool_cases(dataset)
     else:
@@ -136,6 +138,11 @@ def make_plan(
     dataset = limit_cases(dataset, s.data.limit, seed)
     ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
     facts, findings = survey(dataset, progress, ignore)
+    if not s.train.folds and not declares_val:
+        values = {f.case.name: set(f.mask_counts) for f in facts}
+        dataset = hold_every_class(dataset, values, seed)
+        cases = {c.name: c for c in dataset.cases}
+        facts = [replace(f, case=cases[f.case.name]) for f in facts]
     refuse(findings, "more that can't be used")
     verdict = judge(dataset, facts, settings)
     refuse(verdict.findings)
@@ -158,7 +165,7 @@ def make_plan(
     voxels = [f.mask_counts for f in training]
     resolved.loss.class_weights = class_weights(s.loss.class_weights, classes, merged, voxels)
     refuse_contradictions(resolved)
-    warnings += _doubtful(resolved, preprocessing, dataset, facts)
+    warnings += _doubtful(resolved, preprocessing, dataset, facts, classes)
     record = record_of(dataset, earlier_images(settings))
     others = {*record.images.get("val", ()), *record.images.get("test", ())}
     if known := others & set(record.earlier):
@@ -242,7 +249,8 @@ def _decide(
     if resolved.optim.patch == "auto":
         resolved.optim.patch = choose_patch(training, preprocessing)
         reasons.append(
-            f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256"
+            f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256 "
+            "(64 for slices no larger)"
         )
     if resolved.model.encoder_depth == "auto":
         resolved.model.encoder_depth = depth = choose_depth(resolved)
@@ -269,11 +277,20 @@ def _decide(
 
 
 def _doubtful(
-    s: Settings, preprocessing: Preprocessing, dataset: Dataset, facts: Sequence[CaseFacts]
+    s: Settings,
+    preprocessing: Preprocessing,
+    dataset: Dataset,
+    facts: Sequence[CaseFacts],
+    classes: tuple[SegClass, ...],
 ) -> list[str]:
     """Warnings about settings that were asked for and may do harm with this data."""
     found = []
     training = [f for f in facts if f.case.split == "train"]
+    val = {c.name for c in dataset.split("val")}
+    held = {v for f in facts if f.case.name in val for v in f.mask_counts}
+    if val and (lacking := [c.name for c in classes[1:] if c.value not in held]):
+        chosen = "the others" if len(lacking) < len(classes) - 1 else "none: the last epoch's it is"
+        found.append(f"val holds no {' or '.join(lacking)}; the model is chosen by {chosen}")
     if s.augment.flip_p and sides_that_flips_swap(training, preprocessing.slice_axis):
         found.append(
             "augment.flip_p: classes seem to lie on opposite sides, and flips swap them"

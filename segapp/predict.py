@@ -16,6 +16,8 @@ from segapp.likeness import unlike
 from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices, slabs
 from segapp.scan import Scan, SegClass, Segmentation
 
+_PIXELS = 1 << 20  # at once: a network holds some 0.5 kB for each of a batch's pixels
+
 
 class Predictor:
     """finish ∘ engine ∘ prepare. Build it from parts, or `Predictor.load` a model file."""
@@ -53,7 +55,7 @@ class Predictor:
 
         Slices are counted in the order of `to_slices`; no more than one slab is held at a time.
         """
-        size = self.engine.batch_size
+        size = self._batch_size(prepared)
         for start, stop in slabs(len(prepared), size):
             batch = prepared.network_input(start, stop)
             missing = size - len(batch)
@@ -62,6 +64,12 @@ class Predictor:
             views = (self._logits(batch, view)[: stop - start] for view in self._views)
             slab = reduce(np.add, (prepared.probabilities(x, self.temperature) for x in views))
             yield start, slab / np.float32(len(self._views)) if len(self._views) > 1 else slab
+
+    def _batch_size(self, prepared: Prepared) -> int:
+        """Slices that go through the network at once: the engine's number, less where they are
+        large. It depends on their size alone, so that no result depends on the others."""
+        rows, columns = prepared.target
+        return max(1, min(self.engine.batch_size, _PIXELS // (rows * columns)))
 
     def _logits(self, batch: np.ndarray, view: tuple[int, ...]) -> np.ndarray:
         """Logits (batch_size, classes, H', W') of the batch flipped along `view`, flipped back."""

@@ -43,7 +43,8 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def judge(self, miou: float) -> bool:
-        """Take in an epoch's val mIoU; True (and it becomes the best) where the score is not lower.
+        """Take in an epoch's val mIoU (see `selection_score`); True (and it becomes the best) where
+        the score is not lower.
 
         The score is a running mean, as in nnU-Net (Isensee et al. 2021): on few validation cases
         the mIoU of a network that still learns fast jumps by several points between epochs, and

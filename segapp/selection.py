@@ -61,6 +61,34 @@ def limit_classes(
     return kept, tuple(c.value for c in classes if c not in kept)
 
 
+def hold_every_class(dataset: Dataset, values: Mapping[str, set[int]], seed: int) -> Dataset:
+    """The data set with its val split drawn again where train and val would not both hold a class
+    that they could: of 50 draws of as many patients, the first that has the most in both.
+
+    For a val split that `with_val_split` has drawn. values: case name → values in its mask.
+    """
+    held: dict[str, set[int]] = {}  # by each patient
+    for case in (*dataset.split("train"), *dataset.split("val")):
+        held.setdefault(case.patient, set()).update(values.get(case.name, ()))
+    patients, drawn = sorted(held), {c.patient for c in dataset.split("val")}
+
+    def in_both(val: set[str]) -> int:
+        aside = (held[p] for p in patients if p in val)
+        kept = (held[p] for p in patients if p not in val)
+        return len(set().union(*aside) & set().union(*kept))
+
+    orders = (np.random.default_rng((seed, n)).permutation(patients) for n in range(1, 50))
+    best = max((drawn, *(set(o[: len(drawn)].tolist()) for o in orders)), key=in_both)
+    if best == drawn:
+        return dataset
+    cases = (
+        replace(c, split="val" if c.patient in best else "train") if c.split != "test" else c
+        for c in dataset.cases
+    )
+    note = "the patients set aside were drawn again, so that train and val hold more of the classes"
+    return replace(dataset, cases=tuple(cases), notes=(*dataset.notes, note))
+
+
 def pool_cases(dataset: Dataset) -> Dataset:
     """The data set with its val cases, and those without a split, as training cases."""
     cases = (replace(c, split="train") if c.split in ("val", "") else c for c in dataset.cases)

@@ -294,7 +294,7 @@ class TrainSettings(_Section):
         f"{DEFAULT_BUDGET_MINUTES:g} where neither it nor epochs is given.",
     )
     steps_per_epoch: Auto | Annotated[int, Field(ge=1)] = _set(
-        "auto", "Optimiser steps between validations; auto: one pass, at least 40."
+        "auto", "Optimiser steps between validations; auto: one pass, 40…250."
     )
     patience: Annotated[int, Field(ge=1)] | None = _set(
         None, "Stop after so many epochs without a better val mIoU."

@@ -10,7 +10,6 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
 from segapp.losses import make_loss
 from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_file
+from segapp.metrics import selection_score
 from segapp.mix import Mixed, mix_batch
 from segapp.optim import Average, Schedule, make_optimizer
 from segapp.pace import Clock, Pace
@@ -34,7 +34,7 @@ from segapp.plan import Plan, make_plan, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
-from segapp.report.training import write_augmentations, write_curves, write_overlays
+from segapp.report.training import write_augmentations, write_comparison, write_curves
 from segapp.resume import State
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
@@ -45,6 +45,7 @@ log = logging.getLogger("segapp")
 
 _SAVE_EVERY_S = 60
 _OVERLAYS = 8
+_FEW_STEPS = 30
 
 
 def run_plan(plan: Plan, started: float | None = None) -> Path:
@@ -125,7 +126,7 @@ def fit(parts: Parts, started: float) -> None:
     pace = Pace(clock, per_epoch, (s.train.epochs or 0) * per_epoch)
     validation = Validation(predictor, plan)
     if s.train.budget_minutes:
-        validation.estimate()
+        validation.fit_into(60 * s.train.budget_minutes)
     scale = stage_scale(s.train.progressive, schedule.done)
     batches = batches_at(parts, scale, state.step)
 
@@ -186,8 +187,8 @@ def fit(parts: Parts, started: float) -> None:
             result = None
             if stop or validation.due(clock):
                 result = validation.run(clock)
-                if not result.failed() and state.judge(result.miou):
-                    state.best_metrics = summary(result, "val")
+                if not result.failed() and state.judge(selection_score(result.matrix)):
+                    state.best_metrics = summary(result, "val") | {"every": validation.every}
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in judged.state_dict().items()
                     }
@@ -206,6 +207,12 @@ def fit(parts: Parts, started: float) -> None:
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
     log.info("%s; the model is written after %s", stop, clock_text(clock.elapsed()))
+    if s.train.budget_minutes and state.step < _FEW_STEPS:
+        log.warning(
+            "the network learned for %d steps only, too few for most data; give it more time or "
+            "fewer pixels (train.budget_minutes, preprocess.size)",
+            state.step,
+        )
     judged.load_state_dict(best)
     _write_results(state, predictor, validation, plan, clock)
 
@@ -285,9 +292,8 @@ def _write_results(
     write_curves(state.history, plan.classes, out / "curves.png")
     shown = np.unique(np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int))
     validation.cases = tuple(validation.cases[n] for n in shown)
-    results: list[Any] = []
-    validation.run(clock, on_segmentation=lambda *result: results.append(result))
-    write_overlays(results, plan.preprocessing.slice_axis, out / "overlays")
+    place = (plan.preprocessing.slice_axis, out / "overlays")
+    validation.run(clock, on_segmentation=lambda *result: write_comparison(*result, *place))
     figures = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from segapp.cases import Case
 from segapp.check import read_case
 from segapp.evaluate import Evaluation, evaluate_cases
-from segapp.pace import Clock
+from segapp.pace import CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
+from segapp.preprocess import orientation, scan_axis
 from segapp.scan import Scan
 
 log = logging.getLogger("segapp")
 
-_SHARE = 0.1  # of a budget's time may go into validation
+_MOST = 0.05  # of a budget that one validation may take
+_TRIED = 8  # slices of a volume whose prediction is timed
 _KEPT_BYTES = 1 << 29  # scans kept in memory between epochs
 
 
@@ -29,21 +33,40 @@ class Validation:
         self._kept: dict[str, tuple[Scan, Scan]] = {}
         self._room = _KEPT_BYTES
         self._last_end: float | None = None
-        self._budgeted = plan.settings.train.budget_minutes is not None
+        self.every = 1  # takes each n-th slice of volumes, or each n-th single image
         self.seconds = 0.0  # of one run over all cases
 
-    def estimate(self) -> None:
-        """Guess `seconds` from two cases (the first also warms up), before any step is planned."""
-        for case in self.cases[:2]:
+    def fit_into(self, budget_seconds: float) -> None:
+        """Guess `seconds`, before any step is planned; where that is more than a twentieth of the
+        budget, from then on take every n-th slice of volumes, or every n-th single image."""
+        slices = 1
+        for case in self.cases[:2]:  # the first also warms up
+            scan, _ = self._read(case)
+            slices = scan.shape[self._along(scan)]
+            few = every_nth(scan, self._along(scan), math.ceil(slices / _TRIED))
             began = time.perf_counter()
-            self._predictor(self._read(case)[0])
-            self.seconds = (time.perf_counter() - began) * len(self.cases)
+            self._predictor(few)
+            share = few.voxels.size / scan.voxels.size
+            self.seconds = (time.perf_counter() - began) / share * len(self.cases)
+        self.every = max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
+        if self.every == 1:
+            return
+        self.seconds /= self.every
+        whole = slices == 1 or self._predictor.preprocessing.context  # neighbours must stay
+        self.cases = self.cases[:: self.every] if whole else self.cases
+        self._kept.clear()
+        self._room = _KEPT_BYTES
+        what = "cases" if whole else "slices"
+        log.info("validation: 1 in %d of the %s, to save the budget's time", self.every, what)
 
     def due(self, clock: Clock) -> bool:
-        """After each epoch; under a budget only while it takes a small share of the time."""
-        if not self._budgeted or self._last_end is None:
+        """After each epoch; under a budget only while it takes a small share of the time, and not
+        shortly before the last one."""
+        left = clock.left()
+        if left is None or self._last_end is None:
             return True
-        return self.seconds <= _SHARE * (clock.elapsed() - self._last_end)
+        is_short = self.seconds <= VALIDATION_SHARE * (clock.elapsed() - self._last_end)
+        return is_short and left > 2 * self.seconds + CLOSING_S
 
     def run(self, clock: Clock, **kwargs: Any) -> Evaluation:
         began = clock.elapsed()
@@ -61,8 +84,30 @@ class Validation:
     def _read(self, case: Case) -> tuple[Scan, Scan]:
         if case.name in self._kept:
             return self._kept[case.name]
-        pair = read_case(case)
-        self._room -= pair[0].voxels.nbytes + pair[1].voxels.nbytes
+        scan, mask = read_case(case)
+        if not self._predictor.preprocessing.context:
+            along = self._along(scan)
+            scan, mask = (every_nth(each, along, self.every) for each in (scan, mask))
+        self._room -= scan.voxels.nbytes + mask.voxels.nbytes
         if self._room > 0:
-            self._kept[case.name] = pair
-        return pair
+            self._kept[case.name] = (scan, mask)
+        return scan, mask
+
+    def _along(self, scan: Scan) -> int:
+        """The voxel axis that the slices follow each other on."""
+        if scan.affine is None:
+            return 2
+        axis = scan_axis(scan.shape, scan.affine, self._predictor.preprocessing.slice_axis)
+        return orientation(scan.affine)[0].index(("sagittal", "coronal", "axial").index(axis))
+
+
+def every_nth(scan: Scan, along: int, step: int) -> Scan:
+    """Every `step`-th slice of a scan along a voxel axis, at least one, each in its own place."""
+    first = min(step, scan.shape[along]) // 2 if step > 1 else 0
+    kept = tuple(slice(first, None, step) if n == along else slice(None) for n in range(3))
+    affine = None
+    if scan.affine is not None:
+        affine = scan.affine.copy()
+        affine[:3, 3] += first * affine[:3, along]
+        affine[:3, along] *= step
+    return replace(scan, voxels=scan.voxels[:, *kept], affine=affine)

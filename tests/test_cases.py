@@ -437,6 +437,7 @@ def patients(*names: str) -> list[str]:
         ("pat01_z003", "pat01_z4"),
         ("pat01_frame7", "pat01_frame8"),
         ("pat01_slc7", "pat01_slc8"),
+        ("pat01_frame01_slice_3", "pat01_frame12_slice_3"),
         ("pat01/x", "pat01/y"),
         ("site/pat01/x", "site/pat01/y"),
         ("all/pat01_slice1", "all/pat01_slice2"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segapp.metrics import confusion, dice, iou, mean_dice, mean_iou
+from segapp.metrics import confusion, dice, iou, mean_dice, mean_iou, selection_score
 
 IGNORE = 255
 
@@ -84,3 +84,17 @@ def test_confusions_add_up():
     whole = confusion(truth, prediction, 3)
     parts = sum(confusion(t, p, 3) for t, p in zip(truth, prediction, strict=True))
     assert np.array_equal(whole, parts)
+
+
+def test_epochs_are_judged_by_the_classes_that_the_masks_hold():
+    all_background = np.array([[8, 0, 0], [2, 0, 0], [0, 0, 0]])  # a lesion of two pixels, missed
+    found = np.array([[6, 1, 1], [0, 2, 0], [0, 0, 0]])  # found, with a false pixel of each class
+    assert selection_score(all_background) == pytest.approx((8 / 10 + 0) / 2)
+    assert selection_score(found) == pytest.approx((6 / 8 + 2 / 3) / 2)
+    assert mean_iou(found) == pytest.approx((6 / 8 + 2 / 3 + 0) / 3)  # what is reported
+
+
+def test_masks_without_foreground_judge_nothing():
+    assert selection_score(np.array([[5, 4], [0, 0]])) == 0
+    assert selection_score(np.array([[9, 0], [0, 0]])) == 0
+    assert math.isnan(selection_score(np.zeros((2, 2), int)))

@@ -29,7 +29,8 @@ def write_slices(root: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("side", "words", "patch"),
     [
-        ((48, 48), (), 96),  # the least
+        ((48, 40), (), 64),  # of slices no larger than that
+        ((65, 40), (), 96),  # the least of others
         ((256, 256), (), 192),  # three quarters
         ((300, 200), (), 192),  # of the mean side, 187.5, to the next multiple of 32
         ((500, 500), (), 256),  # the most

@@ -79,7 +79,7 @@ def test_every_auto_is_decided(png_dataset: Path) -> None:
     assert s.preprocess.size == "native"
     assert s.preprocess.normalisation == "zscore"
     assert s.optim.batch_size == 8
-    assert s.optim.patch == 96  # 3/4 of (48 + 64) / 2 is 42; 96 is the least
+    assert s.optim.patch == 64  # 3/4 of (48 + 64) / 2 is 42; 96 is the least
 
 
 def test_what_is_set_stays(png_dataset: Path) -> None:

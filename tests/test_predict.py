@@ -378,3 +378,11 @@ def test_weights_of_another_network(tmp_path, torch_model):
     save_model(path, weights, info.model_copy(update={"architecture": other}))
     with pytest.raises(ModelFileError, match="do not fit the network it describes"):
         load_engine(path, read_info(path), "cpu")
+
+
+def test_fewer_slices_go_through_at_once_where_they_are_large():
+    predictor = brightness(4)
+    for side, together in ((512, 4), (600, 2), (1024, 1), (1500, 1)):
+        predictor.engine.shapes.clear()
+        predictor(Scan(np.zeros((1, side, side, 5), np.uint8), None, Path("x.tif")))
+        assert {shape[0] for shape in predictor.engine.shapes} == {together}

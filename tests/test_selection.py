@@ -11,7 +11,14 @@ import pytest
 from segapp.cases import Case, Dataset, labels_to_indices
 from segapp.errors import ConfigError, ScanError
 from segapp.scan import make_classes
-from segapp.selection import balanced_weights, limit_cases, limit_classes, pool_cases, split_fold
+from segapp.selection import (
+    balanced_weights,
+    hold_every_class,
+    limit_cases,
+    limit_classes,
+    pool_cases,
+    split_fold,
+)
 
 CLASSES = make_classes(["background", "liver", "tumour", "spleen"], [0, 1, 2, 7])
 
@@ -101,3 +108,24 @@ def test_weights_by_hand() -> None:
     assert weights[0] == weights[1] == pytest.approx(1 / np.log(1.52), rel=1e-5)
     assert weights[2] == pytest.approx(50.4983, rel=1e-5)
     assert len(set(balanced_weights([0, 0]))) == 1
+
+
+def test_val_is_drawn_again_where_it_lacks_a_class() -> None:
+    data = dataset(train=8, val=2, test=1)
+    with_lesion = {"train0", "train3", "train5"}
+    values = {c.name: {0, 1, 2} if c.name in with_lesion else {0, 1} for c in data.cases}
+    again = hold_every_class(data, values, seed=0)
+    assert len(again.split("val")) == 2
+    assert names(again, "val") & with_lesion
+    assert names(again, "train") & with_lesion
+    assert names(again, "test") == names(data, "test")
+    assert "drawn again" in again.notes[-1]
+    assert hold_every_class(data, values, seed=0) == again
+
+
+def test_val_stays_where_it_holds_what_it_can() -> None:
+    data = dataset(train=8, val=2)
+    both = {c.name: {0, 1} for c in data.cases}
+    assert hold_every_class(data, both, seed=0) is data
+    once = {**both, "val0": {0, 1, 2}}  # in one case alone: never in both
+    assert hold_every_class(data, once, seed=0) is data

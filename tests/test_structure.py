@@ -18,7 +18,7 @@ ORDER = [
     *("errors", "settings", "policies", "contradictions", "config", "reference", "variants"),
     *("finding", "declared", "files", "progress", "scan"),
     *("formats.source", "formats.listing", "formats"),
-    *("layout", "cases", "selection", "resample", "preprocess", "fingerprint"),
+    *("layout", "cases", "selection", "resample", "preprocess", "shapes", "fingerprint"),
     *("likeness", "metrics", "check", "evidence", "leakage", "verdicts", "checkpoint"),
     *("inherit", "patches", "plan", "estimate", "engines", "predict"),
     *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),

@@ -11,16 +11,17 @@ from segapp.checkpoint import ModelInfo
 
 
 class Engine(Protocol):
-    """Runs batches of exactly `batch_size` slices.
+    """Runs batches of `batch_size` slices, of fewer where these are large.
 
-    The batch size is constant, and the last batch of a scan is padded, so that a slice's result
-    never depends on what shares its batch: kernels are chosen by shape, and sums by kernel.
+    For slices of one size the number is constant, and the last batch of a scan is padded, so that
+    a slice's result never depends on what shares its batch: kernels are chosen by shape, and sums
+    by kernel.
     """
 
     batch_size: int
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """(batch_size, C, H, W) float32 → logits (batch_size, classes, H, W) float32."""
+        """(n, C, H, W) float32 → logits (n, classes, H, W) float32."""
         ...
 
 

@@ -33,7 +33,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """(batch_size, C, H, W) float32 → logits (batch_size, classes, H, W) float32."""
+        """(n, C, H, W) float32 → logits (n, classes, H, W) float32."""
         self.network.eval()
         x = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
         lower = self.dtype != torch.float32

@@ -82,25 +82,24 @@ def _middle(stack: np.ndarray, channels: int) -> np.ndarray:
     return stack[start : start + channels]
 
 
-def write_overlays(
-    results: Sequence[tuple[Case, Segmentation, np.ndarray]], axis: SliceAxis, folder: Path
+def write_comparison(
+    case: Case, segmentation: Segmentation, truth: np.ndarray, axis: SliceAxis, folder: Path
 ) -> None:
-    """For each case one PNG: the slice with the most true foreground, its mask, the result.
+    """One PNG: the slice with the most true foreground, its mask, the result.
 
-    results: (case, segmentation, true indices (I, J, K)).
+    truth: true indices (I, J, K).
     """
-    for case, segmentation, truth in results:
-        scan = segmentation.scan
-        images, labels = display_slices(segmentation, axis)
-        truth_axis = scan_axis(scan.shape, scan.affine, axis)
-        masks = to_slices(truth[None], scan.affine, truth_axis)[:, 0]
-        masks = _clear(masks, segmentation.classes)
-        k, window = busiest_slice(masks), display_window(scan)
-        pictures = [
-            draw_slice(images[k], drawn, segmentation.classes, window)
-            for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
-        ]
-        save_png(_beside(pictures, axis=1), folder / f"{case.name.replace('/', '_')}.png")
+    scan = segmentation.scan
+    images, labels = display_slices(segmentation, axis)
+    truth_axis = scan_axis(scan.shape, scan.affine, axis)
+    masks = to_slices(truth[None], scan.affine, truth_axis)[:, 0]
+    masks = _clear(masks, segmentation.classes)
+    k, window = busiest_slice(masks), display_window(scan)
+    pictures = [
+        draw_slice(images[k], drawn, segmentation.classes, window)
+        for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
+    ]
+    save_png(_beside(pictures, axis=1), folder / f"{case.name.replace('/', '_')}.png")
 
 
 def _clear(labels: np.ndarray, classes: Sequence[SegClass]) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""Validation that fits into a budget: fewer slices where there are too many."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_predict import CLASSES, RAW, BrightnessEngine
+
+from segapp.cases import find_cases
+from segapp.pace import Clock
+from segapp.predict import Predictor
+from segapp.preprocess import Preprocessing
+from segapp.scan import Scan
+from segapp.validation import Validation, every_nth
+
+
+class SlowEngine(BrightnessEngine):
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Three val volumes of 40 axial slices, whose slice k holds 100 from k = 20 on."""
+    affine = np.diag([-1.0, -1.0, 3.0, 1.0])
+    for part in ("images", "masks"):
+        (tmp_path / "val" / part).mkdir(parents=True)
+        for n in range(3):
+            voxels = np.zeros((9, 7, 40), np.uint8)
+            voxels[:, :, 20:] = 100
+            nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "val" / part / f"{n}.nii.gz")
+    return tmp_path
+
+
+def validation(root: Path, **preprocessing: Any) -> Validation:
+    prep = Preprocessing(channels=1, **RAW, **preprocessing)  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(dataset=find_cases(root), ignore=None, merged=())
+    return Validation(Predictor(SlowEngine(1), prep, CLASSES), plan)
+
+
+def test_a_long_validation_takes_every_nth_slice(volumes: Path) -> None:
+    whole = validation(volumes)  # 120 slices of 10 ms: 1.2 s
+    whole.fit_into(60)
+    assert (whole.every, whole.seconds) == (1, pytest.approx(1.2, rel=0.3))
+    part = validation(volumes)
+    part.fit_into(6)  # one may take 0.3 s
+    assert part.every in (4, 5, 6)
+    assert part.seconds == pytest.approx(1.2 / part.every, rel=0.3)
+    began = time.perf_counter()
+    result = part.run(Clock(time.time(), budget_minutes=1))
+    assert time.perf_counter() - began < 0.6
+    assert result.matrix.sum() == 3 * 63 * len(range(part.every // 2, 40, part.every))
+    assert result.matrix[1, 1] == pytest.approx(result.matrix.sum() / 2, rel=0.15)
+
+
+def test_neighbours_stay_where_the_network_looks_at_them(volumes: Path) -> None:
+    part = validation(volumes, context=1)
+    part.fit_into(6)
+    assert [c.name for c in part.cases] == ["val/0"]
+    result = part.run(Clock(time.time(), budget_minutes=1))
+    assert result.matrix.sum() == 9 * 7 * 40
+
+
+def test_validations_are_left_out_near_the_end_and_while_they_take_much(volumes: Path) -> None:
+    v = validation(volumes)
+    v.seconds = 2.0
+    assert v.due(Clock(time.time(), budget_minutes=1)), "the first is always due"
+    v._last_end = 30.0
+    assert not v.due(Clock(time.time(), earlier=45, budget_minutes=1))  # 2 of 15 s
+    assert v.due(Clock(time.time(), earlier=52, budget_minutes=1))  # 2 of 22 s
+    assert not v.due(Clock(time.time(), earlier=55, budget_minutes=1))  # and 5 s left
+    assert v.due(Clock(time.time(), earlier=31)), "without a budget after each epoch"
+
+
+def test_every_nth_slice_stays_in_its_place() -> None:
+    voxels = np.arange(2 * 3 * 10, dtype=np.float32).reshape(1, 2, 3, 10)
+    affine = np.array([[2, 0, 0, 5], [0, 3, 1, -4], [0, 0, 4, 7], [0, 0, 0, 1]], float)
+    scan = Scan(voxels, affine, Path("x.nii"))
+    thin = every_nth(scan, 2, 4)  # slices 2 and 6
+    assert np.array_equal(thin.voxels, voxels[..., [2, 6]])
+    for new, old in ((0, 2), (1, 6)):
+        assert np.allclose(thin.affine @ [1, 2, new, 1], affine @ [1, 2, old, 1])
+    assert every_nth(scan, 2, 1).voxels.shape == voxels.shape
+    assert np.array_equal(every_nth(scan, 2, 99).voxels, voxels[..., 5:6])
+    assert every_nth(scan, 0, 2).voxels.shape == (1, 1, 3, 10)
