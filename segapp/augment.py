@@ -56,6 +56,7 @@ class Augmentation:
         rgb = channels == 3 if rgb is None else rgb
         assert not rgb or channels % 3 == 0, f"{channels} channels are no colours"
         self.settings, self.patch = settings, patch
+        self._foreground_p = float(settings.foreground_p)
         knobs = {name: float(value) for name, value in settings if name != "policy"}
         self.geometry = A.Compose(_geometry(knobs))
         self.colours = A.Compose(_colours(knobs, rgb))
@@ -80,7 +81,7 @@ class Augmentation:
         pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
         pixels, mask = _move(pixels, mask, operations)
         changed = self.geometry(image=pixels, mask=mask)
-        corner = _corner(changed["mask"], self.patch, self.settings.foreground_p, rng)
+        corner = _corner(changed["mask"], self.patch, self._foreground_p, rng)
         window = tuple(slice(a, a + n) for a, n in zip(corner, self.patch, strict=True))
         pixels, mask = changed["image"][window], changed["mask"][window]
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
 from segapp.check import survey
 from segapp.checkpoint import DataRecord
@@ -230,6 +232,8 @@ def _decide(
             reasons[0] += f" ({inherited.normalisation}; this data alone would take {own})"
     for f in facts:
         network_size(f, preprocessing)
+        if preprocessing.normalisation == "imagenet":
+            preprocessing.own_white(np.dtype(f.dtype), f.case.images[0])
     resolved = settings.model_copy(deep=True)
     resolved.data.slice_axis = preprocessing.slice_axis
     resolved.data.classes = [c.name for c in classes]

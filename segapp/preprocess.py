@@ -233,8 +233,8 @@ class Preprocessing(BaseModel):
             )
         return height, width
 
-    def _own_white(self, dtype: np.dtype, source: Path) -> float:
-        """ImageNet's constants are shares of white; `shift` and `scale` hold them for `white`."""
+    def own_white(self, dtype: np.dtype, source: Path) -> float:
+        """A type's white by `white`, of which shift and scale are shares. Raises ScanError."""
         if dtype.kind == "u":
             return np.iinfo(dtype).max / self.white if self.white else 1.0
         if self.white in (255, 65535):
@@ -247,7 +247,7 @@ class Preprocessing(BaseModel):
 
     def _statistics(self, slices: np.ndarray, stored: np.dtype, source: Path):
         if self.normalisation in ("imagenet", "ct"):
-            own = self._own_white(stored, source) if self.normalisation == "imagenet" else 1.0
+            own = self.own_white(stored, source) if self.normalisation == "imagenet" else 1.0
             shift, scale = _per_channel(self.shift) * own, _per_channel(self.scale) * own
             low_high = np.array(self.clip, np.float32).T
             if not self.clip:

@@ -16,6 +16,7 @@ import torch
 
 from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
+from segapp.cases import Case
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
@@ -36,6 +37,7 @@ from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.training import write_augmentations, write_comparison, write_curves
 from segapp.resume import State
+from segapp.scan import Segmentation
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
@@ -292,8 +294,12 @@ def _write_results(
     write_curves(state.history, plan.classes, out / "curves.png")
     shown = np.unique(np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int))
     validation.cases = tuple(validation.cases[n] for n in shown)
-    place = (plan.preprocessing.slice_axis, out / "overlays")
-    validation.run(clock, on_segmentation=lambda *result: write_comparison(*result, *place))
+    axis = plan.preprocessing.slice_axis
+
+    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        write_comparison(case, segmentation, truth, axis, out / "overlays")
+
+    validation.run(clock, on_segmentation=draw)
     figures = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from conftest import draw_case, write_png_dataset
 from PIL import Image
@@ -79,7 +80,7 @@ def test_every_auto_is_decided(png_dataset: Path) -> None:
     assert s.preprocess.size == "native"
     assert s.preprocess.normalisation == "zscore"
     assert s.optim.batch_size == 8
-    assert s.optim.patch == 64  # 3/4 of (48 + 64) / 2 is 42; 96 is the least
+    assert s.optim.patch == 64  # slices of 48 × 64
 
 
 def test_what_is_set_stays(png_dataset: Path) -> None:
@@ -371,3 +372,20 @@ def test_classes_from_a_part_of_the_masks_are_warned_about(png_dataset: Path) ->
     named = "data.classes=background,disc,square"
     (png_dataset / "classes.txt").write_text("background\ndisc\nsquare\n")
     assert not any("data.limit" in w for w in plan_of(png_dataset, "data.limit=2", named).warnings)
+
+
+def test_a_val_image_whose_white_is_unknown_is_refused_before_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            (tmp_path / split / part).mkdir(parents=True)
+        for n in range(2):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[8:20, 8:20] = 1
+            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{n}.png")
+            image = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+            if (split, n) == ("val", 1):
+                tifffile.imwrite(tmp_path / split / "images" / "1.tif", image.astype(np.int16))
+            else:
+                Image.fromarray(image).save(tmp_path / split / "images" / f"{n}.png")
+    assert "int16, whose white is unknown" in refused(tmp_path)
