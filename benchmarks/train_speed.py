@@ -4,10 +4,12 @@
 
 Plain: the network in float32, channels first, albumentations in the loop, AdamW, torch's own
 memory handling. segapp: bf16 autocast where the CPU has it, channels-last, freed memory kept, its
-own data pipeline. Both see the same 256×256 patches in batches of 8 in the same order; each side
-runs in a fresh process, so that neither inherits the other's memory settings. Printed are images a
-second over the steps after the tenth (data included), their ratio, peak memory, and the mean loss
-over the last quarter of the steps, which tells whether both learn the same.
+own data pipeline. The network is a U-Net over all five stages of a ResNet34, without the skip from
+the image: larger than what `segapp train` takes. Both see the same 256×256 patches in batches of 8
+in the same order; each side runs in a fresh process, so that neither inherits the other's memory
+settings. Printed are images a second over the steps after the tenth (data included), their ratio,
+peak memory, and the mean loss over the last quarter of the steps, which tells whether both learn
+the same.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def plain_loop(network, cache, plan, steps: int) -> tuple[list[float], float, st
 
 
 def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, str]:
-    """The very steps and batches of `segapp train`."""
+    """The steps and batches of `segapp train`, on this network."""
     import torch
 
     from segapp.augment import Augmentation

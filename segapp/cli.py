@@ -20,8 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a segmentation model on your scans and masks, measure it, use it.\n\n"
     "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out RESULTS",
-    epilog="Exit codes: 0 all done, 1 some inputs failed, 2 usage, settings or data error, "
-    "130 stopped by Ctrl-C.",
+    epilog="Exit codes: 0 all done, 1 some inputs or runs failed, 2 any other error, "
+    "130 stopped by Ctrl-C or SIGTERM.",
 )
 
 

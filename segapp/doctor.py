@@ -22,7 +22,7 @@ from segapp.estimate import training_cost
 from segapp.evidence import explained, flipped, picture_hash
 from segapp.files import writable_folder
 from segapp.finding import Finding, finding_of
-from segapp.fingerprint import CaseFacts
+from segapp.fingerprint import CaseFacts, with_every_class
 from segapp.layout import SPLITS, Case, Dataset
 from segapp.leakage import (
     Print,
@@ -121,6 +121,8 @@ def diagnose(root: Path, progress: Callable[[Iterable[Case]], Iterable[Case]] = 
 
     facts, found = survey(dataset, progress, dataset.ignore, look)
     findings += found
+    if set_aside:
+        dataset, facts = with_every_class(dataset, facts, settings.train.seed)
     findings += _flipped_masks(dataset.root, facts, fits)
     findings += empty_cases(facts, dataset.ignore)
     same, told = same_images(prints, set_aside)

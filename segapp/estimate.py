@@ -28,7 +28,7 @@ def training_cost(
     count = sum(n for n, _, _ in slices)
     pixels = sum(n * rows * columns for n, rows, columns in slices)
     speed = matmul_flops()
-    per_pixel = _FLOP_PER_PIXEL_BF16 if has_bf16_tiles() else _FLOP_PER_PIXEL
+    per_pixel = _FLOP_PER_PIXEL_BF16 if has_bf16() else _FLOP_PER_PIXEL
     return {
         "slices": count,
         "seconds_per_pass": count * (per_pixel * patch**2 + _FLOP_PER_IMAGE) / speed,
@@ -38,12 +38,13 @@ def training_cost(
     }
 
 
-def has_bf16_tiles() -> bool:
-    """Whether the processor multiplies matrices in bf16, which NumPy's float32 does not show."""
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bf16, which NumPy's float32 does not show."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
     except OSError:
         return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def matmul_flops(seconds: float = 0.2) -> float:

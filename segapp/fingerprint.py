@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
-from segapp.cases import Case
+from segapp.cases import Case, Dataset
 from segapp.errors import ConfigError, ScanError
 from segapp.preprocess import (
     IMAGENET_MEAN,
@@ -21,6 +21,7 @@ from segapp.preprocess import (
     thickest_axis,
 )
 from segapp.scan import Scan
+from segapp.selection import hold_every_class
 from segapp.settings import Settings
 from segapp.shapes import (
     NATIVE_UP_TO,
@@ -133,6 +134,15 @@ def _choose_size(
         return RESIZE_TO, why
     why += f"; at {RESIZE_TO} the finest class were {finest:.1f} wide, {detail:.0%} of detail lost"
     return ("native" if longest <= _LARGEST else _LARGEST), why
+
+
+def with_every_class(
+    dataset: Dataset, facts: list[CaseFacts], seed: int
+) -> tuple[Dataset, list[CaseFacts]]:
+    """`hold_every_class` of measured cases, whose split is told anew in both."""
+    dataset = hold_every_class(dataset, {f.case.name: set(f.mask_counts) for f in facts}, seed)
+    cases = {c.name: c for c in dataset.cases}
+    return dataset, [replace(f, case=cases[f.case.name]) for f in facts]
 
 
 def sides_that_flips_swap(facts: Sequence[CaseFacts], axis: SliceAxis) -> tuple[int, int] | None:

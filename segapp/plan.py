@@ -18,7 +18,12 @@ from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
 from segapp.files import require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
-from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
+from segapp.fingerprint import (
+    CaseFacts,
+    fit_preprocessing,
+    sides_that_flips_swap,
+    with_every_class,
+)
 from segapp.inherit import earlier_images, inherit_network, inherit_preprocessing
 from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
@@ -29,7 +34,6 @@ from segapp.progress import track
 from segapp.scan import SegClass
 from segapp.selection import (
     class_weights,
-    hold_every_class,
     limit_cases,
     limit_classes,
     pool_cases,
@@ -141,10 +145,7 @@ def make_plan(
     ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
     facts, findings = survey(dataset, progress, ignore)
     if not s.train.folds and not declares_val:
-        values = {f.case.name: set(f.mask_counts) for f in facts}
-        dataset = hold_every_class(dataset, values, seed)
-        cases = {c.name: c for c in dataset.cases}
-        facts = [replace(f, case=cases[f.case.name]) for f in facts]
+        dataset, facts = with_every_class(dataset, facts, seed)
     refuse(findings, "more that can't be used")
     verdict = judge(dataset, facts, settings)
     refuse(verdict.findings)

@@ -99,7 +99,12 @@ def _escaped(text: str | None) -> str:
 
 
 def _contradictions() -> str:
-    lines = ["## What does not go together", "", "Refused before anything is read:", ""]
+    lines = [
+        "## What does not go together",
+        "",
+        "Refused before the first step, nearly all of it before anything is read:",
+        "",
+    ]
     for key, (other, values) in ONLY_WITH.items():
         choices = " or ".join(f"`{value}`" for value in values)
         lines.append(f"- `{key}` does something only where `{other}` is {choices}.")

@@ -63,7 +63,8 @@ def limit_classes(
 
 def hold_every_class(dataset: Dataset, values: Mapping[str, set[int]], seed: int) -> Dataset:
     """The data set with its val split drawn again where train and val would not both hold a class
-    that they could: of 50 draws of as many patients, the first that has the most in both.
+    that they could: of 50 draws of as many patients, the first that has the most in both. What a
+    single patient has is better in train, where it can be learned.
 
     For a val split that `with_val_split` has drawn. values: case name → values in its mask.
     """
@@ -72,13 +73,13 @@ def hold_every_class(dataset: Dataset, values: Mapping[str, set[int]], seed: int
         held.setdefault(case.patient, set()).update(values.get(case.name, ()))
     patients, drawn = sorted(held), {c.patient for c in dataset.split("val")}
 
-    def in_both(val: set[str]) -> int:
-        aside = (held[p] for p in patients if p in val)
-        kept = (held[p] for p in patients if p not in val)
-        return len(set().union(*aside) & set().union(*kept))
+    def shared_and_learned(val: set[str]) -> tuple[int, int]:
+        aside = set().union(*(held[p] for p in patients if p in val))
+        kept = set().union(*(held[p] for p in patients if p not in val))
+        return len(aside & kept), len(kept)
 
     orders = (np.random.default_rng((seed, n)).permutation(patients) for n in range(1, 50))
-    best = max((drawn, *(set(o[: len(drawn)].tolist()) for o in orders)), key=in_both)
+    best = max((drawn, *(set(o[: len(drawn)].tolist()) for o in orders)), key=shared_and_learned)
     if best == drawn:
         return dataset
     cases = (

@@ -98,7 +98,7 @@ class DataSettings(_Section):
         BeforeValidator(_number_or_names),
     ] = _set(
         None,
-        "A first try on less: a share (0.1) or a number (20) of the training cases, "
+        "A first try on less: a share (0.1) or a number (20) of the training cases, without test; "
         "or the names of the classes to learn (liver,tumour); all others become background.",
     )
     slice_axis: Auto | Literal["axial", "coronal", "sagittal"] = _set(
@@ -135,7 +135,7 @@ class PreprocessSettings(_Section):
 
 class AugmentSettings(_Section):
     """Random changes of the training patches. …_p: the probability that a patch (mixup_p and
-    cutmix_p: a batch) gets one; auto takes the policy's value."""
+    cutmix_p: a batch) gets one; auto takes the policy's value, but for foreground_p."""
 
     policy: Literal[
         "none", "light", "moves", "standard", "strong", "randaugment", "autoaugment"
@@ -169,7 +169,7 @@ class AugmentSettings(_Section):
     foreground_p: Auto | Share = _set(
         "auto",
         "Patches about a class of the slice, each as likely, so that rare ones are seen; auto: a "
-        "third where a patch shows less than a third of a slice, else none.",
+        "third where a patch shows less than a third of a slice, else none, whatever the policy.",
     )
     mixup_p: Share = _set(0, "Batches mixed with themselves (Mixup, Zhang et al. 2018).")
     mixup_alpha: Annotated[float, Field(gt=0)] = _set(
@@ -196,10 +196,10 @@ class ModelSettings(_Section):
     )
     encoder_depth: Auto | Annotated[int, Field(ge=3, le=5)] = _set(
         "auto",
-        "Stages of the encoder, below 5 of a ResNet; auto: what leaves a patch 12 pixels a side.",
+        "Stages of the encoder, below 5 of a ResNet; auto: for unet what leaves a patch 12 pixels.",
     )
     init_from: Path | None = _set(
-        None, "A whole segapp model to go on from; classes of the same name keep theirs."
+        None, "A whole segapp model to go on from, and its preprocessing; classes may differ."
     )
     residual: Auto | bool = _set(
         "auto", "Residual blocks in the decoder; auto: where it is a U-Net's or U-Net++'s."
@@ -286,7 +286,7 @@ class TrainSettings(_Section):
 
     out: Path | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
     epochs: Annotated[int, Field(ge=1)] | None = _set(
-        None, "Length of the run, instead of a budget."
+        None, "Length of the run, instead of a budget; of train.steps_per_epoch steps each."
     )
     budget_minutes: Annotated[float, Field(gt=0)] | None = _set(
         None,
@@ -294,10 +294,10 @@ class TrainSettings(_Section):
         f"{DEFAULT_BUDGET_MINUTES:g} where neither it nor epochs is given.",
     )
     steps_per_epoch: Auto | Annotated[int, Field(ge=1)] = _set(
-        "auto", "Optimiser steps between validations; auto: one pass, 40…250."
+        "auto", "Optimiser steps of an epoch; auto: those of one pass, but 40…250."
     )
     patience: Annotated[int, Field(ge=1)] | None = _set(
-        None, "Stop after so many epochs without a better val mIoU."
+        None, "Stop after so many epochs without a better val mIoU of the classes that val holds."
     )
     progressive: Annotated[
         Annotated[list[Annotated[float, Field(ge=0.25, le=1)]], Field(min_length=2)] | None,
@@ -308,7 +308,7 @@ class TrainSettings(_Section):
         None, "Cross-validation: so many models by patient, in one budget, and their ensemble."
     )
     fold: Annotated[int, Field(ge=1)] | None = _set(
-        None, "Only this one of the folds (from 1), without the ensemble."
+        None, "Only this one of the folds (from 1), in the whole budget, without the ensemble."
     )
     precision: Auto | Literal["fp32", "bf16", "fp16"] = _set(
         "auto", "auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32."

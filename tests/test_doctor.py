@@ -29,7 +29,7 @@ BRAIN = Path(__file__).parents[1] / "data" / "brain"
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the machine takes a while."""
     monkeypatch.setattr("segapp.estimate.matmul_flops", lambda: 1e11)
-    monkeypatch.setattr("segapp.estimate.has_bf16_tiles", lambda: False)
+    monkeypatch.setattr("segapp.estimate.has_bf16", lambda: False)
 
 
 def found(root: Path, level: str = "error") -> set[tuple[str, str]]:

@@ -14,7 +14,7 @@ def test_the_cost_of_one_pass(
 ) -> None:
     """What was measured at 350 GFLOP/s with patches of 160 pixels."""
     monkeypatch.setattr(estimate, "matmul_flops", lambda: 3.5e11)
-    monkeypatch.setattr(estimate, "has_bf16_tiles", lambda: bf16)
+    monkeypatch.setattr(estimate, "has_bf16", lambda: bf16)
     cost = training_cost([(50, 200, 100), (20, 100, 100)], channels=2, batch=8, patch=160)
     assert cost["slices"] == 70
     assert cost["seconds_per_pass"] == pytest.approx(70 / images_per_second, rel=0.1)

@@ -127,5 +127,11 @@ def test_val_stays_where_it_holds_what_it_can() -> None:
     data = dataset(train=8, val=2)
     both = {c.name: {0, 1} for c in data.cases}
     assert hold_every_class(data, both, seed=0) is data
-    once = {**both, "val0": {0, 1, 2}}  # in one case alone: never in both
+    once = {**both, "train0": {0, 1, 2}}  # in one patient alone: never in both
     assert hold_every_class(data, once, seed=0) is data
+
+
+def test_what_one_patient_has_goes_to_train() -> None:
+    data = dataset(train=8, val=2)
+    values = {c.name: {0, 1} for c in data.cases} | {"val0": {0, 1, 2}}
+    assert "val0" in names(hold_every_class(data, values, seed=0), "train")
