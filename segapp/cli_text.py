@@ -47,6 +47,8 @@ def info_text(record: ModelInfo, path: Path) -> str:
     """What a model file says about itself, a line each."""
     val = record.metrics
     chosen = f"epoch {val.get('epoch')}"
+    if val.get("every", 1) > 1:
+        chosen += f", measured on 1 in {val['every']} of its slices or images"
     if record.architecture.members > 1:
         chosen = f"mean of {record.architecture.members} folds, mIoU ± {val.get('miou_sd')}"
     classes = ", ".join(f"{c.name} (mask value {c.value})" for c in record.classes)

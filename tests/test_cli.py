@@ -23,6 +23,8 @@ from conftest import write_png_dataset
 from PIL import Image
 
 import segapp.cli
+from segapp.checkpoint import ModelInfo
+from segapp.cli_text import info_text
 
 REPOSITORY = Path(__file__).parents[1]
 QUICK = ["train.epochs=1", "train.steps_per_epoch=1", "optim.batch_size=2", "optim.patch=64"]
@@ -573,3 +575,6 @@ def test_info_tells_what_the_model_is(trained) -> None:
     record = json.loads(run("info", model, "--json").out)
     assert [c["name"] for c in record["classes"]] == ["background", "class_1", "class_2"]
     assert max(len(line) for line in text.splitlines()) > 100  # never cut to a width
+    assert "measured on" not in text
+    record["metrics"]["every"] = 3
+    assert "1 in 3 of its slices" in info_text(ModelInfo.model_validate(record), model)
