@@ -114,5 +114,5 @@ def test_a_model_of_half_a_millimetre_is_right_at_0_9(tmp_path: Path) -> None:
     fine = miou(loaded, 0.5)
     assert fine > 0.9
     assert miou(blind, 0.5) == fine, "at the model's own spacing nothing is resampled"
-    assert miou(loaded, 0.9) > fine - 0.03
+    assert miou(loaded, 0.9) > fine - 0.05  # edges of coarser pixels, no more
     assert miou(blind, 0.9) < fine - 0.3, "the large disc is taken for the small one"
