@@ -270,7 +270,7 @@ def _decide(
         share = choose_foreground(training, preprocessing, resolved.optim.patch)
         resolved.augment.foreground_p = share
         if share:
-            reasons.append(f"their places: {share:.0%} about a class, they show little of a slice")
+            reasons.append(f"places: {share:.0%} about a class, as patches show little of a slice")
     given = resolved.augment.flip_p
     resolved.augment = resolved_policy(resolved.augment)
     swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
