@@ -72,7 +72,7 @@ def thickest_axis(scan: Scan) -> SliceAxis:
     return _axis_named(world[thickest[0]]) if len(thickest) == 1 else "axial"
 
 
-def _plan(affine: np.ndarray | None, axis: SliceAxis) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def ordering(affine: np.ndarray | None, axis: SliceAxis) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which voxel axes become (K, H, W), and which of these three are flipped."""
     if affine is None:  # a raster: I = column, J = row
         return (2, 1, 0), ()
@@ -85,20 +85,20 @@ def _plan(affine: np.ndarray | None, axis: SliceAxis) -> tuple[tuple[int, ...], 
 def slice_spacing(scan: Scan, axis: SliceAxis) -> tuple[float, ...]:
     """Distance in mm between slices, rows and columns of a scan with geometry."""
     assert scan.spacing_mm is not None
-    order, _ = _plan(scan.affine, scan_axis(scan.shape, scan.affine, axis))
+    order, _ = ordering(scan.affine, scan_axis(scan.shape, scan.affine, axis))
     return tuple(scan.spacing_mm[v] for v in order)
 
 
 def to_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:
     """(C, I, J, K) → (slices, C, rows, columns), a lossless permutation with flips (a view)."""
-    order, flips = _plan(affine, axis)
+    order, flips = ordering(affine, axis)
     moved = np.transpose(array, (1 + order[0], 0, 1 + order[1], 1 + order[2]))
     return np.flip(moved, tuple((0, 2, 3)[n] for n in flips))
 
 
 def from_slices(array: np.ndarray, affine: np.ndarray | None, axis: SliceAxis) -> np.ndarray:
     """(slices, C, rows, columns) → (C, I, J, K): the inverse of `to_slices` (a view)."""
-    order, flips = _plan(affine, axis)
+    order, flips = ordering(affine, axis)
     moved = np.flip(array, tuple((0, 2, 3)[n] for n in flips))
     back = np.argsort([1 + order[0], 0, 1 + order[1], 1 + order[2]])
     return np.transpose(moved, back)

@@ -14,7 +14,7 @@ from segapp.evaluate import Evaluation, evaluate_cases
 from segapp.pace import CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
-from segapp.preprocess import orientation, scan_axis
+from segapp.preprocess import ordering, scan_axis
 from segapp.scan import Scan
 
 log = logging.getLogger("segapp")
@@ -95,10 +95,8 @@ class Validation:
 
     def _along(self, scan: Scan) -> int:
         """The voxel axis that the slices follow each other on."""
-        if scan.affine is None:
-            return 2
         axis = scan_axis(scan.shape, scan.affine, self._predictor.preprocessing.slice_axis)
-        return orientation(scan.affine)[0].index(("sagittal", "coronal", "axial").index(axis))
+        return ordering(scan.affine, axis)[0][0]
 
 
 def every_nth(scan: Scan, along: int, step: int) -> Scan:

@@ -40,7 +40,7 @@ def volumes(tmp_path: Path) -> Path:
 
 
 def validation(root: Path, **preprocessing: Any) -> Validation:
-    prep = Preprocessing(channels=1, **RAW, **preprocessing)  # type: ignore[arg-type]
+    prep = Preprocessing.model_validate({"channels": 1, **RAW, **preprocessing})
     plan: Any = SimpleNamespace(dataset=find_cases(root), ignore=None, merged=())
     return Validation(Predictor(SlowEngine(1), prep, CLASSES), plan)
 
