@@ -19,6 +19,8 @@ from segapp.optim import Average
 
 _STATE = "state.safetensors"
 _NEW_SHARE = 0.3  # of the newest epoch in the running mean
+_SETTLED = 0.75  # share of a run from which on the newest epoch is taken
+_FAR = 0.05  # of mIoU, by which the score may then be below the best
 
 
 @dataclass
@@ -42,9 +44,13 @@ class State:
     data: dict[str, Any] = field(default_factory=dict)  # file hashes by split
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def judge(self, miou: float) -> bool:
-        """Take in an epoch's val mIoU (see `selection_score`); True (and it becomes the best) where
-        the score is not lower.
+    def judge(self, miou: float, done: float = 0.0) -> bool:
+        """Take in the val mIoU (see `selection_score`) of an epoch that ends when the share `done`
+        of the run is done; True (and it becomes the best) where the score is not lower.
+
+        In the last quarter, where the learning rate runs out, it becomes the best unless the score
+        has fallen 0.05 below the highest: a network that still takes large steps may suit a few
+        validation cases by chance, and be worse on new scans (nnU-Net always takes the last epoch).
 
         The score is a running mean, as in nnU-Net (Isensee et al. 2021): on few validation cases
         the mIoU of a network that still learns fast jumps by several points between epochs, and
@@ -57,9 +63,9 @@ class State:
         if miou > self.highest:
             self.highest, self.highest_epoch = miou, self.epoch
         self.score += _NEW_SHARE * (miou - self.score)
-        if self.score < self.best_score:
+        if self.score < self.best_score - (_FAR if done >= _SETTLED else 0):
             return False
-        self.best_score, self.best_epoch = self.score, self.epoch
+        self.best_score, self.best_epoch = max(self.score, self.best_score), self.epoch
         return True
 
 

@@ -189,7 +189,9 @@ def fit(parts: Parts, started: float) -> None:
             result = None
             if stop or validation.due(clock):
                 result = validation.run(clock)
-                if not result.failed() and state.judge(selection_score(result.matrix)):
+                if not result.failed() and state.judge(
+                    selection_score(result.matrix), schedule.done
+                ):
                     state.best_metrics = summary(result, "val") | {"every": validation.every}
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in judged.state_dict().items()

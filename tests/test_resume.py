@@ -132,6 +132,23 @@ def test_a_decline_that_lasts_is_seen() -> None:
     assert state.best_epoch == 10
 
 
+def test_in_the_last_quarter_the_newest_epoch_is_taken() -> None:
+    """0.815 is a lucky score of large steps."""
+    state = State()
+    for state.epoch in range(1, 76):
+        state.judge(0.815 if state.epoch == 60 else 0.7, state.epoch / 101)
+    assert state.best_epoch == 60
+    for state.epoch in range(76, 102):
+        assert state.judge(0.71 - state.epoch / 10_000, state.epoch / 101)
+
+
+def test_a_collapse_in_the_last_quarter_is_seen() -> None:
+    state = State()
+    for state.epoch in range(1, 101):
+        state.judge(0.8 if state.epoch < 70 else 0.5, state.epoch / 100)
+    assert state.best_epoch == 69
+
+
 def test_a_lucky_first_epoch_is_not_the_best() -> None:
     """0.182, 0.25, 0.361, 0.424, 0.466: begun at 0, the mean only rises."""
     state = State()
