@@ -19,12 +19,12 @@ FROM base AS cpu
 ARG TORCH="torch torchvision"
 RUN pip install $TORCH
 COPY . .
-RUN pip install .
+RUN pip install ".[openvino]"
 USER segapp
 
 FROM base AS cuda
 # PyPI's Linux build of torch carries the CUDA libraries; the host brings its driver (--gpus all).
 RUN pip install torch torchvision
 COPY . .
-RUN pip install .
+RUN pip install ".[openvino]"
 USER segapp

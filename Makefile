@@ -47,7 +47,7 @@ $(VENV)/bin/python:
 	$(if $(TORCH),$(BIN)/pip install $(TORCH))
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -e .
+	$(BIN)/pip install -e ".[openvino]"
 	@touch $@
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from segapp.ahead import processors
 from segapp.augment import Augmentation
 from segapp.checkpoint import Architecture, model_path, read_info, read_weights
 from segapp.contradictions import refuse_contradictions
@@ -109,8 +109,7 @@ def _resolve(plan: Plan, cache: SliceCache, device: torch.device) -> None:
     s = plan.settings
     if s.data.workers == "auto":
         # On a CPU the step needs every core, and a sample costs less than a hundredth of it.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        s.data.workers = 0 if device.type == "cpu" else min(8, max(1, (cores or 2) - 1))
+        s.data.workers = 0 if device.type == "cpu" else min(8, max(1, processors() - 1))
     if s.train.steps_per_epoch == "auto":
         one_step = int(s.optim.batch_size) * s.optim.accumulate
         steps = math.ceil(pass_length(cache.empty) / one_step)

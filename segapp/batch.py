@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from segapp.errors import DataError, OutputError, ScanError, SegappError
+from segapp.ahead import in_order
+from segapp.errors import DataError, ScanError, SegappError
 from segapp.formats import (
     Entry,
     Format,
@@ -22,26 +22,13 @@ from segapp.formats import (
     stem,
     write_segmentation,
 )
-from segapp.formats.listing import FORMATS, is_readable_zip
+from segapp.formats.listing import FORMATS, is_readable_zip, is_small
+from segapp.outcomes import Outcome, OutcomeTable, read_rows
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
-from segapp.scan import SegClass, Segmentation
+from segapp.scan import Segmentation
 
 log = logging.getLogger("segapp")
-
-
-@dataclass
-class Outcome:
-    """One line of predictions.csv. `sizes` holds voxels and, where known, ml or mm² by column."""
-
-    file: Path
-    output: Path | None = None
-    status: str = "ok"  # ok | failed | skipped
-    reason: str = ""
-    seconds: float = 0.0
-    mean_confidence: float | None = None
-    warnings: tuple[str, ...] = ()
-    sizes: dict[str, float] = field(default_factory=dict)
 
 
 def list_inputs(
@@ -118,57 +105,94 @@ def predict_batch(
     complete after each scan, also when the run is interrupted. Raises OutputError only where the
     CSV itself can't be written. allow_gaps: see read_scan.
     """
-    options = (output_format, overlay, skip_existing, allow_gaps)
     entries = list(entries)
     taken = {path.resolve() for entry in entries for path in entry.paths}
     outcomes: list[Outcome] = []
     table_path = out / "predictions.csv"
-    earlier = _read_rows(table_path)
+    earlier = read_rows(table_path)
     owners = {Path(output): Path(row["file"]) for output, row in earlier.items()}
     names = _Names(out, taken, owners, kept=skip_existing)
-    with _CsvFile(table_path, predictor.classes, earlier) as table:
-        for entry in entries:
-            outcome = _predict_safely(predictor, entry, names, *options)
-            outcomes.append(outcome)
-            table.write(outcome)
-            on_outcome(outcome)
+    done: list[Outcome] = []  # in the order in which they end
+
+    def predict(job: _Job) -> Outcome:
+        outcome = job.outcome or _predict_safely(predictor, job, allow_gaps)
+        done.append(outcome)
+        return outcome
+
+    jobs = (_Job.of(entry, names, output_format, overlay, skip_existing) for entry in entries)
+    engine = predictor.engine
+    threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
+    threads = threads if engine.calls_at_once > 1 else 1
+    with OutcomeTable(table_path, predictor.classes, earlier) as table:
+        try:
+            # volumes go one by one, each through all that the engine computes at once
+            for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
+                for outcome in in_order(predict, group, threads if small else 1):
+                    outcomes.append(outcome)
+                    table.write(outcome)
+                    on_outcome(outcome)
+        finally:
+            in_table = {id(outcome) for outcome in outcomes}
+            for outcome in done:  # interrupted: what was written has its line
+                if id(outcome) not in in_table:
+                    table.write(outcome)
     return outcomes
 
 
-def _predict_safely(
-    predictor: Predictor,
-    entry: Entry,
-    names: _Names,
-    output_format: Format,
-    overlay: bool,
-    skip_existing: bool,
-    allow_gaps: bool,
-) -> Outcome:
+@dataclass(frozen=True)
+class _Job:
+    """An entry, and where its results go; or its outcome, where there is nothing to do."""
+
+    entry: Entry
+    output: Path
+    picture: Path | None = None
+    clashes: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+
+    @classmethod
+    def of(
+        cls, entry: Entry, names: _Names, output_format: Format, overlay: bool, skip_existing: bool
+    ) -> _Job:
+        """Names are given in the order of the entries, whichever is segmented first."""
+        try:
+            suffix = output_suffix(entry.paths[0], output_format)
+            output, clashes = names.take(entry.name, suffix, entry.source)
+            picture = None
+            if overlay:
+                name = output.relative_to(names.out).with_name(f"{stem(output)}_overlay").as_posix()
+                picture, more = names.take(name, ".png", entry.source)
+                clashes += more
+            if skip_existing and output.exists():
+                done = Outcome(entry.source, output, "skipped", "output exists", warnings=clashes)
+                return cls(entry, output, outcome=done)
+            return cls(entry, output, picture, clashes)
+        except Exception as error:  # of this entry alone
+            return cls(entry, Path(), outcome=_failed(entry, error))
+
+
+def _predict_safely(predictor: Predictor, job: _Job, allow_gaps: bool) -> Outcome:
     """The outcome of one entry, whatever happens to it."""
     try:
-        suffix = output_suffix(entry.paths[0], output_format)
-        output, clashes = names.take(entry.name, suffix, entry.source)
-        picture = None
-        if overlay:
-            name = output.relative_to(names.out).with_name(f"{stem(output)}_overlay").as_posix()
-            picture, more = names.take(name, ".png", entry.source)
-            clashes += more
-        if skip_existing and output.exists():
-            return Outcome(entry.source, output, "skipped", "output exists", warnings=clashes)
-        segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
-        outcome.warnings = (*outcome.warnings, *clashes)
-        if picture:
-            write_overlay(segmentation, predictor.preprocessing.slice_axis, picture)
+        segmentation, outcome = predict_entry(
+            predictor, job.entry, job.output, allow_gaps=allow_gaps
+        )
+        outcome.warnings = (*outcome.warnings, *job.clashes)
+        if job.picture:
+            write_overlay(segmentation, predictor.preprocessing.slice_axis, job.picture)
         return outcome
-    except SegappError as error:
-        reason = error.reason if isinstance(error, ScanError) else str(error)
-        return Outcome(entry.source, status="failed", reason=reason)
-    except MemoryError:
-        return Outcome(entry.source, status="failed", reason="not enough memory for this scan")
     except Exception as error:  # a bug of ours must not stop the other 9,999 files
-        log.exception("%s: unexpected error", entry.source)
+        return _failed(job.entry, error)
+
+
+def _failed(entry: Entry, error: Exception) -> Outcome:
+    if isinstance(error, SegappError):
+        reason = error.reason if isinstance(error, ScanError) else str(error)
+    elif isinstance(error, MemoryError):
+        reason = "not enough memory for this scan"
+    else:
+        log.error("%s: unexpected error", entry.source, exc_info=error)
         reason = f"unexpected {type(error).__name__}: {error}"
-        return Outcome(entry.source, status="failed", reason=reason)
+    return Outcome(entry.source, status="failed", reason=reason)
 
 
 class _Names:
@@ -225,66 +249,3 @@ def class_sizes(segmentation: Segmentation) -> dict[str, float]:
         measured = segmentation.volumes_ml() if volume else segmentation.areas_mm2()
         sizes |= {f"{name}_{unit}": value for name, value in measured.items()}
     return sizes
-
-
-_OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Output → line of an earlier predictions.csv; empty where there is none to read."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return {}
-    return {row["output"]: row for row in csv.DictReader(io.StringIO(text)) if row.get("output")}
-
-
-class _CsvFile:
-    """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
-
-    def __init__(
-        self, path: Path, classes: tuple[SegClass, ...], earlier: dict[str, dict[str, str]]
-    ):
-        self.path = path
-        self.earlier = earlier  # output → its line; a skipped scan keeps its figures
-        self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
-        self.columns += ["warnings"]
-        for unit in ("voxels", "ml", "mm2"):
-            self.columns += [f"{c.name}_{unit}" for c in classes]
-
-    def __enter__(self) -> _CsvFile:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # File names need not be UTF-8; surrogateescape writes the bytes they came with.
-            self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
-        self.writer = csv.DictWriter(self.file, self.columns)
-        self.writer.writeheader()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, outcome: Outcome) -> None:
-        confidence = outcome.mean_confidence
-        row: dict[str, object] = {
-            "file": outcome.file,
-            "output": str(outcome.output or ""),
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "seconds": f"{outcome.seconds:.3f}",
-            "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
-            "warnings": "; ".join(outcome.warnings),
-        }
-        if outcome.status == "skipped":
-            before = self.earlier.get(str(outcome.output), {})
-            kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
-            row |= kept
-        for column, value in outcome.sizes.items():
-            row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
-        try:
-            self.writer.writerow(row)
-            self.file.flush()
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error

@@ -22,6 +22,7 @@ from segapp.preprocess import Flip, Preprocessing
 from segapp.scan import SegClass
 
 MODEL_NAME = "model.safetensors"
+INFO_NAME = "info.json"  # the JSON part alone, in an exported folder
 _KEY = "segapp"
 _FORMAT = 1
 
@@ -125,7 +126,17 @@ def model_path(model: Path) -> Path:
 
 
 def read_info(model: Path) -> ModelInfo:
-    """The JSON part of a run folder's or a file's model. Raises ModelFileError."""
+    """The JSON part of a run folder's, a file's or an exported folder's model.
+
+    Raises ModelFileError.
+    """
+    if (model / INFO_NAME).is_file() and not (model / MODEL_NAME).is_file():
+        path = model / INFO_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{path}: can't be read ({error})") from error
+        return _parse(text, path)
     path = model_path(model)
     try:
         with safe_open(path, framework="np") as file:
@@ -134,6 +145,10 @@ def read_info(model: Path) -> ModelInfo:
         raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
     if text is None:
         raise ModelFileError(f"{path}: safetensors, but not written by segapp (no metadata)")
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> ModelInfo:
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:

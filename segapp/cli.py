@@ -7,10 +7,11 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from segapp.cli_models import Data, Json, evaluate, export, info, predict, start_logging, web_app
 from segapp.errors import SegappError
 
 app = typer.Typer(
@@ -25,9 +26,6 @@ app = typer.Typer(
 )
 
 
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors.")
-]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -36,9 +34,6 @@ Words = Annotated[
         "train.budget_minutes=10. Without a file and data.root: configs/brain.yaml.",
     ),
 ]
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="A data set, as for train.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.command()
@@ -76,15 +71,17 @@ def train(
     if print_config:
         typer.echo(settings.to_yaml(), nl=False)
         return
-    _start_logging()
+    start_logging()
     if find_lr:
         from segapp.train import find_rate
 
         rate, plot = find_rate(settings)
         typer.echo(f"suggested optim.max_lr: {rate:.1e}\nplot: {plot}")
         return
+    from segapp.engines import can_export
     from segapp.plan import open_run, reopen_run
 
+    exports = settings.train.export != "none" and can_export(settings.train.export)
     if resume:
         settings.train.out = resume
     plan = reopen_run(settings) if resume else open_run(settings)
@@ -95,6 +92,10 @@ def train(
     out = settings.train.out
     assert out is not None
     typer.echo(f"model: {out / 'model.safetensors'}")
+    if exports:
+        from segapp.export import export_beside
+
+        typer.echo(f"export: {export_beside(out)}")
     typer.echo(f"next:  segapp evaluate {out} {settings.data.root} --out {out / 'evaluation'}")
 
 
@@ -124,7 +125,7 @@ def compare(
 
     config, words = _config_and_words(words)
     comparison = read_comparison(config, words, vary or [], seeds, out)
-    _start_logging()
+    start_logging()
     from segapp.compare import run_comparison
     from segapp.report.comparison import table_text
 
@@ -148,7 +149,7 @@ def check(
     Lists missing, damaged, flipped and odd files, leaks between splits, rare classes, and what
     training would need. DIR gets findings.csv, report.json, sheet.png. Exit code 2: errors found.
     """
-    _start_logging()
+    start_logging()
     from segapp.doctor import report_on
 
     lines, code = report_on(data, out or Path("runs") / f"check-{data.resolve().name}", as_json)
@@ -156,131 +157,14 @@ def check(
     raise typer.Exit(code)
 
 
-@app.command()
-def predict(
-    model: Model,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT", help="Scans: files, folders, DICOM folders, zip archives."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
-    output_format: Annotated[
-        Literal["same", "nifti", "png", "dicomseg"],
-        typer.Option(
-            "--format",
-            help="same: as the scan came, but PNG for JPEG and BMP, NIfTI for DICOM. dicomseg: a "
-            "DICOM segmentation that refers to its DICOM series.",
-        ),
-    ] = "same",
-    device: Device = "auto",
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="Also write a picture of each result.")
-    ] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave scans that have a result.")
-    ] = False,
-    allow_gaps: Annotated[
-        bool,
-        typer.Option("--allow-gaps", help="Fill missing slices of a DICOM series, with a warning."),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Segment scans; results mirror their names under DIR, beside predictions.csv.
-
-    Formats are told by content: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage and DICOM, whose
-    files are grouped into series. Results lie on each scan's own grid and hold the values of the
-    training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
-    others go on.
-    """
-    _start_logging()
-    from segapp.cli_text import predict_all
-
-    counts = predict_all(
-        *(model, inputs, out, device),
-        output_format=output_format,
-        overlay=overlay,
-        skip_existing=skip_existing,
-        allow_gaps=allow_gaps,
-    )
-    table = out / "predictions.csv"
-    if as_json:
-        typer.echo(json.dumps({**counts, "csv": str(table)}))
-    else:
-        said = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        typer.echo(f"{said}; see {table}")
-    raise typer.Exit(1 if counts["failed"] else 0)
-
-
-@app.command()
-def evaluate(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
-    split: Annotated[
-        Literal["all", "train", "val", "test"] | None,
-        typer.Option(help="Default: test, else val, else all."),
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Measure a model on labelled cases.
-
-    mIoU is the mean over all classes, background included, of the IoU of the summed confusion;
-    Dice the mean over the foreground classes. cases.csv has the figures of each case.
-    """
-    _start_logging()
-    from segapp.cli_text import evaluation_table
-    from segapp.evaluate import evaluate_model
-
-    result = evaluate_model(model, data, split, out, device)
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        typer.echo(evaluation_table(result))
-        typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
-    raise typer.Exit(1 if result["n_failed"] else 0)
-
-
-@app.command()
-def info(model: Model, as_json: Json = False) -> None:
-    """Show what a model file says about itself."""
-    from segapp.checkpoint import model_path, read_info
-    from segapp.cli_text import info_text
-
-    record = read_info(model)
-    if as_json:
-        typer.echo(record.model_dump_json())
-        return
-    typer.echo(info_text(record, model_path(model)))
-
-
-@app.command(name="app")
-def web_app(
-    models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors; exactly one."),
-    ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
-) -> None:
-    """Open the web app: drop scans, look at the result slice by slice, download it."""
-    _start_logging()
-    from segapp.web.app import launch
-
-    launch(models, host, port)
+for _command in (predict, evaluate, info, export):
+    app.command()(_command)
+app.command(name="app")(web_app)
 
 
 def _config_and_words(words: list[str] | None) -> tuple[Path | None, list[str]]:
     words = words or []
     return (Path(words[0]), words[1:]) if words and "=" not in words[0] else (None, words)
-
-
-def _start_logging() -> None:
-    from segapp.progress import log_to_console
-
-    log_to_console()
 
 
 def _command_started() -> float:

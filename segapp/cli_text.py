@@ -9,18 +9,26 @@ from typing import Any
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import ModelInfo, read_info
+from segapp.engines import EngineChoice
+from segapp.formats.listing import is_small
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
 
 
 def predict_all(
-    model: Path, inputs: Sequence[Path], out: Path, device: str, **options: Any
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    device: str,
+    engine: EngineChoice,
+    **options: Any,
 ) -> dict[str, int]:
     """`predict_batch` of what is below `inputs`, with a bar and a line for each failed scan; the
     number of scans by status. options: those of `predict_batch`. Raises what it raises."""
     info = read_info(model)
     entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
-    predictor = Predictor.load(model, device)
+    single = len(entries) == 1 and is_small(entries[0].paths)
+    predictor = Predictor.load(model, device, engine, single)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = 0
     with batch_bar(len(entries)) as step:

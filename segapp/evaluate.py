@@ -6,17 +6,20 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segapp import metrics
+from segapp.ahead import in_order
 from segapp.cases import Case, find_cases, image_hash, labels_to_indices
 from segapp.check import read_case
 from segapp.checkpoint import DataRecord
 from segapp.errors import DataError, OutputError, ScanError
 from segapp.files import require_writable, write_table, write_text
+from segapp.formats.listing import is_small
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
@@ -80,30 +83,63 @@ def evaluate_cases(
     A case that can't be read, or whose mask has a value outside the model's classes, is recorded
     with its error; the others go on. on_segmentation gets each result and the true indices.
     """
-    classes = predictor.classes
-    result = Evaluation(classes)
-    for case in cases:
+
+    def measure(case: Case) -> _Measured:
         try:
-            scan, mask = read(case)
-            truth = labels_to_indices(mask.voxels, classes, ignore, merged)  # (1, I, J, K)
-            axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
-            in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
-            slabs: list[tuple[float, int]] = []
-
-            def measure(stop: int, _: int, slab: np.ndarray, t=in_slices, slabs=slabs) -> None:
-                slabs.append(_negative_log_likelihood(slab, t[stop - len(slab) : stop]))
-
-            segmentation = predictor(scan, on_slab=measure)
+            return _measure(predictor, case, *read(case), ignore, merged)
         except (ScanError, ValueError) as error:
             message = str(error) if isinstance(error, ScanError) else f"{case.mask}: {error}"
-            result.cases.append(CaseResult(case, _zeros(classes), message))
-            continue
-        result.nll += sum(nll for nll, _ in slabs)
-        result.counted += sum(counted for _, counted in slabs)
-        matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))
-        result.cases.append(CaseResult(case, matrix, warnings=segmentation.warnings))
-        on_segmentation(case, segmentation, truth[0])
+            return _Measured(CaseResult(case, _zeros(predictor.classes), message))
+
+    result = Evaluation(predictor.classes)
+    for small, group in groupby(cases, lambda case: is_small(case.images)):
+        threads = predictor.engine.calls_at_once if small else 1  # volumes go one by one
+        for measured in in_order(measure, group, threads):
+            result.cases.append(measured.result)
+            result.nll += measured.nll
+            result.counted += measured.counted
+            if measured.segmentation is not None and measured.truth is not None:
+                on_segmentation(measured.result.case, measured.segmentation, measured.truth)
     return result
+
+
+@dataclass
+class _Measured:
+    """What a case adds to an evaluation. truth: (I, J, K) class indices."""
+
+    result: CaseResult
+    nll: float = 0.0
+    counted: int = 0
+    segmentation: Segmentation | None = None
+    truth: np.ndarray | None = None
+
+
+def _measure(
+    predictor: Predictor,
+    case: Case,
+    scan: Scan,
+    mask: Scan,
+    ignore: int | None,
+    merged: tuple[int, ...],
+) -> _Measured:
+    classes = predictor.classes
+    truth = labels_to_indices(mask.voxels, classes, ignore, merged)  # (1, I, J, K)
+    axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
+    in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
+    likelihoods: list[tuple[float, int]] = []
+
+    def add(stop: int, _: int, slab: np.ndarray) -> None:
+        likelihoods.append(_negative_log_likelihood(slab, in_slices[stop - len(slab) : stop]))
+
+    segmentation = predictor(scan, on_slab=add)
+    matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))
+    return _Measured(
+        CaseResult(case, matrix, warnings=segmentation.warnings),
+        sum(nll for nll, _ in likelihoods),
+        sum(counted for _, counted in likelihoods),
+        segmentation,
+        truth[0],
+    )
 
 
 def _negative_log_likelihood(slab: np.ndarray, truth: np.ndarray) -> tuple[float, int]:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from segapp.ahead import in_order
 from segapp.checkpoint import ModelInfo, read_info
-from segapp.engines import Engine, load_engine
+from segapp.engines import Engine, EngineChoice, load_engine, slices_at_once
 from segapp.errors import ScanError
 from segapp.likeness import unlike
 from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices, slabs
+from segapp.resample import padded_size
 from segapp.scan import Scan, SegClass, Segmentation
-
-_PIXELS = 1 << 20  # at once: the default network holds some 0.4 kB for each, in bf16
+from segapp.tiles import in_tiles
 
 
 class Predictor:
@@ -42,10 +43,21 @@ class Predictor:
         self._views = [c for n in range(len(axes) + 1) for c in combinations(axes, n)]
 
     @classmethod
-    def load(cls, model: Path, device: str = "auto") -> Predictor:
-        """The predictor of a run folder or a model file. Raises ModelFileError, ConfigError."""
+    def load(
+        cls,
+        model: Path,
+        device: str = "auto",
+        engine: EngineChoice = "auto",
+        single: bool = False,
+    ) -> Predictor:
+        """The predictor of a run folder, a model file or an exported folder; for the rest see
+        `load_engine`. Raises ModelFileError, ConfigError."""
         info = read_info(model)
-        engine = load_engine(model, info, device)
+        return cls.of(load_engine(model, info, device, engine, single), info)
+
+    @classmethod
+    def of(cls, engine: Engine, info: ModelInfo) -> Predictor:
+        """The predictor that a model file describes, on an engine of its network."""
         return cls(
             engine, info.preprocessing, info.classes, info.temperature, info, flips=info.flips
         )
@@ -53,29 +65,28 @@ class Predictor:
     def probabilities(self, prepared: Prepared) -> Iterator[tuple[int, np.ndarray]]:
         """Slab by slab: (first slice, probabilities (n, classes, H, W) float32 on the scan's grid).
 
-        Slices are counted in the order of `to_slices`; no more than one slab is held at a time.
+        Slices are counted in the order of `to_slices`. No more slabs are held at a time than the
+        engine computes at once, and two.
         """
-        size = self._batch_size(prepared)
-        for start, stop in slabs(len(prepared), size):
-            batch = prepared.network_input(start, stop)
-            missing = size - len(batch)
-            if missing:  # a constant batch shape, see Engine
-                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            views = (self._logits(batch, view)[: stop - start] for view in self._views)
-            slab = reduce(np.add, (prepared.probabilities(x, self.temperature) for x in views))
-            yield start, slab / np.float32(len(self._views)) if len(self._views) > 1 else slab
 
-    def _batch_size(self, prepared: Prepared) -> int:
-        """Slices that go through the network at once: the engine's number, less where they are
-        large. It depends on their size alone, so that no result depends on the others."""
-        rows, columns = prepared.target
-        return max(1, min(self.engine.batch_size, _PIXELS // (rows * columns)))
+        def compute(bounds: tuple[int, int]) -> tuple[int, np.ndarray]:
+            batch = prepared.network_input(*bounds)
+            views = (self._logits(batch, view) for view in self._views)
+            slab = reduce(np.add, (prepared.probabilities(x, self.temperature) for x in views))
+            if len(self._views) > 1:
+                slab /= np.float32(len(self._views))
+            return bounds[0], slab
+
+        stride = self.preprocessing.stride
+        size = slices_at_once(self.engine, *padded_size(prepared.target, stride, 2 * stride))
+        bounds = list(slabs(len(prepared), size))
+        return in_order(compute, bounds, min(self.engine.calls_at_once, len(bounds)))
 
     def _logits(self, batch: np.ndarray, view: tuple[int, ...]) -> np.ndarray:
-        """Logits (batch_size, classes, H', W') of the batch flipped along `view`, flipped back."""
+        """Logits (n, classes, H', W') of the batch flipped along `view`, flipped back."""
         if not view:
-            return self.engine(batch)
-        return np.flip(self.engine(np.ascontiguousarray(np.flip(batch, view))), view)
+            return in_tiles(self.engine, batch)
+        return np.flip(in_tiles(self.engine, np.ascontiguousarray(np.flip(batch, view))), view)
 
     def __call__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
@@ -60,13 +61,18 @@ def training_bar() -> Iterator[Callable[[int, float, str], None]]:
 
 @contextmanager
 def batch_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Yields step(failed so far), to be called after each of `total` scans; shows the time left."""
-    columns = (MofNCompleteColumn(), TextColumn("{task.fields[failed]}"), TimeRemainingColumn())
+    """Yields step(failed so far), to be called after each of `total` scans; shows their pace and
+    the time left."""
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
     with _bar(*columns) as bar:
-        task = bar.add_task("segmenting", total=total, failed="")
+        task = bar.add_task("segmenting", total=total, said="")
+        began, done = time.perf_counter(), 0
 
         def step(failed: int) -> None:
-            bar.update(task, advance=1, failed=f"{failed} failed" if failed else "")
+            nonlocal done
+            done += 1
+            said = f"{done / (time.perf_counter() - began):.3g}/s"
+            bar.update(task, advance=1, said=f"{said}, {failed} failed" if failed else said)
 
         yield step
 

@@ -27,12 +27,18 @@ def resize(x: np.ndarray, size: tuple[int, ...], nearest: bool = False) -> np.nd
     return out
 
 
+def padded_size(size: tuple[int, ...], multiple: int, least: int = 0) -> tuple[int, ...]:
+    """What `pad` makes of a height and a width."""
+    return tuple(-(-max(n, least) // multiple) * multiple for n in size)
+
+
 def pad(x: np.ndarray, multiple: int, least: int = 0) -> np.ndarray:
     """Repeat the last row and column until height and width are multiples of `multiple`.
 
     `least` is a smallest height and width. (n, C, H, W) in and out.
     """
-    grow = [-(-max(n, least) // multiple) * multiple - n for n in x.shape[2:]]
+    size = padded_size(x.shape[2:], multiple, least)
+    grow = [new - old for new, old in zip(size, x.shape[2:], strict=True)]
     if not any(grow):
         return x
     return np.pad(x, ((0, 0), (0, 0), (0, grow[0]), (0, grow[1])), mode="edge")

@@ -258,9 +258,7 @@ class OptimSettings(_Section):
         "auto", "Share of the run in which the rate rises; auto: 0.3 for onecycle, else 0.05."
     )
     weight_decay: Annotated[float, Field(ge=0)] = _set(1e-2, "Not of norms and biases.")
-    batch_size: Auto | Annotated[int, Field(ge=1)] = _set(
-        "auto", "Patches the network sees at once."
-    )
+    batch_size: Auto | Annotated[int, Field(ge=1)] = _set("auto", "Patches seen at once.")
     accumulate: Annotated[int, Field(ge=1, le=1024)] = _set(
         1, "Batches whose gradients are averaged into one step."
     )
@@ -273,11 +271,9 @@ class OptimSettings(_Section):
         "Share of the rate that the encoder's first layers get, rising with depth to 1 "
         "at the decoder; for pretrained encoders.",
     )
-    freeze_encoder: BelowOne = _set(
-        0, "Share of the run during which a pretrained encoder is left as it is."
-    )
+    freeze_encoder: BelowOne = _set(0, "Share of the run in which a pretrained encoder is frozen.")
     ema: BelowOne = _set(
-        0, "Decay of the running average of the weights that becomes the model; 0: none."
+        0, "Decay of the weights' running average that becomes the model; 0: none."
     )
 
 
@@ -312,6 +308,9 @@ class TrainSettings(_Section):
     )
     precision: Auto | Literal["fp32", "bf16", "fp16"] = _set(
         "auto", "auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32."
+    )
+    export: Literal["none", "openvino"] = _set(
+        "none", "openvino: RUN/openvino is written at the end, which answers sooner on a CPU."
     )
     seed: Annotated[int, Field(ge=0)] = _set(0, "Of everything that is drawn at random.")
 

@@ -14,7 +14,7 @@ from segapp.evaluate import Evaluation, evaluate_cases
 from segapp.pace import CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
-from segapp.preprocess import ordering, scan_axis
+from segapp.preprocess import SliceAxis, ordering, scan_axis
 from segapp.scan import Scan
 
 log = logging.getLogger("segapp")
@@ -42,8 +42,9 @@ class Validation:
         slices = 1
         for case in self.cases[:2]:  # the first also warms up
             scan, _ = self._read(case)
-            slices = scan.shape[self._along(scan)]
-            few = every_nth(scan, self._along(scan), math.ceil(slices / _TRIED))
+            along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
+            slices = scan.shape[along]
+            few = every_nth(scan, along, math.ceil(slices / _TRIED))
             began = time.perf_counter()
             self._predictor(few)
             share = few.voxels.size / scan.voxels.size
@@ -86,17 +87,17 @@ class Validation:
             return self._kept[case.name]
         scan, mask = read_case(case)
         if not self._predictor.preprocessing.context:
-            along = self._along(scan)
+            along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
             scan, mask = (every_nth(each, along, self.every) for each in (scan, mask))
         self._room -= scan.voxels.nbytes + mask.voxels.nbytes
         if self._room > 0:
             self._kept[case.name] = (scan, mask)
         return scan, mask
 
-    def _along(self, scan: Scan) -> int:
-        """The voxel axis that the slices follow each other on."""
-        axis = scan_axis(scan.shape, scan.affine, self._predictor.preprocessing.slice_axis)
-        return ordering(scan.affine, axis)[0][0]
+
+def slice_direction(scan: Scan, slice_axis: SliceAxis) -> int:
+    """The voxel axis that the slices of a scan follow each other on."""
+    return ordering(scan.affine, scan_axis(scan.shape, scan.affine, slice_axis))[0][0]
 
 
 def every_nth(scan: Scan, along: int, step: int) -> Scan:

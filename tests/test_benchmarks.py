@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ run and print what they promise."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,37 @@ def test_the_recipe_is_measured_beside_its_rival(tmp_path: Path) -> None:
     assert "1 seeds" in first
     assert " 8 s " in first
     assert first == call("recipe.py", *words), "a finished run is not repeated"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has hardly learned anything."""
+    out = tmp_path_factory.mktemp("runs") / "brain"
+    words = ("data.root=data/brain", f"train.out={out}", "train.epochs=1")
+    words += ("train.steps_per_epoch=20", "model.encoder_weights=none")
+    command = [sys.executable, "-m", "segapp.cli", "train", *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.slow
+def test_engines_are_compared_on_one_network(run: Path) -> None:
+    text = call("engines.py", str(run), "--size", "96", "--onnx", "--seconds", "0.5")
+    ratios = [float(ratio) for ratio in re.findall(r"(\d+\.\d\d)×", text)]
+    assert len(ratios) == 7, "plain, torch, OpenVINO three times, ONNX Runtime twice"
+    assert ratios[0] == 1
+    assert min(ratios) > 0
+    scores = [float(line.split()[-2]) for line in text.splitlines()[2:]]
+    assert max(scores) - min(scores) < 0.02
+
+
+@pytest.mark.slow
+def test_folders_volumes_and_cold_starts_are_measured(run: Path) -> None:
+    (row,) = call("folder.py", str(run), "--files", "30").splitlines()[3:]
+    assert row.split()[0] == "30"
+    text = call("cold_start.py", str(run), "--repeats", "1")
+    assert "one slice" in text
+    assert text.endswith("modules imported: False\n")
+    text = call("volume.py", str(run), "--shape", "64", "64", "20")
+    assert "64 × 64 × 20" in text
+    assert "peak" in text

@@ -323,6 +323,7 @@ OTHERS: dict[str, object] = {
     "optim.schedule": "poly",
     "optim.warm_up": 0.125,
     "optim.batch_size": 2,
+    "train.export": "openvino",
     "optim.accumulate": 4,
     "optim.patch": "full",
     "train.out": Path("runs/1e3"),

@@ -30,8 +30,10 @@ def load(path) -> Any:
 class BrightnessEngine:
     """Class 0 around 0, class 1 around 100, class 2 around 200, and it knows how it was called."""
 
-    def __init__(self, batch_size=2):
+    def __init__(self, batch_size=2, calls_at_once=1):
         self.batch_size = batch_size
+        self.calls_at_once = calls_at_once
+        self.precision = "fp32"
         self.shapes = []
 
     def __call__(self, batch):
@@ -41,9 +43,9 @@ class BrightnessEngine:
         return -((away / 25) ** 2)
 
 
-def brightness(batch_size=2, **preprocessing):
+def brightness(batch_size=2, calls_at_once=1, **preprocessing):
     prep = Preprocessing(channels=1, **{**RAW, **preprocessing})
-    return Predictor(BrightnessEngine(batch_size), prep, CLASSES)
+    return Predictor(BrightnessEngine(batch_size, calls_at_once), prep, CLASSES)
 
 
 def by_brightness(voxels):
@@ -124,9 +126,9 @@ def physical(path_or_image):
 
 
 @pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_labels_lie_on_the_scans_own_grid(axis, batch_size):
-    predictor = brightness(batch_size, slice_axis=axis)
+@pytest.mark.parametrize(("batch_size", "calls_at_once"), [(1, 1), (2, 1), (7, 1), (1, 3), (2, 2)])
+def test_labels_lie_on_the_scans_own_grid(axis, batch_size, calls_at_once):
+    predictor = brightness(batch_size, calls_at_once, slice_axis=axis)
     image = make_volume()
     for order, signs in ORIENTATIONS[::5]:
         turned = turn(image, order, signs)
@@ -141,7 +143,7 @@ def test_labels_lie_on_the_scans_own_grid(axis, batch_size):
         assert found.warnings == ("said by the reader",)
     assert isinstance(predictor.engine, BrightnessEngine)
     batches = {shape[0] for shape in predictor.engine.shapes}
-    assert batches == {batch_size}, "every batch has the engine's size"
+    assert max(batches) <= batch_size
     sizes = {shape[1:] for shape in predictor.engine.shapes}
     assert sizes == {(1, 64, 64)}, "and is padded to two strides"
 
@@ -217,7 +219,8 @@ def test_flips_average_probabilities(flips, axes):
     slabs = np.concatenate([slab for _, slab in predictor.probabilities(prepared)])
     np.testing.assert_allclose(slabs, expected, atol=2e-6)
     np.testing.assert_allclose(slabs.sum(1), 1, atol=1e-5)
-    assert predictor.engine.shapes == [(2, 1, 96, 64)] * 2 * len(axes)  # type: ignore[attr-defined]
+    shapes = [(2, 1, 96, 64)] * len(axes) + [(1, 1, 96, 64)] * len(axes)
+    assert predictor.engine.shapes == shapes  # type: ignore[attr-defined]
 
 
 class BrokenEngine(BrightnessEngine):
@@ -330,17 +333,18 @@ def test_alone_or_among_others_a_file_gets_the_same_bytes(tmp_path, torch_model)
 
 def test_a_slice_gets_the_same_labels_wherever_it_stands_in_a_batch(torch_model):
     engine = Predictor.load(torch_model, "cpu").engine
+    engine.batch_size = 4  # as on a GPU
     rng = np.random.default_rng(0)
     one = rng.normal(size=(1, 1, 64, 96)).astype(np.float32)
-    expected = None
-    for position in range(engine.batch_size):
-        batch = rng.normal(size=(engine.batch_size, 1, 64, 96)).astype(np.float32)
-        batch[position] = one[0]
-        logits = engine(batch)
-        assert logits.dtype == np.float32
-        assert logits.shape == (engine.batch_size, 3, 64, 96)
-        expected = logits[position] if expected is None else expected
-        assert np.array_equal(logits[position], expected)
+    expected = engine(one)[0]
+    for count in (1, 3, 4):  # a smaller batch is filled up
+        for position in range(count):
+            batch = rng.normal(size=(count, 1, 64, 96)).astype(np.float32)
+            batch[position] = one[0]
+            logits = engine(batch)
+            assert logits.dtype == np.float32
+            assert logits.shape == (count, 3, 64, 96)
+            assert np.array_equal(logits[position], expected)
 
 
 def test_png_slices_and_their_volume_get_the_same_labels(tmp_path, torch_model):
@@ -385,4 +389,4 @@ def test_fewer_slices_go_through_at_once_where_they_are_large():
     for side, together in ((512, 4), (600, 2), (1024, 1), (1500, 1)):
         predictor.engine.shapes.clear()
         predictor(Scan(np.zeros((1, side, side, 5), np.uint8), None, Path("x.tif")))
-        assert {shape[0] for shape in predictor.engine.shapes} == {together}
+        assert max(shape[0] for shape in predictor.engine.shapes) == together

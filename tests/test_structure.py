@@ -16,13 +16,14 @@ MODULES = {
 # they need does; other modules of a package stand where the package does.
 ORDER = [
     *("errors", "settings", "policies", "contradictions", "config", "reference", "variants"),
-    *("finding", "declared", "files", "progress", "scan"),
+    *("finding", "declared", "files", "progress", "scan", "ahead"),
     *("formats.source", "formats.listing", "formats"),
     *("layout", "cases", "selection", "resample", "preprocess", "shapes", "fingerprint"),
     *("likeness", "metrics", "check", "evidence", "leakage", "verdicts", "checkpoint"),
-    *("inherit", "patches", "plan", "estimate", "engines", "predict"),
+    *("card", "exported", "inherit", "patches", "plan", "estimate", "tiles", "engines"),
+    "predict",
     *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
-    *("report.training", "report.comparison", "batch"),
+    *("report.training", "report.comparison", "outcomes", "batch"),
     *(
         "evaluate",
         "augment",
@@ -35,15 +36,21 @@ ORDER = [
         "optim",
     ),
     *("pace", "data", "machine", "step", "resume", "history", "validation", "assemble", "kfold"),
-    *("rangetest", "train", "trial", "compare", "web", "cli_text", "cli"),
+    *("quantize", "export", "rangetest", "train", "trial", "compare", "web"),
+    *("cli_text", "cli_models", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
+LATER |= {("segapp.engines", f"segapp.engines.{name}") for name in ("openvino", "onnx", "shared")}
 LATER |= {("segapp.formats", "segapp.formats.dicom")}
 LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
     "torch": {"decoder", "model", "losses", "augment", "data", "optim", "step", "resume", "train"}
-    | {"engines.torch", "mix", "weights", "assemble"},
+    | {"engines.torch", "mix", "weights", "assemble", "export"},
+    "openvino": {"engines.openvino", "export"},
+    "onnxruntime": {"engines.onnx"},
+    "onnx": {"export"},
+    "nncf": {"quantize"},
     "albumentations": {"augment"},
     "gradio": {"web"},
     **{name: {"formats"} for name in ("nibabel", "tifffile", "imagecodecs", "nrrd", "pydicom")},
@@ -149,7 +156,7 @@ from importlib import import_module
 from pathlib import Path
 
 BLOCKED = {"torch", "torchvision", "accelerate", "albumentations", "gradio"}
-BLOCKED |= {"segmentation_models_pytorch", "timm"}
+BLOCKED |= {"segmentation_models_pytorch", "timm", "openvino", "nncf", "onnx", "onnxruntime"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -171,7 +178,7 @@ from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
 
 class Threshold:
-    batch_size = 2
+    batch_size, calls_at_once, precision = 2, 2, "fp32"
     def __call__(self, batch):
         return np.concatenate([0 * batch, batch - 100], axis=1)
 

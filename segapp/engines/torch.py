@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from segapp.checkpoint import ModelInfo, model_path, read_weights
+from segapp.engines import slices_at_once
 from segapp.errors import ConfigError, ModelFileError
 from segapp.model import build_network
 
-# Slices a batch. Larger ones are hardly faster on a CPU, and a single image pays for a whole batch.
-_BATCH_SIZE = {"cpu": 4, "cuda": 8}
+# Slices a batch. Four are an eighth faster on a CPU, but a single image would pay for all of them.
+_BATCH_SIZE = {"cpu": 1, "cuda": 8}
 
 
 class TorchEngine:
@@ -26,29 +27,44 @@ class TorchEngine:
     def __init__(self, network: nn.Module, device: torch.device, precision: str = "fp32"):
         self.network = network
         self.device = device
+        self.precision = precision
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
             precision
         ]
-        self.batch_size = _BATCH_SIZE.get(device.type, 4)
+        self.batch_size = _BATCH_SIZE.get(device.type, 1)
+        self.calls_at_once = 1  # torch has threads of its own
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """(n, C, H, W) float32 → logits (n, classes, H, W) float32."""
         self.network.eval()
-        x = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
+        missing = slices_at_once(self, *batch.shape[2:]) - len(batch)
+        full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
+        x = torch.from_numpy(full).to(self.device, memory_format=torch.channels_last)
         lower = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower):
             logits = self.network(x)
-        return logits.float().contiguous().cpu().numpy()
+        return logits[: len(batch)].float().contiguous().cpu().numpy()
 
 
 def load_torch_engine(model: Path, info: ModelInfo, device: str = "auto") -> TorchEngine:
-    """Build the network a model file describes and load its weights.
-
-    Raises ModelFileError where weights don't fit the architecture; ConfigError for a device that
-    isn't there.
-    """
+    """The network of a model file on a device. Raises ModelFileError; ConfigError for a device
+    that isn't there."""
     where = choose_device(device)
+    network = load_network(model, info)
+    network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained_in = info.settings.get("train", {}).get("precision")
+    precision = choose_precision("auto", where)
+    if trained_in == "fp32" or (precision == "fp16" and trained_in != "fp16"):
+        precision = "fp32"  # fp16 overflows where a network never had to stay in its range
+    return TorchEngine(network, where, precision)
+
+
+def load_network(model: Path, info: ModelInfo) -> nn.Module:
+    """Build the network that a model file describes and load its weights.
+
+    Raises ModelFileError where weights don't fit the architecture.
+    """
     network = build_network(**info.architecture.model_dump())
     weights = {name: torch.from_numpy(array) for name, array in read_weights(model).items()}
     try:
@@ -57,12 +73,7 @@ def load_torch_engine(model: Path, info: ModelInfo, device: str = "auto") -> Tor
         raise ModelFileError(
             f"{model_path(model)}: its weights do not fit the network it describes"
         ) from error
-    network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained_in = info.settings.get("train", {}).get("precision")
-    precision = choose_precision("auto", where)
-    if trained_in == "fp32" or (precision == "fp16" and trained_in != "fp16"):
-        precision = "fp32"  # fp16 overflows where a network never had to stay in its range
-    return TorchEngine(network, where, precision)
+    return network
 
 
 def choose_device(device: str) -> torch.device:

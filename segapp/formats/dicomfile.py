@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from pydicom.uid import UID
 
 from segapp.errors import ScanError
 from segapp.formats import jpeg
+from segapp.formats.quiet import without_warnings
 from segapp.formats.source import check_size, open_binary
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -63,8 +63,7 @@ def sober(path: Path, problem: str = "its header is damaged or no valid DICOM") 
     """Turn whatever pydicom raises on a damaged file into a ScanError, and keep its warnings quiet:
     both may quote the header."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             yield
     except (ScanError, MemoryError):
         raise

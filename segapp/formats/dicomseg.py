@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from segapp.errors import OutputError, ScanError, SegappError
 from segapp.files import atomic_path
 from segapp.formats.dicomfile import read_header
 from segapp.formats.dicomspace import Plane, find_plane, frame_headers
+from segapp.formats.quiet import without_warnings
 from segapp.scan import SegClass, Segmentation
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -63,8 +63,7 @@ def write(segmentation: Segmentation, path: Path) -> None:
             f"{_ELSE}"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote header values
+        with without_warnings():  # they quote header values
             dataset = _segmentation(segmentation, path)
             with atomic_path(path) as temporary:
                 dataset.save_as(temporary)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segapp.errors import ScanError
-from segapp.formats.source import head, is_zip, members, open_binary
+from segapp.formats.source import head, is_zip, members, open_binary, size
 
 log = logging.getLogger("segapp")
 
@@ -33,6 +33,7 @@ _MARKS = {
     **dict.fromkeys((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_MARKS), "raster"),
     b"NRRD0": "nrrd",
 }
+_PACKED, _SMALL_BYTES = (".gz", ".nrrd", ".mha", ".nhdr", ".mhd"), 1 << 20
 _METAIMAGE = re.compile(rb"(?m)^(ObjectType|NDims)[ \t]*=")
 
 
@@ -256,3 +257,13 @@ def _is_bare_dicom(start: bytes) -> bool:
     if start[4:6].isalpha() and start[4:6].isupper():
         return True
     return start[:2] == b"\x08\x00" and int.from_bytes(start[4:8], "little") <= 64
+
+
+def is_small(paths: Sequence[Path]) -> bool:
+    """Whether a scan is a single file that can't hold much, so that several may be in memory at
+    once: a slice, mostly. By its size and name; compressed volumes can hold anything."""
+    try:
+        packed = paths[0].suffix.lower() in _PACKED
+        return len(paths) == 1 and not packed and size(paths[0]) < _SMALL_BYTES
+    except (OSError, ScanError):
+        return False

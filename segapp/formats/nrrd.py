@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import warnings
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,7 @@ from segapp.errors import ScanError
 from segapp.files import atomic_path
 from segapp.formats import alpha_warnings
 from segapp.formats.geometry import ASSUMED, LPS, from_directions, from_spacing, scaled_to_mm
+from segapp.formats.quiet import without_warnings
 from segapp.formats.source import beside, check_size, header_lines, inflate, open_binary
 from segapp.scan import Scan, Segmentation
 
@@ -128,8 +128,7 @@ def _header(path: Path, stream: BinaryIO) -> dict[str, Any]:
             value = re.sub(r"(?<=[(,])\s+|\s+(?=[,)])", "", value)  # "( 1, 0 )" → "(1,0)"
             wanted.append(f"{name.strip().lower()}:{value}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             header = read_header(wanted)
     except Exception as error:  # pynrrd raises of every kind, and its words are the header's
         raise ScanError(path, "its NRRD header is damaged or newer than version 5") from error

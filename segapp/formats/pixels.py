@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from segapp.errors import ScanError
 from segapp.formats import alpha_warnings
+from segapp.formats.quiet import without_warnings
 
 LOSSY_MASK = "is compressed as {}, which invents mask values near edges"
 AS_PNG = "save masks as PNG, from the original labels"
@@ -22,8 +22,7 @@ ORIENTATION = 274
 @contextmanager
 def opened(path: Path, stream: BinaryIO, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """An image that Pillow opens; the caller closes the stream. Raises ScanError, Pillow's own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # sizes: check_size decides
+    with without_warnings(module=r"PIL\."):  # sizes: check_size decides
         try:
             with Image.open(stream, formats=formats) as image:
                 yield image

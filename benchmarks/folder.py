@@ -1,0 +1,53 @@
+"""Files a second of `segapp predict` over a folder, against the engine's own pace.
+
+    python benchmarks/folder.py [RUN] [--files 1000 10000] [--int8 DATA]
+
+RUN, runs/brain unless told, is exported to OpenVINO in a temporary folder (in 8 bits, calibrated on
+DATA, with --int8). The folder holds PNG slices of 256 × 256 pixels, made from data/brain. The
+engine's own pace is that on prepared slices of that size, in a process of its own, called by as
+many threads as it can use; files a second count from the command's start, its imports included, to
+the last result. Peak memory is that of the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import command, exported, machine, segapp, write_slices
+
+ENGINES = str(Path(__file__).with_name("engines.py"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/brain"))
+    parser.add_argument("--files", type=int, nargs="+", default=[1000])
+    parser.add_argument("--int8", type=Path, metavar="DATA")
+    args = parser.parse_args()
+    options = ("--int8", "--calibrate", args.int8, "--unequal") if args.int8 else ()
+    with exported(args.run, *options) as model, tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, ENGINES, "--data", "data/brain", "--size", "256"]
+        _, _, text = command([*words, "--side", "openvino", str(model), "auto"])
+        engine = json.loads(text.splitlines()[-1])
+        print(f"{machine()}\nengine alone, {engine['precision']}: {engine['rate']:.1f} slices/s")
+        print(f"{'files':>8}{'seconds':>9}{'files/s':>9}{'of engine':>11}{'peak MB':>9}")
+        for count in args.files:
+            scans = Path(folder) / f"scans{count}"
+            write_slices(scans, count)
+            out = Path(folder) / f"out{count}"
+            seconds, peak, _ = segapp("predict", model, scans, "--out", out)
+            written = len(list(out.glob("*.png")))
+            assert written == count, f"{written} of {count} results"
+            share = count / seconds / engine["rate"]
+            print(
+                f"{count:8}{seconds:9.1f}{count / seconds:9.1f}{share:10.0%}{peak:10.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What the benchmark scripts share: a command's time and memory, and what machine it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+BRAIN = Path(__file__).parents[1] / "data/brain"
+
+
+def segapp(*words: object) -> tuple[float, float, str]:
+    """Run `segapp WORDS`: (seconds, peak memory in MB, stdout). Ends the script where it fails."""
+    return command([sys.executable, "-m", "segapp.cli", *map(str, words)])
+
+
+def command(words: list[str]) -> tuple[float, float, str]:
+    """Run a command: (seconds, peak memory in MB of its largest process, stdout)."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        began = time.perf_counter()
+        process = subprocess.Popen(words, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            sys.exit(f"{' '.join(words)}\n{err.read()}")
+        return (
+            seconds,
+            usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20),
+            out.read(),
+        )
+
+
+@contextmanager
+def exported(run: Path, *options: object) -> Iterator[Path]:
+    """A temporary export of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        segapp("export", run, "--out", Path(folder) / "export", *options)
+        yield Path(folder) / "export"
+
+
+def write_slices(folder: Path, count: int) -> None:
+    """`count` PNG slices of 256 × 256 pixels: those of data/brain, moved and brightened."""
+    pictures = [np.asarray(Image.open(p)) for p in sorted(BRAIN.glob("*/images/*.png"))]
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for n in range(count):
+        picture = pictures[n % len(pictures)].astype(np.float32) * rng.uniform(0.8, 1.1)
+        room = [256 - size for size in picture.shape]
+        before = [int(rng.integers(0, r + 1)) for r in room]
+        padded = np.pad(picture, [(b, r - b) for b, r in zip(before, room, strict=True)])
+        noisy = np.clip(padded + rng.normal(0, 1, padded.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"slice{n:05}.png")
+
+
+def machine() -> str:
+    """One line about this machine and what computes on it."""
+    name = platform.processor() or platform.machine()
+    features: list[str] = []
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        name = next(line.split(": ")[1] for line in text.splitlines() if "model name" in line)
+        known = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+        features = [f for f in known if f in text.split()]
+    except (OSError, StopIteration, IndexError):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {name} ({', '.join(features) or 'no vector extensions known'})"
+
+
+def own_peak_mb() -> float:
+    """Peak memory of this process in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform != "darwin" else 1 << 20)

@@ -1,0 +1,206 @@
+"""The commands that use a model: segment, measure, describe, serve, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A run folder, a model.safetensors or an exported folder."
+    ),
+]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="A data set, as for train.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Engine = Annotated[
+    Literal["auto", "torch", "openvino", "onnx"],
+    typer.Option(
+        help="What runs the network. auto: on a CPU the export in the run folder, where there is "
+        "one, else torch."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT", help="Scans: files, folders, DICOM folders, zip archives."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    output_format: Annotated[
+        Literal["same", "nifti", "png", "dicomseg"],
+        typer.Option(
+            "--format",
+            help="same: as the scan came, but PNG for JPEG and BMP, NIfTI for DICOM. dicomseg: a "
+            "DICOM segmentation that refers to its DICOM series.",
+        ),
+    ] = "same",
+    engine: Engine = "auto",
+    device: Device = "auto",
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write a picture of each result.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave scans that have a result.")
+    ] = False,
+    allow_gaps: Annotated[
+        bool,
+        typer.Option("--allow-gaps", help="Fill missing slices of a DICOM series, with a warning."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Segment scans; results mirror their names under DIR, beside predictions.csv.
+
+    Formats are told by content: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage and DICOM, whose
+    files are grouped into series. Results lie on each scan's own grid and hold the values of the
+    training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
+    others go on.
+    """
+    start_logging()
+    from segapp.cli_text import predict_all
+
+    counts = predict_all(
+        *(model, inputs, out, device, engine),
+        output_format=output_format,
+        overlay=overlay,
+        skip_existing=skip_existing,
+        allow_gaps=allow_gaps,
+    )
+    table = out / "predictions.csv"
+    if as_json:
+        typer.echo(json.dumps({**counts, "csv": str(table)}))
+    else:
+        said = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+        typer.echo(f"{said}; see {table}")
+    raise typer.Exit(1 if counts["failed"] else 0)
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
+    split: Annotated[
+        Literal["all", "train", "val", "test"] | None,
+        typer.Option(help="Default: test, else val, else all."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on labelled cases.
+
+    mIoU is the mean over all classes, background included, of the IoU of the summed confusion;
+    Dice the mean over the foreground classes. cases.csv has the figures of each case.
+    """
+    start_logging()
+    from segapp.cli_text import evaluation_table
+    from segapp.evaluate import evaluate_model
+
+    result = evaluate_model(model, data, split, out, device)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(evaluation_table(result))
+        typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
+    raise typer.Exit(1 if result["n_failed"] else 0)
+
+
+def info(
+    model: Model,
+    card: Annotated[
+        bool, typer.Option("--card", help="Print the model card, in Markdown.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model file says about itself."""
+    from segapp.card import card_text
+    from segapp.checkpoint import read_info
+    from segapp.cli_text import info_text
+    from segapp.exported import is_exported, read_export
+
+    record = read_info(model)
+    if as_json:
+        typer.echo(record.model_dump_json())
+    elif card:
+        typer.echo(card_text(record), nl=False)
+    else:
+        typer.echo(info_text(record, model))
+        if is_exported(model):
+            export = read_export(model)
+            typer.echo(f"{'export:':18}{export.engine}, {export.precision}; {export.parity}")
+
+
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the export goes. Default: RUN/openvino, which predict, evaluate and app "
+            "use by themselves on a CPU; or RUN/onnx.",
+        ),
+    ] = None,
+    to: Annotated[
+        Literal["openvino", "onnx"], typer.Option(help="What is to run it.")
+    ] = "openvino",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit weights and activations; needs --calibrate.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="A labelled data set that ranges are taken from and parity is "
+            "measured on; its train and val splits where it has splits.",
+        ),
+    ] = None,
+    unequal: Annotated[
+        bool, typer.Option("--unequal", help="Write it even where it segments differently.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model for another engine, which answers sooner and needs no torch.
+
+    The export is compared with the model on the same scans, through everything that predict does:
+    99.9 % of the voxels must get the same class, with --int8 99 %, or mIoU within 0.005. DIR then
+    serves as MODEL. It needs pip install "segapp[openvino]" or "segapp[onnx]".
+    """
+    start_logging()
+    from segapp.export import export_model
+
+    out = out or (model if model.is_dir() else model.parent) / to
+    record = export_model(model, out, to, int8, calibrate, unequal)
+    if as_json:
+        typer.echo(record.model_dump_json())
+    else:
+        typer.echo(f"export: {out}\nparity: {record.parity}")
+
+
+def web_app(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors; exactly one."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
+) -> None:
+    """Open the web app: drop scans, look at the result slice by slice, download it."""
+    start_logging()
+    from segapp.web.app import launch
+
+    launch(models, host, port)
+
+
+def start_logging() -> None:
+    from segapp.progress import log_to_console
+
+    log_to_console()

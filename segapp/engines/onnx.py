@@ -1,0 +1,36 @@
+"""The ONNX Runtime engine: an exported network on the CPU, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from segapp.errors import ModelFileError
+
+
+class OnnxEngine:
+    """Runs slices one by one, each on all threads, in float32 but for quantised layers."""
+
+    batch_size = 1
+    calls_at_once = 1
+    precision = "fp32"
+
+    def __init__(self, session: ort.InferenceSession):
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    @classmethod
+    def load(cls, network: Path | bytes) -> OnnxEngine:
+        """The engine of an .onnx file or of what it holds. Raises ModelFileError."""
+        try:
+            session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have nothing but Exception in common
+            what = network if isinstance(network, Path) else "the network"
+            raise ModelFileError(f"{what}: ONNX Runtime can't run it") from error
+        return cls(session)
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """(n, C, H, W) float32 → logits (n, classes, H, W) float32."""
+        return np.asarray(self._session.run(None, {self._input: batch})[0])

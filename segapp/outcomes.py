@@ -1,0 +1,88 @@
+"""What became of each scan of a batch: predictions.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segapp.errors import OutputError
+from segapp.scan import SegClass
+
+
+@dataclass
+class Outcome:
+    """One line of predictions.csv. `sizes` holds voxels and, where known, ml or mm² by column."""
+
+    file: Path
+    output: Path | None = None
+    status: str = "ok"  # ok | failed | skipped
+    reason: str = ""
+    seconds: float = 0.0
+    mean_confidence: float | None = None
+    warnings: tuple[str, ...] = ()
+    sizes: dict[str, float] = field(default_factory=dict)
+
+
+_OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """Output → line of an earlier predictions.csv; empty where there is none to read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return {}
+    return {row["output"]: row for row in csv.DictReader(io.StringIO(text)) if row.get("output")}
+
+
+class OutcomeTable:
+    """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
+
+    def __init__(
+        self, path: Path, classes: tuple[SegClass, ...], earlier: dict[str, dict[str, str]]
+    ):
+        self.path = path
+        self.earlier = earlier  # output → its line; a skipped scan keeps its figures
+        self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
+        self.columns += ["warnings"]
+        for unit in ("voxels", "ml", "mm2"):
+            self.columns += [f"{c.name}_{unit}" for c in classes]
+
+    def __enter__(self) -> OutcomeTable:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # File names need not be UTF-8; surrogateescape writes the bytes they came with.
+            self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self.writer.writeheader()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, outcome: Outcome) -> None:
+        confidence = outcome.mean_confidence
+        row: dict[str, object] = {
+            "file": outcome.file,
+            "output": str(outcome.output or ""),
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "seconds": f"{outcome.seconds:.3f}",
+            "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
+            "warnings": "; ".join(outcome.warnings),
+        }
+        if outcome.status == "skipped":
+            before = self.earlier.get(str(outcome.output), {})
+            kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
+            row |= kept
+        for column, value in outcome.sizes.items():
+            row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
