@@ -109,10 +109,9 @@ class Predictor:
         confidence = np.empty((total, 1, height, width), np.float16)
         for start, slab in self.probabilities(prepared):
             stop = start + len(slab)
-            best = slab.max(axis=1)
+            labels[start:stop, 0], best = most_probable(slab)
             if not np.isfinite(best).all():
                 raise ScanError(scan.source, "the network's result is not finite (an overflow?)")
-            labels[start:stop, 0] = slab.argmax(axis=1)
             confidence[start:stop, 0] = best
             on_slab(stop, total, slab)
         back = (scan.affine, prepared.axis)
@@ -123,3 +122,16 @@ class Predictor:
             confidence=np.ascontiguousarray(from_slices(confidence, *back)[0]),
             warnings=(*scan.warnings, *prepared.warnings, *unusual),
         )
+
+
+def most_probable(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, classes, H, W) → the class of each pixel as uint8, of equals the first, and its
+    probability: (n, H, W) each. NumPy's argmax along an axis that is not the last takes ten times
+    as long."""
+    best = probabilities[:, 0].copy()
+    labels = np.zeros(best.shape, np.uint8)
+    for index in range(1, probabilities.shape[1]):
+        higher = probabilities[:, index] > best
+        np.maximum(labels, higher.view(np.uint8) * np.uint8(index), out=labels)
+        np.maximum(best, probabilities[:, index], out=best)
+    return labels, best

@@ -14,7 +14,7 @@ from segapp.errors import ConfigError, ModelFileError, ScanError
 from segapp.files import sha256
 from segapp.formats import read_scan
 from segapp.likeness import TrainingRange
-from segapp.predict import Predictor
+from segapp.predict import Predictor, most_probable
 from segapp.preprocess import Preprocessing, to_slices
 from segapp.scan import Scan, make_classes
 
@@ -156,6 +156,18 @@ def test_confidence_is_the_probability_of_the_chosen_class():
     assert found.confidence.shape == (4, 5, 3)
     expected = 1 / (1 + 2 * np.exp(-16))  # the two neighbours are 100 / 25 = 4 away
     np.testing.assert_allclose(found.confidence, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 255])
+def test_the_most_probable_class_is_numpys(classes):
+    rng = np.random.default_rng(classes)
+    p = rng.integers(0, 6, (2, classes, 16, 17)).astype(np.float32)  # equals are common
+    labels, best = most_probable(p)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, p.argmax(1))
+    assert np.array_equal(best, p.max(1))
+    p[1, -1, 3, 4] = np.nan
+    assert np.isnan(most_probable(p)[1][1, 3, 4])
 
 
 def test_slabs_of_probabilities_come_in_order():
