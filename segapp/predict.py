@@ -14,7 +14,7 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice, load_engine, slices_at_once
 from segapp.errors import ScanError
 from segapp.likeness import unlike
-from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices, slabs
+from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices
 from segapp.resample import padded_size
 from segapp.scan import Scan, SegClass, Segmentation
 from segapp.tiles import in_tiles
@@ -79,7 +79,7 @@ class Predictor:
 
         stride = self.preprocessing.stride
         size = slices_at_once(self.engine, *padded_size(prepared.target, stride, 2 * stride))
-        bounds = list(slabs(len(prepared), size))
+        bounds = [(n, min(n + size, len(prepared))) for n in range(0, len(prepared), size)]
         return in_order(compute, bounds, min(self.engine.calls_at_once, len(bounds)))
 
     def _logits(self, batch: np.ndarray, view: tuple[int, ...]) -> np.ndarray:

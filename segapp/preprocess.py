@@ -6,7 +6,6 @@ that prediction needs to repeat is in `Preprocessing`, which is fitted once and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 1e30  # larger values make statistics in float32 overflow
 _LARGEST_SIDE = 8192  # pixels: no slice is enlarged beyond it
+_PIECE = 1 << 20
 _LEAST_SHARE = 0.01  # of an image's pixels: fewer non-zero ones say nothing about its range
 
 
@@ -280,7 +280,9 @@ def spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, float
     """
     values = x[x != 0] if nonzero and x.any() else x.ravel()
     if kind == "zscore":
-        mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        mean = values.mean(dtype=np.float64)
+        pieces = np.array_split(values, values.size // _PIECE + 1)  # a volume in float64 is large
+        deviation = np.sqrt(sum(np.square(p - mean).sum() for p in pieces) / values.size)
         return float(mean), float(np.float32(deviation)) or 1.0, 0.0, 0.0
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))  # becomes -1…1
     return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
@@ -322,9 +324,3 @@ def adapt_channels(
     raise ScanError(
         scan.source, f"has {scan.channels} channel(s); the model was trained on {channels}"
     )
-
-
-def slabs(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive slabs of at most `size` slices."""
-    for start in range(0, count, size):
-        yield start, min(start + size, count)

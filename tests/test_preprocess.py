@@ -16,7 +16,6 @@ from segapp.preprocess import (
     from_slices,
     orientation,
     scan_axis,
-    slabs,
     slice_spacing,
     thickest_axis,
     to_slices,
@@ -399,12 +398,6 @@ def test_grey_serves_a_colour_model_with_a_warning():
 def test_other_channels_are_refused(has, wants):
     with pytest.raises(ScanError, match=rf"has {has} channel\(s\).* trained on {wants}"):
         Preprocessing(channels=wants).prepare(make_scan(np.zeros((has, 4, 4, 1))))
-
-
-def test_slabs_cover_everything_once():
-    assert list(slabs(7, 3)) == [(0, 3), (3, 6), (6, 7)]
-    assert list(slabs(3, 3)) == [(0, 3)]
-    assert list(slabs(0, 3)) == []
 
 
 def test_preprocessing_travels_as_json():
