@@ -293,6 +293,28 @@ def test_the_first_calls_of_threads_do_not_wait_for_each_other(run):
         subprocess.run([sys.executable, "-c", FIRST_CALLS, network], check=True, timeout=60)
 
 
+SIGNALS = """
+import signal, subprocess, sys, threading
+from pathlib import Path
+import numpy as np
+from segapp.engines.openvino import OpenVinoEngine
+signal.signal(signal.SIGCHLD, lambda *_: None)
+held = [OpenVinoEngine.load(Path(sys.argv[1]))]
+held[0](np.zeros((1, 1, 64, 64), np.float32))
+let_go = threading.Thread(target=held.clear)
+let_go.start()
+let_go.join()
+np.zeros(1 << 22)
+subprocess.run(["true"], check=True)
+"""
+
+
+def test_signals_come_through_when_an_engine_is_gone(run):
+    """OpenVINO's CPU plugin took the stack that they need along."""
+    network = str(run / "openvino" / "network.xml")
+    subprocess.run([sys.executable, "-c", SIGNALS, network], check=True, timeout=60)
+
+
 def test_an_export_predicts_without_torch(run, tmp_path):
     nib.save(brain_crop(), tmp_path / "scan.nii.gz")
     words = [run, tmp_path / "scan.nii.gz", "--out", tmp_path / "out", "--json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -39,10 +40,9 @@ class OpenVinoEngine:
     ) -> OpenVinoEngine:
         """The engine of a .xml file or a graph. precision: bf16, fp32, or auto: bf16 where the
         processor computes in it. Raises ModelFileError for what OpenVINO can't read."""
-        core = ov.Core()
+        core, has_bf16 = _core()
         if precision == "auto":
-            capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            precision = "bf16" if capable else "fp32"
+            precision = "bf16" if has_bf16 else "fp32"
         settings = {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": max(streams, processors()),
@@ -70,3 +70,14 @@ class OpenVinoEngine:
             return request.get_output_tensor(0).data.astype(np.float32)  # a copy: it is used again
         finally:
             self._requests.put(request)
+
+
+@cache
+def _core() -> tuple[ov.Core, bool]:
+    """OpenVINO, and whether this processor computes in bf16.
+
+    One for as long as the process lives: its CPU plugin gives the thread that loads it a stack for
+    signals, and frees that whichever thread unloads it; the next signal then ends the process.
+    """
+    core = ov.Core()
+    return core, "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
