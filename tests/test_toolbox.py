@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -215,7 +216,7 @@ def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) ->
     logits = []
     for model in (first, second):
         predictor = Predictor.load(model)
-        batch = np.repeat(predictor.preprocessing.prepare(scan).network_input(0, 1), 4, axis=0)
+        batch = predictor.preprocessing.prepare(scan).network_input(0, 1)
         logits.append(predictor.engine(batch)[0])
     # One step at a rate of nearly 0 moves nothing but the norms' statistics, and these by a tenth.
     assert np.abs(logits[1][0] - logits[0][0]).mean() < 0.1  # background
@@ -245,6 +246,7 @@ def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -
 def test_folds_go_on_after_an_interruption(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "segapp")
     words = ["train.folds=2", "train.epochs=1", "train.steps_per_epoch=2"]
     whole = run(data, tmp_path / "whole", *words)
     with monkeypatch.context() as patch:

@@ -239,7 +239,7 @@ def test_a_budget_is_kept(png_dataset: Path, tmp_path: Path) -> None:
 def test_patience_stops(png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter((0.3, 0.5, 0.4, 0.5, 0.6))  # the running mean rises all the time
     judge = State.judge
-    monkeypatch.setattr(State, "judge", lambda state, _: judge(state, next(scores)))
+    monkeypatch.setattr(State, "judge", lambda state, *_: judge(state, next(scores)))
     words = ("train.epochs=12", "train.steps_per_epoch=1", "train.patience=2")
     out = run(png_dataset, tmp_path / "run", *words)
     assert len(history(out)) == 4
