@@ -72,8 +72,9 @@ def is_exported(model: Path) -> bool:
 
 def holds_nothing_else(folder: Path) -> bool:
     """Whether a folder is empty, or holds an export and nothing that somebody put beside it."""
+    found = {path.name for path in folder.iterdir()}
     known = {SUMS_NAME, *(name for engine in NETWORKS for name in _parts(engine))}
-    return {path.name for path in folder.iterdir()} <= known
+    return not found or (is_exported(folder) and found <= known)
 
 
 def write_sums(folder: Path, record: ExportRecord, card: str) -> None:

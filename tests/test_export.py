@@ -218,9 +218,11 @@ def test_what_an_export_can_not_do(run, export, labelled, tmp_path):
     with pytest.raises(ConfigError, match="--calibrate"):
         export_model(run, tmp_path / "new", int8=True)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").touch()
-    with pytest.raises(OutputError, match="is not just an export"):
-        export_model(run, tmp_path / "full")
+    for name in ("README.md", "thesis.txt"):  # a project's own README is no export
+        (tmp_path / "full" / name).touch()
+        with pytest.raises(OutputError, match="is not just an export"):
+            export_model(run, tmp_path / "full")
+        assert (tmp_path / "full" / name).exists()
     with pytest.raises(ConfigError, match="run on the CPU"):
         Predictor.load(export, "cuda")
     with pytest.raises(ConfigError, match="exported for openvino"):
