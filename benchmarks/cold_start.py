@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import command, exported, machine, segapp, write_slices
+from measure import command, exported, machine, segapp, table, write_slices
 
 RESULTS = "nnUNet_results"
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     with exported(args.run) as model, tempfile.TemporaryDirectory() as folder:
-        print(machine())
-        print(f"{'':22}{'median s':>10}{'least':>8}{'most':>8}{'peak MB':>9}")
+        rows = []
         for count in (1, 36):
             scans = Path(folder) / f"scans{count}"
             write_slices(scans, count)
@@ -39,17 +38,23 @@ def main() -> None:
                 for n in range(args.repeats)
             ]
             seconds = [s for s, _, _ in runs]
-            print(
-                f"{f'{count} slices' if count > 1 else 'one slice':22}"
-                f"{statistics.median(seconds):10.2f}{min(seconds):8.2f}{max(seconds):8.2f}"
-                f"{max(peak for _, peak, _ in runs):9.0f}",
-                flush=True,
+            rows.append(
+                (
+                    f"{count} slices" if count > 1 else "one slice",
+                    f"{statistics.median(seconds):.2f}",
+                    f"{min(seconds):.2f}",
+                    f"{max(seconds):.2f}",
+                    f"{max(peak for _, peak, _ in runs):.0f}",
+                )
             )
-        nnunet(Path(folder) / "scans36", Path(folder))
+        more, said = nnunet(Path(folder) / "scans36", Path(folder))
+        print(f"From the command to the results, {machine()}:\n")
+        print(table(("", "median s", "least", "most", "peak MB"), rows + more))
+        print(f"\n{said}", end="")
         words = [sys.executable, "-X", "importtime", "-m", "segapp.cli", "predict", str(model)]
         one = Path(folder) / "scans1/slice00000.png"
         loaded = imported([*words, str(one), "--out", str(Path(folder) / "traced")])
-        print(f"torch among the {len(loaded)} modules imported: {'torch' in loaded}")
+        print(f"torch among the {len(loaded)} modules imported: {'torch' in loaded}.")
 
 
 def imported(words: list[str]) -> set[str]:
@@ -61,26 +66,26 @@ def imported(words: list[str]) -> set[str]:
     return {line.rsplit("|", 1)[-1].strip() for line in lines}
 
 
-def nnunet(scans: Path, folder: Path) -> None:
-    """The same slices through nnU-Net, where it is there."""
+def nnunet(scans: Path, folder: Path) -> tuple[list[tuple[str, ...]], str]:
+    """The same slices through nnU-Net, where it is there: rows, or why there are none."""
     tool = shutil.which("nnUNetv2_predict")
     if not tool or not os.environ.get(RESULTS):
-        print("nnU-Net: not measured (nnUNetv2_predict or nnUNet_results is missing)")
-        return
+        return [], "nnU-Net: not measured (nnUNetv2_predict or nnUNet_results is missing). "
     renamed = folder / "nnunet"
     renamed.mkdir()
     for path in scans.glob("*.png"):
         shutil.copy(path, renamed / f"{path.stem}_0000.png")
     trainers = sorted(Path(os.environ[RESULTS]).glob("Dataset001_T/*__nnUNetPlans__2d"))
     if not trainers:
-        print("nnU-Net: not measured (no 2D model of Dataset001_T)")
-        return
+        return [], "nnU-Net: not measured (no 2D model of Dataset001_T). "
     trainer = trainers[0].name.partition("__")[0]
     words = [tool, "-i", str(renamed), "-o", str(folder / "nnunet-out"), "-d", "1", "-c", "2d"]
     words += ["-f", "all", "-tr", trainer, "-device", "cpu", "-npp", "1", "-nps", "1"]
-    for name, more in (("nnU-Net, 36 slices", []), ("the same, no TTA", ["--disable_tta"])):
+    rows = []
+    for name, more in (("36 by nnU-Net", []), ("36 by nnU-Net, no TTA", ["--disable_tta"])):
         seconds, peak, _ = command([*words, *more])
-        print(f"{name:22}{seconds:10.2f}{'':16}{peak:9.0f}", flush=True)
+        rows.append((name, f"{seconds:.2f}", "", "", f"{peak:.0f}"))
+    return rows, ""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from measure import command, exported, machine, own_peak_mb
+from measure import command, exported, machine, own_peak_mb, table
 
 
 def main() -> None:
@@ -54,13 +54,20 @@ def main() -> None:
             _, _, text = command([*words, "--side", name, str(folder), precision])
             rows.append((name, json.loads(text.splitlines()[-1])))
     base = rows[0][1]
-    print(f"{args.size} × {args.size} pixels, {machine()}")
-    print(f"{'engine':15}{'precision':>10}{'images/s':>10}{'ratio':>8}{'MB':>7}{'mIoU':>9}{'':>9}")
-    for name, row in rows:
-        print(
-            f"{name:15}{row['precision']:>10}{row['rate']:10.1f}{row['rate'] / base['rate']:7.2f}×"
-            f"{row['peak_mb']:7.0f}{row['miou']:9.4f}{row['miou'] - base['miou']:+9.4f}"
+    print(f"Slices of {args.size} × {args.size} pixels, {machine()}:\n")
+    cells = [
+        (
+            name,
+            row["precision"],
+            f"{row['rate']:.1f}",
+            f"{row['rate'] / base['rate']:.2f}×",
+            f"{row['peak_mb']:.0f}",
+            f"{row['miou']:.4f}",
+            f"{row['miou'] - base['miou']:+.4f}",
         )
+        for name, row in rows
+    ]
+    print(table(("engine", "precision", "images/s", "ratio", "peak MB", "mIoU", "to plain"), cells))
 
 
 def measure(name: str, model: str, precision: str, data: Path, size: int, seconds: float) -> dict:

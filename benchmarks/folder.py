@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import command, exported, machine, segapp, write_slices
+from measure import command, exported, machine, segapp, table, write_slices
 
 ENGINES = str(Path(__file__).with_name("engines.py"))
 
@@ -33,8 +33,7 @@ def main() -> None:
         words = [sys.executable, ENGINES, "--data", "data/brain", "--size", "256"]
         _, _, text = command([*words, "--side", "openvino", str(model), "auto"])
         engine = json.loads(text.splitlines()[-1])
-        print(f"{machine()}\nengine alone, {engine['precision']}: {engine['rate']:.1f} slices/s")
-        print(f"{'files':>8}{'seconds':>9}{'files/s':>9}{'of engine':>11}{'peak MB':>9}")
+        rows = []
         for count in args.files:
             scans = Path(folder) / f"scans{count}"
             write_slices(scans, count)
@@ -42,11 +41,12 @@ def main() -> None:
             seconds, peak, _ = segapp("predict", model, scans, "--out", out)
             written = len(list(out.glob("*.png")))
             assert written == count, f"{written} of {count} results"
-            share = count / seconds / engine["rate"]
-            print(
-                f"{count:8}{seconds:9.1f}{count / seconds:9.1f}{share:10.0%}{peak:10.0f}",
-                flush=True,
-            )
+            pace = count / seconds
+            share = f"{pace / engine['rate']:.0%}"
+            rows.append((f"{count:,}", f"{seconds:.1f}", f"{pace:.1f}", share, f"{peak:.0f}"))
+        alone = f"{engine['rate']:.1f} slices/s alone, in {engine['precision']}"
+        print(f"`segapp predict` over a folder, {machine()}; the engine: {alone}:\n")
+        print(table(("files", "seconds", "files/s", "of the engine's pace", "peak MB"), rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: a command's time and memory, and what machine it was."""
+"""What the benchmark scripts share: a command's time and memory, what machine it was, tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,6 +63,18 @@ def write_slices(folder: Path, count: int) -> None:
         padded = np.pad(picture, [(b, r - b) for b, r in zip(before, room, strict=True)])
         noisy = np.clip(padded + rng.normal(0, 1, padded.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"slice{n:05}.png")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well on a terminal; all but the first column to the
+    right."""
+    widths = [max(3, *(len(line[n]) for line in (columns, *rows))) for n in range(len(columns))]
+    lines = [
+        "| " + " | ".join(f"{c:{'>' if n else '<'}{w}}" for n, (c, w) in enumerate(cells)) + " |"
+        for cells in (list(zip(line, widths, strict=True)) for line in (columns, *rows))
+    ]
+    ruler = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for n, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], ruler, *lines[1:]])
 
 
 def machine() -> str:

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/brain"))
     parser.add_argument("--side", choices=("plain", "segapp"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    from measure import machine, table  # not for a side, whose memory is told how to behave first
+
     if args.steps <= WARM_UP:
         parser.error(f"--steps must be more than the {WARM_UP} that are not timed")
     if args.side:
@@ -46,16 +48,23 @@ def main() -> None:
         )
         sides[side] = json.loads(done.stdout.splitlines()[-1])
     ours, plain = sides["segapp"], sides["plain"]
-    print(f"{'':8}{'images/s':>10}{'peak MB':>10}{'mean loss':>11}")
-    for name, figures in sides.items():
-        print(
-            f"{name:8}{figures['images_per_second']:10.2f}{figures['peak_memory_mb']:10.0f}"
-            f"{figures['loss']:11.4f}"
+    rows = [
+        (
+            name,
+            f"{s['images_per_second']:.2f}",
+            f"{s['images_per_second'] / plain['images_per_second']:.2f}×",
+            f"{s['peak_memory_mb']:.0f}",
+            f"{s['loss']:.4f}",
         )
-    print(f"precision: {ours['precision']} against fp32, {ours['threads']} threads")
-    print(f"ratio: {ours['images_per_second'] / plain['images_per_second']:.2f} times the images/s")
+        for name, s in sides.items()
+    ]
+    precision = f"{ours['precision']} against fp32, {ours['threads']} threads"
+    print(f"Training steps of {BATCH} × {SIZE}², {precision}, {machine()}:\n")
+    print(table(("", "images/s", "ratio", "peak MB", "mean loss"), rows))
     difference = 100 * abs(ours["loss"] / plain["loss"] - 1)
-    print(f"loss: {difference:.2f} % apart over the last {max(1, args.steps // 4)} steps")
+    print(
+        f"\nThe losses are {difference:.2f} % apart over the last {max(1, args.steps // 4)} steps."
+    )
 
 
 def run_side(side: str, root: Path, steps: int) -> dict:

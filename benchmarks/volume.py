@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from measure import command, exported, machine, segapp
+from measure import command, exported, machine, segapp, table
 
 ENGINES = str(Path(__file__).with_name("engines.py"))
 
@@ -41,10 +41,11 @@ def main() -> None:
         _, _, text = command([*words, "--side", "openvino", str(model), "auto"])
         engine = slices / json.loads(text.splitlines()[-1])["rate"]
         seconds, peak, _ = segapp("predict", model, path, "--out", Path(folder) / "out")
-        print(f"{columns} × {rows} × {slices}, {machine()}")
-        print(f"engine alone {engine:.1f} s, reading and writing {io:.1f} s")
-        share = seconds / (engine + io) - 1
-        print(f"segapp predict {seconds:.1f} s ({share:+.0%} to their sum), peak {peak:.0f} MB")
+        print(f"A volume of {columns} × {rows} × {slices}, {machine()}:\n")
+        more = f"{seconds / (engine + io) - 1:+.0%}"
+        cells = (f"{engine:.1f}", f"{io:.1f}", f"{seconds:.1f}", more, f"{peak:.0f}")
+        names = ("engine s", "reading and writing s", "segapp predict s", "to the sum", "peak MB")
+        print(table(("", *names), [("", *cells)]))
 
 
 def write_volume(path: Path, shape: tuple[int, int, int]) -> None:

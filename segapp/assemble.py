@@ -14,15 +14,15 @@ from torch import nn
 
 from segapp.ahead import processors
 from segapp.augment import Augmentation
-from segapp.checkpoint import Architecture, model_path, read_info, read_weights
+from segapp.checkpoint import Architecture, Pruned, model_path, read_info, read_weights
 from segapp.contradictions import refuse_contradictions
 from segapp.data import Samples, SliceCache, make_batches, pass_length, scaled_patch
 from segapp.engines.torch import choose_device, choose_precision
 from segapp.files import sha256
-from segapp.model import build_network, regularise
+from segapp.model import build_network, narrow, regularise
 from segapp.plan import Plan
 from segapp.progress import track
-from segapp.weights import load_encoder_weights, transfer
+from segapp.weights import hold_zeros, load_encoder_weights, transfer
 
 log = logging.getLogger("segapp")
 
@@ -40,6 +40,7 @@ class Parts:
     network: nn.Module
     starting_weights: str
     device: torch.device
+    pruned: Pruned | None = None  # as the network of model.init_from is
 
 
 def assemble(plan: Plan, folder: Path, load_weights: bool = True) -> Parts:
@@ -52,18 +53,21 @@ def assemble(plan: Plan, folder: Path, load_weights: bool = True) -> Parts:
     s = plan.settings
     device = choose_device("auto")
     s.train.precision = choose_precision(s.train.precision, device)
-    architecture, network = _build(plan)
+    architecture, network, pruned = _build(plan)
     origin = _load_starting_weights(plan, network, load_weights)
     cache = SliceCache(folder, plan.preprocessing.channels, plan.preprocessing.context)
     cases = track(plan.dataset.split("train"), "preparing slices")
     cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore, plan.merged)
     _resolve(plan, cache, device)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Parts(plan, cache, architecture, network, origin, device)
+    if pruned and pruned.what == "weights":
+        hold_zeros(network)
+    return Parts(plan, cache, architecture, network, origin, device, pruned)
 
 
-def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
-    """The network that the settings name, its weights drawn with the run's seed."""
+def _build(plan: Plan) -> tuple[Architecture, nn.Module, Pruned | None]:
+    """The network that the settings name, its weights drawn with the run's seed; as narrow as that
+    of model.init_from, and how that was pruned."""
     s = plan.settings
     torch.manual_seed(s.train.seed)
     architecture = Architecture(
@@ -77,8 +81,12 @@ def _build(plan: Plan) -> tuple[Architecture, nn.Module]:
         encoder_depth=int(s.model.encoder_depth),
     )
     network = build_network(**architecture.model_dump())
+    start = s.model.init_from
+    pruned = read_info(start).pruned if start else None
+    if start and pruned:
+        narrow(network, read_weights(start), architecture.in_channels)
     regularise(network, s.model.dropout, s.model.stochastic_depth)
-    return architecture, network
+    return architecture, network, pruned
 
 
 def _load_starting_weights(plan: Plan, network: nn.Module, load_weights: bool) -> str:

@@ -23,10 +23,11 @@ from segapp.formats import (
     write_segmentation,
 )
 from segapp.formats.listing import FORMATS, is_readable_zip, is_small
+from segapp.formats.source import share_memory
 from segapp.outcomes import Outcome, OutcomeTable, read_rows
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
-from segapp.scan import Segmentation
+from segapp.scan import Segmentation, planes
 
 log = logging.getLogger("segapp")
 
@@ -127,6 +128,7 @@ def predict_batch(
         try:
             # volumes go one by one, each through all that the engine computes at once
             for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
+                share_memory(threads if small else 1)
                 for outcome in in_order(predict, group, threads if small else 1):
                     outcomes.append(outcome)
                     table.write(outcome)
@@ -233,9 +235,14 @@ def mean_confidence(segmentation: Segmentation) -> float | None:
     """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
     if segmentation.confidence is None:
         return None
-    inside = segmentation.labels > 0
-    values = segmentation.confidence[inside] if inside.any() else segmentation.confidence
-    return float(values.mean(dtype=np.float64))
+    inside, everywhere, count = 0.0, 0.0, 0
+    for labels, sure in planes(segmentation.labels, segmentation.confidence):
+        chosen = labels > 0
+        sure = sure.astype(np.float32)
+        everywhere += float(sure.sum(dtype=np.float64))
+        inside += float(sure.sum(where=chosen, dtype=np.float64))
+        count += int(np.count_nonzero(chosen))
+    return inside / count if count else everywhere / segmentation.labels.size
 
 
 def class_sizes(segmentation: Segmentation) -> dict[str, float]:

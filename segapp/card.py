@@ -8,6 +8,7 @@ from segapp.checkpoint import ModelInfo
 def card_text(info: ModelInfo) -> str:
     """The card of a model (Mitchell et al. 2019), from what its file says about itself."""
     val, network = info.metrics, info.architecture
+    cut = f", {info.pruned.amount:.0%} of its {info.pruned.what} cut" if info.pruned else ""
     scores = val.get("classes", {})
     rows = [
         f"| {c.name} | {c.value} | {_figure(scores, c.name, 'iou')} "
@@ -22,7 +23,7 @@ def card_text(info: ModelInfo) -> str:
     lines = [
         f"# Segmentation of {', '.join(c.name for c in info.classes[1:]) or info.classes[0].name}",
         "",
-        f"A {network.name} over {network.encoder}, written by segapp "
+        f"A {network.name} over {network.encoder}{cut}, written by segapp "
         f"{info.versions.get('segapp', '?')} on {info.created}.",
         "",
         "## What it gives",

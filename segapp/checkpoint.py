@@ -7,7 +7,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -55,6 +55,15 @@ class DataRecord(BaseModel):
     earlier: list[str] = Field(default_factory=list)  # of the model it went on from, and so on
 
 
+class Pruned(BaseModel):
+    """What was cut from a network: a share of its channels, or of its weights, which are zero."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    what: Literal["channels", "weights"]
+    amount: float = Field(gt=0, lt=1)
+
+
 class ModelInfo(BaseModel):
     """The JSON part of a model file."""
 
@@ -62,6 +71,7 @@ class ModelInfo(BaseModel):
 
     format: int = _FORMAT
     architecture: Architecture
+    pruned: Pruned | None = None
     preprocessing: Preprocessing
     classes: tuple[SegClass, ...]
     ignore: int | None = None

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from segapp.cli_models import Data, Json, evaluate, export, info, predict, start_logging, web_app
+from segapp.cli_models import (
+    Data,
+    Json,
+    evaluate,
+    export,
+    info,
+    predict,
+    prune,
+    start_logging,
+    web_app,
+)
 from segapp.errors import SegappError
 
 app = typer.Typer(
@@ -157,7 +167,7 @@ def check(
     raise typer.Exit(code)
 
 
-for _command in (predict, evaluate, info, export):
+for _command in (predict, evaluate, info, export, prune):
     app.command()(_command)
 app.command(name="app")(web_app)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -110,8 +111,22 @@ def percentiles(scan: Scan) -> tuple[tuple[float, float], ...]:
     if values[0].size > _DRAWN:
         rng = np.random.default_rng(0)
         values = values[:, *(rng.integers(0, n, _DRAWN) for n in scan.shape)]
-    low, high = np.percentile(values.reshape(scan.channels, -1), (0.5, 99.5), axis=1)
-    return tuple((float(a), float(b)) for a, b in zip(low, high, strict=True))
+    return tuple(_outer_percentiles(channel) for channel in values.reshape(scan.channels, -1))
+
+
+def _outer_percentiles(values: np.ndarray) -> tuple[float, float]:
+    """np.percentile(values, (0.5, 99.5)); of few different ones by counting, in a fifth of the
+    time."""
+    if values.dtype not in (np.uint8, np.uint16):
+        low, high = np.percentile(values, (0.5, 99.5))
+        return float(low), float(high)
+    up_to = np.bincount(values).cumsum()  # how many are no larger
+    found = []
+    for percent in (0.5, 99.5):
+        place = percent / 100 * (values.size - 1)
+        below, above = np.searchsorted(up_to, (int(place), math.ceil(place)), side="right")
+        found.append(float(below + (place - int(place)) * (above - below)))
+    return found[0], found[1]
 
 
 def _choose_size(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.encoders._efficientnet import MBConvBlock
@@ -137,6 +139,30 @@ def _leave_out_stages(encoder: nn.Module, name: str, depth: int) -> None:
         )
     for stage in stages:
         setattr(encoder, stage, nn.Identity())
+
+
+def narrow(network: nn.Module, weights: Mapping[str, np.ndarray], inputs: int) -> None:
+    """Gives a network of `build_network` the numbers of channels that a pruned one has, but those
+    of the input and of the classes. weights: the pruned network's, by name; only convolutions and
+    batch norms can differ in them."""
+    for name, layer in network.named_modules():
+        shape = weights[f"{name}.weight"].shape if f"{name}.weight" in weights else ()
+        if isinstance(layer, nn.Conv2d) and shape:
+            depthwise = layer.groups == layer.in_channels > 1
+            layer.groups = shape[0] if depthwise else layer.groups
+            if layer.in_channels != inputs or depthwise:
+                layer.in_channels = shape[1] * layer.groups
+            if not name.startswith("segmentation_head"):
+                layer.out_channels = shape[0]
+            size = (layer.out_channels, layer.in_channels // layer.groups, *shape[2:])
+            if size != layer.weight.shape:
+                layer.weight = nn.Parameter(layer.weight.new_zeros(size))
+            if layer.bias is not None and len(layer.bias) != size[0]:
+                layer.bias = nn.Parameter(layer.bias.new_zeros(size[0]))
+        elif isinstance(layer, nn.BatchNorm2d) and shape and shape != layer.weight.shape:
+            layer.num_features = shape[0]
+            layer.weight, layer.bias = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+            layer.running_mean, layer.running_var = torch.zeros(shape), torch.ones(shape)
 
 
 def regularise(network: nn.Module, dropout: float, stochastic_depth: float) -> None:

@@ -116,10 +116,10 @@ class Predictor:
             on_slab(stop, total, slab)
         back = (scan.affine, prepared.axis)
         return Segmentation(
-            labels=np.ascontiguousarray(from_slices(labels, *back)[0]),
+            labels=from_slices(labels, *back)[0],
             scan=scan,
             classes=self.classes,
-            confidence=np.ascontiguousarray(from_slices(confidence, *back)[0]),
+            confidence=from_slices(confidence, *back)[0],
             warnings=(*scan.warnings, *prepared.warnings, *unusual),
         )
 

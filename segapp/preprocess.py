@@ -157,8 +157,9 @@ class Prepared:
         resized to the slice's own size, bilinearly.
         """
         height, width = self.target
-        x = logits[:, :, :height, :width].astype(np.float32) / np.float32(temperature)
-        x = np.exp(x - x.max(axis=1, keepdims=True))
+        x = np.divide(logits[:, :, :height, :width], np.float32(temperature), dtype=np.float32)
+        x -= x.max(axis=1, keepdims=True)
+        np.exp(x, out=x)
         x /= x.sum(axis=1, keepdims=True)
         return resize(x, self.slices.shape[2:])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,8 @@ class Scan:
 class Segmentation:
     """Labels on exactly the grid of `scan`.
 
-    labels: (I, J, K) unsigned integers, indices into `classes`.
+    labels: (I, J, K) unsigned integers, indices into `classes`; of a Predictor's a view, which
+    np.ascontiguousarray lays out anew for who needs that.
     confidence: (I, J, K) float16, the probability of the chosen class; None where not kept.
     warnings: the scan's own and those of the prediction.
     """
@@ -86,7 +89,13 @@ class Segmentation:
 
     def voxel_counts(self) -> dict[str, int]:
         """Number of voxels of each class; 0 for a class that is not there."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        return dict(self._voxel_counts)
+
+    @cached_property
+    def _voxel_counts(self) -> dict[str, int]:
+        counts = np.zeros(len(self.classes), np.int64)
+        for (plane,) in planes(self.labels):  # bincount makes int64 of what it counts
+            counts += np.bincount(plane.ravel("K"), minlength=len(self.classes))
         return {c.name: int(n) for c, n in zip(self.classes, counts, strict=True)}
 
     def volumes_ml(self) -> dict[str, float]:
@@ -109,6 +118,13 @@ class Segmentation:
         values = np.array([c.value for c in self.classes])
         dtype = np.uint8 if values.max() <= 255 else np.uint16
         return values.astype(dtype)[self.labels]
+
+
+def planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """The planes of arrays of one shape, cut as the first one lies in memory: fast to go through,
+    with the memory of one plane."""
+    axis = int(np.argmax(np.abs(arrays[0].strides)))
+    return zip(*(np.moveaxis(array, axis, 0) for array in arrays), strict=True)
 
 
 def make_classes(names: list[str], values: list[int]) -> tuple[SegClass, ...]:

@@ -199,7 +199,7 @@ class ModelSettings(_Section):
         "Stages of the encoder, below 5 of a ResNet; auto: for unet what leaves a patch 12 pixels.",
     )
     init_from: Path | None = _set(
-        None, "A whole segapp model to go on from, and its preprocessing; classes may differ."
+        None, "A whole segapp model to go on from, pruned or not; classes may differ."
     )
     residual: Auto | bool = _set(
         "auto", "Residual blocks in the decoder; auto: where it is a U-Net's or U-Net++'s."

@@ -275,6 +275,7 @@ def _model_info(parts: Parts, state: State) -> ModelInfo:
     plan = parts.plan
     return ModelInfo(
         architecture=parts.architecture,
+        pruned=parts.pruned,
         preprocessing=plan.preprocessing,
         classes=plan.classes,
         ignore=plan.ignore,

@@ -204,6 +204,14 @@ def transfer(
     return [name for name in new_classes if name in old_classes]
 
 
+def hold_zeros(network: nn.Module) -> None:
+    """Keep the convolutions' weights that are zero at zero: they get no gradient, so no step."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            # looked at in each step, as a resumed run gets its weights later
+            layer.weight.register_hook(lambda g, weight=layer.weight: g * (weight.detach() != 0))
+
+
 def freeze(module: nn.Module, frozen: bool) -> None:
     """Whether training leaves `module` as it is: no gradients, no new statistics, nothing dropped.
 

@@ -1,6 +1,5 @@
 """The scripts in benchmarks/ run and print what they promise."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,12 @@ VARIANTS = ("few", "two", "rgb", "odd", "thick", "large")
 def call(script: str, *words: str) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *words]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of a Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +83,58 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_engines_are_compared_on_one_network(run: Path) -> None:
     text = call("engines.py", str(run), "--size", "96", "--onnx", "--seconds", "0.5")
-    ratios = [float(ratio) for ratio in re.findall(r"(\d+\.\d\d)×", text)]
+    rows = cells(text)
+    ratios = [float(row[3].removesuffix("×")) for row in rows]
     assert len(ratios) == 7, "plain, torch, OpenVINO three times, ONNX Runtime twice"
     assert ratios[0] == 1
     assert min(ratios) > 0
-    scores = [float(line.split()[-2]) for line in text.splitlines()[2:]]
+    scores = [float(row[5]) for row in rows]
     assert max(scores) - min(scores) < 0.02
 
 
 @pytest.mark.slow
 def test_folders_volumes_and_cold_starts_are_measured(run: Path) -> None:
-    (row,) = call("folder.py", str(run), "--files", "30").splitlines()[3:]
-    assert row.split()[0] == "30"
+    ((files, _, pace, share, peak),) = cells(call("folder.py", str(run), "--files", "30"))
+    assert files == "30"
+    assert float(pace) > 0
+    assert share.endswith("%")
+    assert 50 < float(peak) < 700
     text = call("cold_start.py", str(run), "--repeats", "1")
-    assert "one slice" in text
-    assert text.endswith("modules imported: False\n")
+    assert [row[0] for row in cells(text)][:2] == ["one slice", "36 slices"]
+    assert text.endswith("modules imported: False.\n")
     text = call("volume.py", str(run), "--shape", "64", "64", "20")
     assert "64 × 64 × 20" in text
-    assert "peak" in text
+    ((_, engine, io, seconds, more, peak),) = cells(text)
+    assert float(seconds) > float(engine) + float(io)
+    assert more.startswith("+")
+    assert float(peak) > 50
+
+
+@pytest.mark.slow
+def test_training_takes_no_more_memory_for_more_cases() -> None:
+    few, many = cells(call("training_memory.py", "--cases", "20", "400", "--steps", "3"))
+    assert (few[0], many[0]) == ("20", "400")
+    assert abs(float(many[1]) / float(few[1]) - 1) < 0.1
+
+
+@pytest.mark.slow
+def test_smaller_networks_are_compared(run: Path) -> None:
+    text = call("compression.py", str(run), "--minutes", "0.05", "--amounts", "0.5")
+    rows = cells(text)
+    names = ["original", "50 % of the channels cut", "50 % of the weights cut"]
+    assert [row[0].removesuffix(" (chosen)") for row in rows] == [
+        *names,
+        "separable decoder",
+        "ResNet18",
+    ]
+    assert sum("(chosen)" in row[0] for row in rows) == 1
+    weights = [int(row[1].replace(",", "")) for row in rows]
+    assert weights[1] < 0.5 * weights[0]
+    assert weights[0] == weights[2] > weights[3]
+
+
+@pytest.mark.slow
+def test_training_steps_are_compared() -> None:
+    ours, plain = cells(call("train_speed.py", "--steps", "12"))
+    assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")
+    assert float(ours[1]) > 0

@@ -13,6 +13,7 @@ from test_predict import brain_crop, nib, torch_model  # noqa: F401
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import read_info, read_weights, save_model
+from segapp.cli_text import predict_all
 from segapp.engines import load_engine
 from segapp.errors import ConfigError, DataError, ModelFileError, OutputError
 from segapp.export import export_beside, export_model, parity, synthetic_scans
@@ -71,6 +72,35 @@ def test_a_run_folder_is_run_by_its_export_and_segments_the_same(run, tmp_path):
         labels[engine] = np.asarray(nib.load(tmp_path / engine / "scan.nii.gz").dataobj)
     assert np.array_equal(labels["auto"], labels["openvino"])
     assert (labels["auto"] == labels["torch"]).mean() > 0.999
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_bounded_and_what_would_take_more_is_refused(run, tmp_path):
+    """In a process of its own: the scan that fits is segmented within the limit."""
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    for name, shape in (("fits", (96, 96, 20)), ("large", (256, 256, 400))):
+        voxels = np.zeros(shape, np.int16)
+        voxels[20:60, 20:60] = 300
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii")
+    code = """if True:
+    import sys
+    from pathlib import Path
+    from segapp.cli_text import predict_all
+    counts = predict_all(
+        Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), "cpu", "openvino", 400
+    )
+    lines = Path("/proc/self/status").read_text().splitlines()  # rusage knows the parent's peak
+    peak = next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+    print(counts["ok"], counts["failed"], peak)
+    """
+    command = [sys.executable, "-c", code, str(run / "openvino"), str(tmp_path)]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    ok, failed, peak = map(float, done.stdout.split())
+    assert (ok, failed) == (1, 1), done.stderr
+    assert peak < 400
+    assert "--max-memory-mb leaves" in (tmp_path / "out" / "predictions.csv").read_text()
+    with pytest.raises(ConfigError, match="before the first scan; allow at least"):
+        predict_all(run / "openvino", [tmp_path], tmp_path / "none", "cpu", "auto", 50)
 
 
 def test_many_at_once_give_what_each_gives_alone(run, tmp_path):

@@ -9,7 +9,13 @@ import pytest
 
 from segapp.cases import Case
 from segapp.errors import ScanError
-from segapp.fingerprint import CaseFacts, fit_preprocessing, measure, sides_that_flips_swap
+from segapp.fingerprint import (
+    CaseFacts,
+    fit_preprocessing,
+    measure,
+    percentiles,
+    sides_that_flips_swap,
+)
 from segapp.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from segapp.scan import Scan
 from segapp.settings import Settings
@@ -375,3 +381,12 @@ def test_sides_by_hand() -> None:
 def test_flips_are_off_only_where_they_would_swap_two_classes() -> None:
     assert sides_that_flips_swap([mirrored(n, sided=True) for n in range(20)], "axial") == (1, 2)
     assert sides_that_flips_swap([mirrored(n, sided=False) for n in range(20)], "axial") is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("count", [1, 2, 3, 199, 5000])
+@pytest.mark.parametrize("most", [1, 4, 250])
+def test_percentiles_by_counting_are_numpys(dtype: type, count: int, most: int) -> None:
+    values = np.random.default_rng(0).integers(0, most + 1, (1, count, 1, 1)).astype(dtype)
+    (found,) = percentiles(Scan(values, None, Path("x.png")))
+    assert found == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))), rel=1e-12)

@@ -198,3 +198,19 @@ def test_links_that_meet_again_and_again(tmp_path):
             (tmp_path / f"{n}" / link).symlink_to(tmp_path / f"{n + 1}")
     Image.new("L", (4, 4)).save(tmp_path / "19" / "a.png")
     assert len(find_scans(tmp_path / "0")) == 1
+
+
+def test_a_scan_that_would_take_more_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_MEMORY", source._Memory())
+    path = tmp_path / "a.nii"
+    source.check_size(path, (100, 100, 10), itemsize=2)  # no limit yet
+    needed = 100 * 100 * 10 * (3 * 2 + 4)
+    source.limit_memory(needed, per_pixel=0)
+    source.check_size(path, (100, 100, 10), itemsize=2)
+    with pytest.raises(ScanError, match=r"would take 2 MB, and --max-memory-mb leaves 1 MB"):
+        source.check_size(path, (100, 100, 10), itemsize=4)
+    source.limit_memory(needed + 100 * 100 * 500, per_pixel=500)
+    source.check_size(path, (100, 100, 10), itemsize=2)
+    source.share_memory(2)
+    with pytest.raises(ScanError, match="max-memory-mb"):
+        source.check_size(path, (100, 100, 10), itemsize=2)

@@ -36,21 +36,24 @@ ORDER = [
         "optim",
     ),
     *("pace", "data", "machine", "step", "resume", "history", "validation", "assemble", "kfold"),
-    *("quantize", "export", "rangetest", "train", "trial", "compare", "web"),
+    *("quantize", "export", "rangetest", "train", "trial", "compare", "report.pruning", "prune"),
+    "web",
     *("cli_text", "cli_models", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}
 LATER |= {("segapp.engines", f"segapp.engines.{name}") for name in ("openvino", "onnx", "shared")}
+LATER |= {("segapp.report.pruning", "segapp.prune")}
 LATER |= {("segapp.formats", "segapp.formats.dicom")}
 LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
     "torch": {"decoder", "model", "losses", "augment", "data", "optim", "step", "resume", "train"}
-    | {"engines.torch", "mix", "weights", "assemble", "export"},
+    | {"engines.torch", "mix", "weights", "assemble", "export", "prune"},
     "openvino": {"engines.openvino", "export"},
     "onnxruntime": {"engines.onnx"},
     "onnx": {"export"},
     "nncf": {"quantize"},
+    "torch_pruning": {"prune"},
     "albumentations": {"augment"},
     "gradio": {"web"},
     **{name: {"formats"} for name in ("nibabel", "tifffile", "imagecodecs", "nrrd", "pydicom")},

@@ -23,7 +23,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 EngineChoice = Literal["auto", "torch", "openvino", "onnx"]
 EXPORTED_NAME = "openvino"  # folder of a run that holds its export
 _PIXELS = 1 << 20  # at once: the default network holds some 0.4 kB for each, in bf16
-_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "prune": "torch_pruning"}
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
@@ -118,10 +118,11 @@ def require_installed(engine: str, what: Path | str, also: tuple[str, ...] = ())
             raise ConfigError(f"{what}: needs {package}, which is missing: {extra}")
 
 
-def can_export(engine: str) -> bool:
-    """Whether `train.export` can be done; says so where it can't: a model is worth having."""
+def can_export(engine: str, what: str = "train.export") -> bool:
+    """Whether an engine's exports can be made; where not, a warning for `what` says so: a model is
+    worth having without."""
     try:
-        require_installed(engine, f"train.export={engine}")
+        require_installed(engine, f"{what}={engine}")
     except ConfigError as error:
         log.warning("%s", error)
         return False

@@ -12,7 +12,7 @@ from torch import nn
 from segapp.checkpoint import ModelInfo, model_path, read_weights
 from segapp.engines import slices_at_once
 from segapp.errors import ConfigError, ModelFileError
-from segapp.model import build_network
+from segapp.model import build_network, narrow
 
 # Slices a batch. Four are an eighth faster on a CPU, but a single image would pay for all of them.
 _BATCH_SIZE = {"cpu": 1, "cuda": 8}
@@ -66,10 +66,13 @@ def load_network(model: Path, info: ModelInfo) -> nn.Module:
     Raises ModelFileError where weights don't fit the architecture.
     """
     network = build_network(**info.architecture.model_dump())
-    weights = {name: torch.from_numpy(array) for name, array in read_weights(model).items()}
+    arrays = read_weights(model)
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
+        if info.pruned:
+            narrow(network, arrays, info.architecture.in_channels)
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ModelFileError(
             f"{model_path(model)}: its weights do not fit the network it describes"
         ) from error

@@ -41,7 +41,8 @@ def read(path: Path, labels: bool) -> Scan:
         if _field(header, ("NDims",)) != str(len(sizes)):
             raise ScanError(path, "its header gives more or fewer sizes (DimSize) than NDims")
         channels = int(_numbers(path, header, ("ElementNumberOfChannels",), "1")[0])
-        check_size(path, (channels, *sizes))
+        dtype = _dtype(path, header)
+        check_size(path, (channels, *sizes), dtype.itemsize)
         if len(sizes) < 2:
             raise ScanError(path, "an image has 2 or 3 dimensions, this one 1")
         if prod(sizes[3:]) > 1:
@@ -50,7 +51,6 @@ def read(path: Path, labels: bool) -> Scan:
                 f"holds {prod(sizes[3:])} volumes {tuple(sizes)}, one is read; save each as its "
                 "own file",
             )
-        dtype = _dtype(path, header)
         length = channels * prod(sizes) * dtype.itemsize
         name = header["ElementDataFile"]
         if name.upper() == "LOCAL":

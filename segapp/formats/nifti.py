@@ -40,7 +40,9 @@ def read(path: Path, labels: bool) -> Scan:
     with _open(path) as stream:
         header, warnings = _read_header(path, stream)
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        check_size(path, (*shape, len(dtype.names or "x")))
+        parts = len(dtype.names or "x")
+        is_scaled = header.get_slope_inter() not in ((None, None), (1, 0))
+        check_size(path, (*shape, parts), 4 if is_scaled else dtype.itemsize // parts)
         if len(shape) < 2:
             raise ScanError(path, f"an image has 2 or 3 dimensions, this one {len(shape)}")
         if prod(shape[3:]) > 1:

@@ -64,9 +64,9 @@ def read(path: Path, labels: bool) -> Scan:
     with open_binary(path) as stream:
         header = _header(path, stream)
         sizes = [int(size) for size in header["sizes"]]
-        check_size(path, sizes)
-        kinds, axes, others = _axes(path, header, sizes)
         dtype = _dtype(path, header)
+        check_size(path, sizes, dtype.itemsize)
+        kinds, axes, others = _axes(path, header, sizes)
         name = header.get("data file", header.get("datafile"))
         if name is None:
             data = _data(path, stream, header, prod(sizes) * dtype.itemsize)

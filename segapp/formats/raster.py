@@ -5,6 +5,7 @@ Pillow silently cuts 16-bit colour down to 8 bits, so OpenCV decodes such PNG fi
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,8 +54,9 @@ def write(segmentation: Segmentation, path: Path) -> None:
     values = segmentation.mask_values()
     if values.shape[2] != 1:
         raise OutputError(f"{path}: a volume of {values.shape} is no image; write it as NIfTI")
-    with atomic_path(path) as temporary:  # (I, J) → (J, I)
-        Image.fromarray(np.ascontiguousarray(values[:, :, 0].T)).save(temporary, format="PNG")
+    image = Image.fromarray(np.ascontiguousarray(values[:, :, 0].T))  # (I, J) → (J, I)
+    with atomic_path(path) as temporary:  # runs alone: as small for masks, in half the time
+        image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
 
 
 def _read_image(path: Path, labels: bool) -> tuple[np.ndarray, list[str]]:
@@ -69,7 +71,7 @@ def _check(path: Path, stream: BinaryIO, labels: bool) -> tuple[int, int]:
     """Bits per sample and colour type of a PNG, else 8 and 0. Raises ScanError."""
     try:
         with opened(path, stream, _FORMATS) as image:
-            check_size(path, (*image.size, len(image.getbands())))
+            check_size(path, (*image.size, len(image.getbands())), 2)
             is_jpeg = image.format in ("JPEG", "MPO")  # a phone's MPO holds previews as well
             if is_jpeg and labels:
                 raise ScanError(path, LOSSY_MASK.format("JPEG"), "mask-jpeg", AS_PNG)

@@ -10,10 +10,12 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -42,8 +44,34 @@ _PIECE = 1 << 20
 UNPACK_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 
-def check_size(path: Path, shape: Sequence[int]) -> None:
-    """Refuse an array of `shape` (with channels) beyond MAX_VOXELS or of no size: ScanError."""
+@dataclass
+class _Memory:
+    """What segmenting may take (see limit_memory): bytes for all scans that are held at once, how
+    many these are, and the engine's bytes for each pixel of a slice."""
+
+    free: float = math.inf
+    scans: int = 1
+    per_pixel: float = 0.0
+
+
+_MEMORY = _Memory()
+_LARGEST_TILE = 1 << 20  # pixels that go through a network at once
+
+
+def limit_memory(free: float, per_pixel: float) -> None:
+    """From now on check_size refuses scans whose segmentation would take more than `free` bytes,
+    the engine's `per_pixel` included."""
+    _MEMORY.free, _MEMORY.per_pixel = free, per_pixel
+
+
+def share_memory(scans: int) -> None:
+    """So many scans are held at once from now on, each with its share of the memory."""
+    _MEMORY.scans = scans
+
+
+def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
+    """Refuse an array of `shape` (with channels) beyond MAX_VOXELS, of no size, or that would take
+    more memory than `limit_memory` allows: ScanError. itemsize: bytes of a value."""
     shape = [int(n) for n in shape]
     if not shape or min(shape) < 1:
         raise ScanError(path, f"its header claims an impossible size {tuple(shape)}")
@@ -53,6 +81,17 @@ def check_size(path: Path, shape: Sequence[int]) -> None:
             path,
             f"its header claims {size} values, the limit is {MAX_VOXELS}; if that is real, set the "
             f"environment variable {_LIMIT} to a larger number",
+        )
+    # values as read, in the order of slices, and those of them that count; of each then labels,
+    # mask values and confidence
+    needed = prod(shape) * (3 * itemsize + 4)
+    engine = min(prod(sorted(shape)[-2:]), _LARGEST_TILE) * _MEMORY.per_pixel
+    if needed > (_MEMORY.free - engine) / _MEMORY.scans:
+        free = max(0.0, _MEMORY.free - engine) / _MEMORY.scans
+        raise ScanError(
+            path,
+            f"would take {needed / 1e6:.0f} MB, and --max-memory-mb leaves {free / 1e6:.0f} MB for "
+            "a scan; allow more, or segment it elsewhere",
         )
 
 

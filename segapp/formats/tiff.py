@@ -57,7 +57,8 @@ def read(path: Path, labels: bool) -> Scan:
     with open_binary(path) as stream, tifffile.TiffFile(stream, name=path.name) as tif:
         pages, spacing_mm = _pages(path, tif)
         first = pages[0]
-        check_size(path, (len(pages), *first.shaped))
+        itemsize = first.dtype.itemsize if first.dtype is not None else 8
+        check_size(path, (len(pages), *first.shaped), itemsize)
         for page in pages:
             if labels and page.compression in _LOSSY:
                 problem = LOSSY_MASK.format(_name(page.compression))
