@@ -55,12 +55,15 @@ class DataRecord(BaseModel):
     earlier: list[str] = Field(default_factory=list)  # of the model it went on from, and so on
 
 
+Cut = Literal["channels", "weights"]
+
+
 class Pruned(BaseModel):
     """What was cut from a network: a share of its channels, or of its weights, which are zero."""
 
     model_config = ConfigDict(extra="forbid")
 
-    what: Literal["channels", "weights"]
+    what: Cut
     amount: float = Field(gt=0, lt=1)
 
 

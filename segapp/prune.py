@@ -25,6 +25,7 @@ from torch.nn.utils import prune as torch_prune
 
 from segapp.checkpoint import (
     MODEL_NAME,
+    Cut,
     ModelInfo,
     Pruned,
     model_path,
@@ -60,7 +61,7 @@ _RATE = 0.3  # of the model's own learning rate, for what is trained on
 _ROUND_TO = 8  # channels: what processors compute at once
 _SIDE = 256  # pixels of the slice that networks are timed on, where training saw whole slices
 _CALLS = 15  # of each network, in turns, whose median is its time
-METHODS = ("channels", "weights")
+METHODS: tuple[Cut, ...] = ("channels", "weights")
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _start_of(run: Path) -> Path:
 
 
 def _cut_and_train(
-    method: str, amount: float, before: Path, settings: Settings, original: Path
+    method: Cut, amount: float, before: Path, settings: Settings, original: Path
 ) -> None:
     run, start = settings.train.out, settings.model.init_from
     assert run is not None
@@ -195,7 +196,7 @@ def _cut_and_train(
         raise Interrupted("stopped and saved; the same command goes on") from error
 
 
-def _write_cut(method: str, amount: float, before: Path, original: Path, start: Path) -> None:
+def _write_cut(method: Cut, amount: float, before: Path, original: Path, start: Path) -> None:
     """The network of the run before, with `amount` of the original's channels or weights gone, as a
     model file. Raises ConfigError where its channels can't be cut."""
     info = read_info(before)
@@ -211,6 +212,8 @@ def _write_cut(method: str, amount: float, before: Path, original: Path, start: 
         save_model(start, weights, cut)
         with torch.inference_mode():
             load_network(start, cut).eval()(torch.zeros(1, inputs, 64, 96))
+    except OutputError:
+        raise
     except Exception as error:  # what can't be cut shows in many ways
         start.unlink(missing_ok=True)
         if method != "channels":
@@ -229,10 +232,10 @@ def cut_channels(network: nn.Module, original: nn.Module, amount: float, inputs:
 
     network.eval()
     ratios = {}
-    whole = dict(original.named_modules())
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            width = (1 - amount) * whole[name].out_channels
+        whole = original.get_submodule(name)
+        if isinstance(layer, nn.Conv2d) and isinstance(whole, nn.Conv2d):
+            width = (1 - amount) * whole.out_channels
             width = max(_ROUND_TO, round(width / _ROUND_TO) * _ROUND_TO)
             # it rounds down; half a channel more keeps a rounding error from costing a whole one
             ratios[layer] = max(0.0, 1 - (width + 0.5) / layer.out_channels)
