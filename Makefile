@@ -1,6 +1,5 @@
 # make demo   train on the data that comes along, measure, predict
 # make test   the tests          make check   lint, format, types
-# make bench  speed and memory of the demo's model on this machine, into docs/speed.md
 #
 # Each makes .venv on first use. TORCH holds what to hand to pip first, e.g. the part after
 # "pip install" in the command that pytorch.org prints for a machine without a GPU.
@@ -11,7 +10,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 RUN := runs/brain
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format clean
 
 demo: $(VENV)/installed
 	@if [ -e $(RUN)/config.yaml ]; then $(BIN)/segapp train --resume $(RUN); \
@@ -41,14 +40,6 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: $(VENV)/installed-test
-	@test -e $(RUN)/model.safetensors || { echo "make demo first: no model in $(RUN)"; exit 1; }
-	@{ echo "# Speed and memory"; echo; echo "Written by \`make bench\`."; \
-	for script in train_speed "engines $(RUN)" "cold_start $(RUN)" "folder $(RUN)" "volume $(RUN)"; do \
-	set -- $$script; echo; echo "## benchmarks/$$1.py"; echo; \
-	$(BIN)/python benchmarks/$$1.py $$2 || exit 1; done; } > docs/speed.md.new
-	@mv docs/speed.md.new docs/speed.md; cat docs/speed.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segapp needs Python 3.11 or newer; set PYTHON=")'
