@@ -1,5 +1,6 @@
 # make demo   train on the data that comes along, measure, predict
 # make test   the tests          make check   lint, format, types
+# make bench  speed and memory of the demo's model on this machine, into docs/speed.md
 #
 # Each makes .venv on first use. TORCH holds what to hand to pip first, e.g. the part after
 # "pip install" in the command that pytorch.org prints for a machine without a GPU.
@@ -10,7 +11,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 RUN := runs/brain
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 demo: $(VENV)/installed
 	@if [ -e $(RUN)/config.yaml ]; then $(BIN)/segapp train --resume $(RUN); \
@@ -40,6 +41,14 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-test
+	@test -e $(RUN)/model.safetensors || { echo "make demo first: no model in $(RUN)"; exit 1; }
+	@{ echo "# Speed and memory"; echo; echo "Written by \`make bench\`."; \
+	for script in "train_speed.py --steps 60" $(patsubst %,"%.py $(RUN)",engines cold_start folder volume); do \
+	echo; echo "## benchmarks/$$script"; echo; \
+	$(BIN)/python benchmarks/$$script || exit 1; done; } > docs/speed.md.new
+	@mv docs/speed.md.new docs/speed.md; cat docs/speed.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segapp needs Python 3.11 or newer; set PYTHON=")'

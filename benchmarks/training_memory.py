@@ -41,18 +41,18 @@ def main() -> None:
     print(table(("cases", "peak MB", "to the first", "seconds in all"), rows))
 
 
-def write_cases(folder: Path, count: int) -> None:
-    """`count` cases in train, a tenth of them in val, at most 20."""
+def write_cases(folder: Path, count: int, size: int = SIZE) -> None:
+    """`count` cases of size × size in train, a tenth of them in val, at most 20."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    y, x = np.mgrid[:size, :size] / size
     held_out = min(20, max(1, count // 10))
     for split, cases in (("train", count), ("val", held_out)):
         for part in ("images", "masks"):
             (folder / split / part).mkdir(parents=True)
         for n in range(cases):
-            place, size = rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.25)
+            place, radius = rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.25)
             away = np.hypot(x - place[0], y - place[1])
-            mask = (away < size).astype(np.uint8) + (away < size / 2)
+            mask = (away < radius).astype(np.uint8) + (away < radius / 2)
             image = 40 + 60 * mask + rng.normal(0, 12, mask.shape)
             name = f"{split}{n:06}.png"
             Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(

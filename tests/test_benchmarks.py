@@ -94,7 +94,7 @@ def test_engines_are_compared_on_one_network(run: Path) -> None:
 
 @pytest.mark.slow
 def test_folders_volumes_and_cold_starts_are_measured(run: Path) -> None:
-    ((files, _, pace, share, peak),) = cells(call("folder.py", str(run), "--files", "30"))
+    ((files, _, pace, _, share, peak),) = cells(call("folder.py", str(run), "--files", "30"))
     assert files == "30"
     assert float(pace) > 0
     assert share.endswith("%")
@@ -115,6 +115,25 @@ def test_training_takes_no_more_memory_for_more_cases() -> None:
     few, many = cells(call("training_memory.py", "--cases", "20", "400", "--steps", "3"))
     assert (few[0], many[0]) == ("20", "400")
     assert abs(float(many[1]) / float(few[1]) - 1) < 0.1
+
+
+@pytest.mark.slow
+def test_smaller_networks_are_compared(tmp_path: Path) -> None:
+    words = "import sys; sys.path.insert(0, 'benchmarks'); import training_memory, pathlib; "
+    words += f"training_memory.write_cases(pathlib.Path({str(tmp_path / 'data')!r}), 30, 64)"
+    subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={tmp_path / 'data'}"]
+    command += [f"train.out={tmp_path / 'run'}", "train.epochs=1", "train.steps_per_epoch=60"]
+    subprocess.run([*command, "model.encoder_weights=none"], check=True, capture_output=True)
+    words = ("--data", str(tmp_path / "data"), "--minutes", "0.05", "--amounts", "0.5")
+    rows = cells(call("compression.py", str(tmp_path / "run"), *words))
+    names = ["original", "50 % of the channels cut", "50 % of the weights cut"]
+    names += ["separable decoder", "ResNet18"]
+    assert [row[0].removesuffix(" (chosen)") for row in rows] == names
+    assert sum("(chosen)" in row[0] for row in rows) == 1
+    weights = [int(row[1].replace(",", "")) for row in rows]
+    assert weights[1] < 0.5 * weights[0]
+    assert weights[0] == weights[2] > weights[3]
 
 
 @pytest.mark.slow
