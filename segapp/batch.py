@@ -215,19 +215,20 @@ class _Names:
         the first choice."""
         first = candidate = self.out / f"{name}{suffix}"
         number = 1
-        while not self._is_free(candidate.resolve(), source.resolve()):
+        while not self._is_free(resolved := candidate.resolve(), source):
             number += 1
             candidate = self.out / f"{name}_{number}{suffix}"
-        self.taken.add(candidate.resolve())
+        self.taken.add(resolved)
         if candidate == first:
             return first, ()
         return candidate, (f"{first.name} is taken; written as {candidate.name}",)
 
     def _is_free(self, path: Path, source: Path) -> bool:
-        owner = self.owners.get(path, source if self.kept else None)
-        if path in self.taken or (self.kept and owner != source):
+        owner = self.owners.get(path)
+        if path in self.taken or (self.kept and owner not in (None, source.resolve())):
             return False
-        listed = owner is not None or path.name.endswith("_overlay.png")  # pictures are in no table
+        listed = self.kept or owner is not None
+        listed = listed or path.name.endswith("_overlay.png")  # pictures are in no table
         return listed or not (self.shared and path.exists())
 
 
@@ -235,14 +236,15 @@ def mean_confidence(segmentation: Segmentation) -> float | None:
     """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
     if segmentation.confidence is None:
         return None
-    inside, everywhere, count = 0.0, 0.0, 0
+    inside, count = 0.0, 0
     for labels, sure in planes(segmentation.labels, segmentation.confidence):
         chosen = labels > 0
-        sure = sure.astype(np.float32)
-        everywhere += float(sure.sum(dtype=np.float64))
-        inside += float(sure.sum(where=chosen, dtype=np.float64))
+        inside += float((sure.astype(np.float32) * chosen).sum(dtype=np.float64))
         count += int(np.count_nonzero(chosen))
-    return inside / count if count else everywhere / segmentation.labels.size
+    if count:
+        return inside / count
+    everywhere = (p.sum(dtype=np.float64) for (p,) in planes(segmentation.confidence))
+    return float(sum(everywhere)) / segmentation.labels.size
 
 
 def class_sizes(segmentation: Segmentation) -> dict[str, float]:

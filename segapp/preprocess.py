@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segapp.errors import ScanError
 from segapp.resample import pad, resize
 from segapp.scan import Scan
+from segapp.spread import spread, telling_spread
 
 SliceAxis = Literal["axial", "coronal", "sagittal"]
 Normalisation = Literal["imagenet", "zscore", "percentile", "ct"]
@@ -27,8 +28,6 @@ _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 1e30  # larger values make statistics in float32 overflow
 _LARGEST_SIDE = 8192  # pixels: no slice is enlarged beyond it
-_PIECE = 1 << 20
-_LEAST_SHARE = 0.01  # of an image's pixels: fewer non-zero ones say nothing about its range
 
 
 def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -257,8 +256,9 @@ class Preprocessing(BaseModel):
         groups = slices[:, None] if self.over == "slice" else slices[None]  # (G, k, C, H, W)
         values = np.full((len(groups), self.channels, 4), np.nan, np.float32)
         for g, c in np.ndindex(values.shape[:2]):
-            if not self.typical or _tells_its_range(groups[g][:, c], self.nonzero):
-                values[g, c] = spread(groups[g][:, c], self.normalisation, self.nonzero)
+            of_group = telling_spread if self.typical else spread
+            found = of_group(groups[g][:, c], self.normalisation, self.nonzero)
+            values[g, c] = np.nan if found is None else found
         for c, typical in enumerate(self.typical):
             mute = np.isnan(values[:, c, 0])  # black slices must not look like average tissue
             others = values[~mute, c]
@@ -272,27 +272,6 @@ class Preprocessing(BaseModel):
             return mean, deviation or 1.0, 0.0, 0.0
         half = 2.576 * deviation
         return mean, half or 1.0, mean - half, mean + half
-
-
-def spread(x: np.ndarray, kind: str, nonzero: bool) -> tuple[float, float, float, float]:
-    """(shift, scale, low, high) of one channel, for the kinds zscore and percentile.
-
-    nonzero: zeros don't count, unless there is nothing else. A constant gives its value, scale 1.
-    """
-    values = x[x != 0] if nonzero and x.any() else x.ravel()
-    if kind == "zscore":
-        mean = values.mean(dtype=np.float64)
-        pieces = np.array_split(values, values.size // _PIECE + 1)  # a volume in float64 is large
-        deviation = np.sqrt(sum(np.square(p - mean).sum() for p in pieces) / values.size)
-        return float(mean), float(np.float32(deviation)) or 1.0, 0.0, 0.0
-    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))  # becomes -1…1
-    return (low + high) / 2, float(np.float32((high - low) / 2)) or 1.0, low, high
-
-
-def _tells_its_range(x: np.ndarray, nonzero: bool) -> bool:
-    """Whether `spread` means anything: not for a constant, nor where almost no pixel counts."""
-    values = x[x != 0] if nonzero else x
-    return values.size >= _LEAST_SHARE * x.size and values.min() != values.max()
 
 
 def _per_channel(values) -> np.ndarray:

@@ -18,7 +18,7 @@ ORDER = [
     *("errors", "settings", "policies", "contradictions", "config", "reference", "variants"),
     *("finding", "declared", "files", "progress", "scan", "ahead"),
     *("formats.source", "formats.listing", "formats"),
-    *("layout", "cases", "selection", "resample", "preprocess", "shapes", "fingerprint"),
+    *("layout", "cases", "selection", "resample", "spread", "preprocess", "shapes", "fingerprint"),
     *("likeness", "metrics", "check", "evidence", "leakage", "verdicts", "checkpoint"),
     *("card", "exported", "inherit", "patches", "plan", "estimate", "tiles", "engines"),
     "predict",
