@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -98,26 +100,27 @@ def predict_batch(
     skip_existing: bool = False,
     allow_gaps: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
-) -> list[Outcome]:
+) -> Counter[str]:
     """Segment every entry into `out`, mirroring names, and write out/predictions.csv.
 
     A scan that fails is recorded, and the others go on. Never writes over an input, or over the
     result of another scan: a clash of names gets a numbered suffix and a warning. The CSV is
-    complete after each scan, also when the run is interrupted. Raises OutputError only where the
-    CSV itself can't be written. allow_gaps: see read_scan.
+    complete after each scan, also when the run is interrupted. on_outcome gets each outcome, in the
+    order of the entries; none is kept. Returns the number of scans by status. Raises OutputError
+    only where the CSV itself can't be written. allow_gaps: see read_scan.
     """
     entries = list(entries)
-    taken = {path.resolve() for entry in entries for path in entry.paths}
-    outcomes: list[Outcome] = []
+    taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
+    counts: Counter[str] = Counter()
     table_path = out / "predictions.csv"
     earlier = read_rows(table_path)
     owners = {Path(output): Path(row["file"]) for output, row in earlier.items()}
     names = _Names(out, taken, owners, kept=skip_existing)
-    done: list[Outcome] = []  # in the order in which they end
+    done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
     def predict(job: _Job) -> Outcome:
         outcome = job.outcome or _predict_safely(predictor, job, allow_gaps)
-        done.append(outcome)
+        done[id(outcome)] = outcome
         return outcome
 
     jobs = (_Job.of(entry, names, output_format, overlay, skip_existing) for entry in entries)
@@ -130,15 +133,14 @@ def predict_batch(
             for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
                 share_memory(threads if small else 1)
                 for outcome in in_order(predict, group, threads if small else 1):
-                    outcomes.append(outcome)
+                    del done[id(outcome)]
                     table.write(outcome)
+                    counts[outcome.status] += 1
                     on_outcome(outcome)
         finally:
-            in_table = {id(outcome) for outcome in outcomes}
-            for outcome in done:  # interrupted: what was written has its line
-                if id(outcome) not in in_table:
-                    table.write(outcome)
-    return outcomes
+            for outcome in list(done.values()):  # interrupted: what was written has its line
+                table.write(outcome)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,20 @@ class _Names:
     taken: resolved paths of all inputs, and of what has been written for them. owners: output →
     its scan, by an earlier predictions.csv; with `kept` these results stay, so their names are
     another scan's. Where inputs lie below `out`, files that no table knows are somebody's too.
+    Paths are strings here, which take a quarter of the memory.
     """
 
-    def __init__(self, out: Path, taken: set[Path], owners: dict[Path, Path], kept: bool):
+    def __init__(self, out: Path, taken: set[str], owners: dict[Path, Path], kept: bool):
         self.out, self.taken, self.kept = out, taken, kept
-        self.owners = {output.resolve(): file.resolve() for output, file in owners.items()}
-        self.shared = any(out.resolve() in path.parents for path in taken)
+        self.owners = {os.path.realpath(o): os.path.realpath(f) for o, f in owners.items()}
+        self.shared = any(path.startswith(f"{out.resolve()}{os.sep}") for path in taken)
 
     def take(self, name: str, suffix: str, source: Path) -> tuple[Path, tuple[str, ...]]:
         """A free path for a result of `source`, which is then taken, and a warning if it is not
         the first choice."""
         first = candidate = self.out / f"{name}{suffix}"
         number = 1
-        while not self._is_free(resolved := candidate.resolve(), source):
+        while not self._is_free(resolved := os.path.realpath(candidate), source):
             number += 1
             candidate = self.out / f"{name}_{number}{suffix}"
         self.taken.add(resolved)
@@ -223,13 +226,13 @@ class _Names:
             return first, ()
         return candidate, (f"{first.name} is taken; written as {candidate.name}",)
 
-    def _is_free(self, path: Path, source: Path) -> bool:
+    def _is_free(self, path: str, source: Path) -> bool:
         owner = self.owners.get(path)
-        if path in self.taken or (self.kept and owner not in (None, source.resolve())):
+        if path in self.taken or (self.kept and owner not in (None, os.path.realpath(source))):
             return False
         listed = self.kept or owner is not None
-        listed = listed or path.name.endswith("_overlay.png")  # pictures are in no table
-        return listed or not (self.shared and path.exists())
+        listed = listed or path.endswith("_overlay.png")  # pictures are in no table
+        return listed or not (self.shared and Path(path).exists())
 
 
 def mean_confidence(segmentation: Segmentation) -> float | None:

@@ -53,11 +53,11 @@ def predict_all(
                 log.error("%s: %s", outcome.file, outcome.reason)
             step(failed)
 
-        outcomes = predict_batch(predictor, entries, out, on_outcome=report, **options)
+        counts = predict_batch(predictor, entries, out, on_outcome=report, **options)
     for warning, count in repeated.items():
         if count > 1:
             log.warning("%d more scans: %s", count - 1, warning)
-    return {s: sum(o.status == s for o in outcomes) for s in ("ok", "failed", "skipped")}
+    return {status: counts[status] for status in ("ok", "failed", "skipped")}
 
 
 def bound_memory(most_mb: float, engine: Engine, channel_files: int) -> None:

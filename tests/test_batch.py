@@ -4,6 +4,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from batches import outcomes_of
 from dicom_files import image, write_series
 from PIL import Image
 from test_predict import BrightnessEngine, brightness, by_brightness, load, make_volume
@@ -30,7 +31,7 @@ def save_volume(path, **kwargs):
 
 
 def run(inputs, out, **kwargs):
-    outcomes = predict_batch(brightness(), list_inputs(inputs, exclude=out), out, **kwargs)
+    outcomes = outcomes_of(brightness(), list_inputs(inputs, exclude=out), out, **kwargs)
     with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [r["status"] for r in rows] == [o.status for o in outcomes]
@@ -111,7 +112,7 @@ def test_channels_that_do_not_fit_fail_for_that_file(tmp_path):
         save_volume(tmp_path / "in" / name, seed=channels)
     entries = list_inputs([tmp_path / "in"], channel_files=2)
     assert [len(e.paths) for e in entries] == [1, 2]
-    outcomes = predict_batch(brightness(), entries, tmp_path / "out")
+    outcomes = outcomes_of(brightness(), entries, tmp_path / "out")
     assert [o.status for o in outcomes] == ["ok", "failed"]
     assert outcomes[1].reason == "has 2 channel(s); the model was trained on 1"
 
@@ -136,7 +137,7 @@ def test_even_a_bug_is_one_files_failure(tmp_path, error, reason):
     save_png(tmp_path / "a.png")
     predictor = brightness()
     predictor.engine = FailingEngine(error)
-    outcomes = predict_batch(predictor, list_inputs([tmp_path / "a.png"]), tmp_path / "out")
+    outcomes = outcomes_of(predictor, list_inputs([tmp_path / "a.png"]), tmp_path / "out")
     assert (outcomes[0].status, outcomes[0].reason) == ("failed", reason)
 
 
@@ -149,7 +150,9 @@ def test_an_interrupted_batch_keeps_its_record(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run([tmp_path / "in"], tmp_path / "out", on_outcome=stop)
+        predict_batch(
+            brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out", on_outcome=stop
+        )
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     assert len(lines) == 3
     assert files(tmp_path / "out") == ["0.png", "1.png", "predictions.csv"]
@@ -274,7 +277,7 @@ def test_names_that_are_no_utf8(tmp_path):
         save_png(tmp_path / "in" / name)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    outcomes = predict_batch(brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out")
+    outcomes = outcomes_of(brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out")
     assert [o.status for o in outcomes] == ["ok"]
     assert b"sc\xe4n.png" in (tmp_path / "out" / "predictions.csv").read_bytes()
 
@@ -309,7 +312,7 @@ def test_preprocessing_that_serves_colour(tmp_path):
     save_png(tmp_path / "a.png")
     prep = Preprocessing(channels=3, normalisation="imagenet", shift=(0,) * 3, scale=(1,) * 3)
     predictor = Predictor(BrightnessEngine(), prep, brightness().classes)
-    outcomes = predict_batch(predictor, list_inputs([tmp_path / "a.png"]), tmp_path / "out")
+    outcomes = outcomes_of(predictor, list_inputs([tmp_path / "a.png"]), tmp_path / "out")
     assert [o.status for o in outcomes] == ["ok"]
 
 

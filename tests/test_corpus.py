@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from batches import outcomes_of
 from dicom_files import AXIAL, affine, body_start, decimals, enhanced
 from PIL import Image
 from pydicom.uid import (
@@ -28,7 +29,7 @@ from pydicom.uid import (
 )
 from test_predict import brightness, by_brightness, load
 
-from segapp.batch import list_inputs, predict_batch
+from segapp.batch import list_inputs
 
 RNG = np.random.default_rng(5)
 VOLUME = RNG.integers(0, 255, (40, 36, 6)).astype(np.int16)  # (I, J, K)
@@ -510,9 +511,7 @@ def run(build, folder, out):
     build_into.mkdir()
     given = build(build_into) or next(iter(build_into.iterdir()))
     tracemalloc.start()
-    outcomes = predict_batch(
-        brightness(), list_inputs([given]), out, output_format="nifti", on_outcome=lambda _: None
-    )
+    outcomes = outcomes_of(brightness(), list_inputs([given]), out, output_format="nifti")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return given, outcomes, peak
@@ -579,7 +578,7 @@ def test_all_at_once(tmp_path):
         folder = tmp_path / "in" / name
         folder.mkdir(parents=True)
         build(folder)
-    outcomes = predict_batch(brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out")
+    outcomes = outcomes_of(brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out")
     by_name = {}
     for outcome in outcomes:
         inside = outcome.file.relative_to(tmp_path / "in")

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from batches import outcomes_of
 from dicom_files import CANARY, ORIENTATIONS, enhanced, image, write_series
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -20,7 +21,7 @@ from pydicom.uid import (
 from test_predict import brightness
 
 import segapp
-from segapp.batch import list_inputs, predict_batch
+from segapp.batch import list_inputs
 from segapp.errors import OutputError
 from segapp.formats import dicom, dicomseg
 from segapp.scan import Scan, Segmentation, make_classes
@@ -456,7 +457,7 @@ def test_a_prediction_is_the_same_in_every_format(tmp_path, name):
     write_series(tmp_path / "in" / "scan", volume, ORIENTATIONS[name], step=2.5, **PLACE)
     entries = list_inputs([tmp_path / "in"])
     for form in ("same", "dicomseg"):
-        (outcome,) = predict_batch(brightness(), entries, tmp_path / form, output_format=form)
+        (outcome,) = outcomes_of(brightness(), entries, tmp_path / form, output_format=form)
         assert (outcome.status, outcome.warnings) == ("ok", ())
         assert outcome.file == tmp_path / "in" / "scan"
     image = nib.load(tmp_path / "same" / "scan.nii.gz")

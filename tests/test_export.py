@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from batches import outcomes_of
 from conftest import write_png_dataset
 from PIL import Image
 from test_predict import brain_crop, nib, torch_model  # noqa: F401
@@ -67,7 +68,7 @@ def test_a_run_folder_is_run_by_its_export_and_segments_the_same(run, tmp_path):
         predictor = Predictor.load(run, "cpu", engine)
         name = type(predictor.engine).__name__
         assert name == ("TorchEngine" if engine == "torch" else "OpenVinoEngine")
-        (outcome,) = predict_batch(predictor, entries, tmp_path / engine)
+        (outcome,) = outcomes_of(predictor, entries, tmp_path / engine)
         assert outcome.status == "ok", outcome
         labels[engine] = np.asarray(nib.load(tmp_path / engine / "scan.nii.gz").dataobj)
     assert np.array_equal(labels["auto"], labels["openvino"])

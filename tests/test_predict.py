@@ -5,9 +5,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from batches import outcomes_of
 from PIL import Image
 
-from segapp.batch import list_inputs, predict_batch
+from segapp.batch import list_inputs
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo, read_info, save_model
 from segapp.engines import load_engine
 from segapp.errors import ConfigError, ModelFileError, ScanError
@@ -285,7 +286,7 @@ def test_all_48_axis_orders_give_the_same_physical_labels(tmp_path, torch_model)
                 turn(image, order, signs), scans / f"v{n:02}{suffix.replace('.', '_')}{suffix}"
             )
     predictor = Predictor.load(torch_model, "cpu")
-    outcomes = predict_batch(predictor, list_inputs([scans]), out)
+    outcomes = outcomes_of(predictor, list_inputs([scans]), out)
     assert {o.status for o in outcomes} == {"ok"}
     assert len(outcomes) == 48 + 8
     expected = None
@@ -329,7 +330,7 @@ def test_alone_or_among_others_a_file_gets_the_same_bytes(tmp_path, torch_model)
     files = sorted(scans.iterdir())
 
     def digests(order, out):
-        outcomes = predict_batch(Predictor.load(torch_model, "cpu"), list_inputs(order), out)
+        outcomes = outcomes_of(Predictor.load(torch_model, "cpu"), list_inputs(order), out)
         assert {o.status for o in outcomes} == {"ok"}
         return {o.file.name: sha256(out / o.file.name) for o in outcomes}
 

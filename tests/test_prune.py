@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import outcomes_of
 from conftest import write_png_dataset
 from test_train import interrupt_at
 from torch import nn
 
-from segapp.batch import list_inputs, predict_batch
+from segapp.batch import list_inputs
 from segapp.checkpoint import Architecture, Pruned, read_info, read_weights, save_model
 from segapp.cli_text import pruning_table, shares
 from segapp.config import load_settings
@@ -155,7 +156,7 @@ def test_the_curve_of_a_model(run: Path, tmp_path: Path) -> None:
     assert (out / "curve.png").stat().st_size > 10_000
     assert not list(out.glob(".*")), "what runs started from is gone"
     images = sorted((run.parent / "data" / "images").iterdir())
-    (outcome, *_) = predict_batch(Predictor.load(out), list_inputs(images), tmp_path / "masks")
+    (outcome, *_) = outcomes_of(Predictor.load(out), list_inputs(images), tmp_path / "masks")
     assert outcome.status == "ok"
     trained = (out / "channels-0.5" / "model.safetensors").stat().st_mtime_ns
     assert prune_model(run, run.parent / "data", out, [0.5], minutes=0.05)["points"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import nibabel
 import pydicom
+from batches import outcomes_of
 from test_predict import brightness
 
-from segapp.batch import list_inputs, predict_batch
+from segapp.batch import list_inputs
 
 TABLE = Path(__file__).with_name("shipped_files.csv")
 COLUMNS = ["file", "status", "reason", "warnings"]
@@ -35,7 +36,7 @@ def outcomes(out):
     predictor = brightness()
     for name, path in shipped():
         began = time.monotonic()
-        (outcome,) = predict_batch(predictor, list_inputs([path]), out / name.replace("/", "_"))
+        (outcome,) = outcomes_of(predictor, list_inputs([path]), out / name.replace("/", "_"))
         assert time.monotonic() - began < 30, name
         row = {"file": name, "status": outcome.status, "reason": outcome.reason}
         yield {**row, "warnings": "; ".join(outcome.warnings)}

@@ -194,7 +194,12 @@ for part, array in (("images", pixels), ("masks", (pixels > 100) * np.uint8(255)
 classes = make_classes(["background", "lesion"], [0, 255])
 prep = Preprocessing(channels=1, normalisation="imagenet", shift=(0,), scale=(1,))
 predictor = Predictor(Threshold(), prep, classes)
-outcomes = predict_batch(predictor, list_inputs([root / "images"]), root / "out", overlay=True)
+outcomes = []
+predict_batch(
+    *(predictor, list_inputs([root / "images"]), root / "out"),
+    overlay=True,
+    on_outcome=outcomes.append,
+)
 assert [o.status for o in outcomes] == ["ok", "ok"], outcomes
 evaluation = evaluate_cases(predictor, find_cases(root).cases, None)
 print(write_evaluation(evaluation, "all", root / "out")["miou"])
