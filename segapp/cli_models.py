@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,7 +72,8 @@ def predict(
     others go on.
     """
     start_logging()
-    from segapp.cli_text import predict_all
+    with quick_start():
+        from segapp.cli_text import predict_all
 
     counts = predict_all(
         *(model, inputs, out, device, engine, max_memory_mb),
@@ -238,6 +242,18 @@ def web_app(
     from segapp.web.app import launch
 
     launch(models, host, port)
+
+
+@contextmanager
+def quick_start() -> Iterator[None]:
+    """Nobody looks for garbage among what imports make, now or later: it stays, and the looking
+    takes a sixth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def start_logging() -> None:
