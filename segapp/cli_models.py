@@ -99,19 +99,30 @@ def evaluate(
         Literal["all", "train", "val", "test"] | None,
         typer.Option(help="Default: test, else val, else all."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Another model, to be compared on the same cases."),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Of the surface Dice (NSD), in mm; in pixels where the spacing is unknown."
+        ),
+    ] = 2.0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on labelled cases.
 
     mIoU is the mean over all classes, background included, of the IoU of the summed confusion;
-    Dice the mean over the foreground classes. cases.csv has the figures of each case.
+    Dice the mean over the foreground classes. Each has a 95 % interval, by resampling patients.
+    cases.csv has the figures of each case, distances between surfaces among them.
     """
     start_logging()
     from segapp.cli_text import evaluation_table
     from segapp.evaluate import evaluate_model
 
-    result = evaluate_model(model, data, split, out, device)
+    result = evaluate_model(model, data, split, out, device, against, tolerance)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -148,19 +148,77 @@ def pruning_table(result: dict[str, Any]) -> str:
 
 
 def evaluation_table(result: dict[str, Any]) -> str:
-    """A summary of evaluate as a table: IoU and Dice of each class, and their means."""
-
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
-
-    rows = [("class", "IoU", "Dice")]
-    rows += [(n, cell(v["iou"]), cell(v["dice"])) for n, v in result["classes"].items()]
-    rows += [("mean", cell(result["miou"]), cell(result["dice"]))]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{name:<{width}}  {a:>7}  {b:>7}" for name, a, b in rows]
+    """A summary of evaluate as a table: what each class scores, with 95 % intervals, and where a
+    second model was measured, the differences."""
+    unit = result["distance_unit"]
+    near = f"NSD at {result['nsd_tolerance'] or 0:g} {unit}"
+    rows: list[tuple[str, ...]] = [
+        ("class", "IoU", "Dice", f"HD95 {unit}", near, "missed", "invented")
+    ]
+    for name, values in result["classes"].items():
+        scores = [_with_interval(values, key) for key in ("iou", "dice")]
+        surfaces = [_cell(values["cases"][key]["mean"], d) for key, d in (("hd95", 2), ("nsd", 4))]
+        counts = [str(values.get(key, 0)) for key in ("n_missed", "n_false_positive")]
+        rows.append((name, *scores, *surfaces, *counts))
+    rows.append(("mean", *(_with_interval(result, key) for key in ("miou", "dice")), *[""] * 4))
+    lines = aligned(rows)
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(len(lines) - 1, "-" * len(lines[0]))
-    lines.append("mean IoU over all classes, mean Dice over the foreground")
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
-    lines.insert(0, f"split {result['split']}: {result['n']} cases{failed}")
+    guess = " (a guess, from their names)" if result["patients"] == "guessed" else ""
+    count = f"{result['n']} cases of {result['n_patients']} patients{guess}"
+    lines.insert(0, f"split {result['split']}: {count}{failed}")
+    said = "in brackets 95 % intervals over patients"
+    if "why_no_intervals" in result:
+        said = f"no intervals: {result['why_no_intervals']}"
+    lines += [f"IoU and Dice are those of all cases' pixels together; {said}."]
+    lines += ["HD95 and NSD are means over cases, in which a class that is missed (not found where"]
+    lines += ["it is) or invented (found where it is not) counts as the image's diagonal and as 0."]
+    lines += ["mean: IoU over all classes, background included; Dice over the foreground."]
+    if "against" in result:
+        lines += ["", *_against_lines(result["against"])]
     return "\n".join(lines)
+
+
+def _against_lines(other: dict[str, Any]) -> list[str]:
+    """What the second model's comparison says, a line each."""
+    rows = [("", "difference", "95 % interval", "p", "would be found")]
+    for key, name in (("miou", "mIoU"), ("dice", "Dice"), ("mean_case_dice", "Dice of a case")):
+        found = other[key]
+        ends = found["interval"]
+        interval = f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else "–"
+        value = "–" if found["difference"] is None else f"{found['difference']:+.4f}"
+        least = _cell(found["smallest_detectable"])
+        rows.append((name, value, interval, _cell(found["p"]), least))
+    failed = f", {other['n_failed']} failed" if other["n_failed"] else ""
+    explained = [
+        "p: of no difference, by swapping the models at random; would be found: the difference",
+        "that a t test shows in 4 of 5 such sets.",
+    ]
+    if other["miou"]["p"] is None:
+        explained = ["Too few patients for a test."]
+    return [
+        f"Better than {other['model']} by, on {other['n']} cases of {other['n_patients']} "
+        f"patients{failed}:",
+        *aligned(rows),
+        *explained,
+    ]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns of equal width, the first one to the left."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([f"{row[0]:<{widths[0]}}", *cells[1:]]).rstrip())
+    return lines
+
+
+def _cell(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(values: dict[str, Any], key: str) -> str:
+    ends = values[f"{key}_interval"]
+    return _cell(values[key]) + (f" ({ends[0]:.4f}–{ends[1]:.4f})" if ends else "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segapp import metrics
-from segapp.evaluate import Evaluation
+from segapp.figures import Evaluation
 from segapp.pace import Clock, Pace
 from segapp.progress import clock_text
 from segapp.resume import State

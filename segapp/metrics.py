@@ -1,7 +1,7 @@
 """Figures from a confusion matrix. A class that neither mask nor prediction holds has no score.
 
 Such a class is NaN and left out of means, so that it can neither flatter nor hurt; a class that
-only one of the two holds scores 0.
+only one of the two holds scores 0. Matrices may be stacked: (…, classes, classes).
 """
 
 from __future__ import annotations
@@ -21,20 +21,30 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
-    """(classes,) intersection over union; NaN for a class that is in neither."""
-    hit, union = np.diag(matrix), matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-    return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+    """(…, classes) intersection over union; NaN for a class that is in neither."""
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return ratio(hit, matrix.sum(-2) + matrix.sum(-1) - hit)
 
 
 def dice(matrix: np.ndarray) -> np.ndarray:
-    """(classes,) Dice coefficient, 2 |A∩B| / (|A| + |B|); NaN for a class that is in neither."""
-    hit, total = 2 * np.diag(matrix), matrix.sum(0) + matrix.sum(1)
-    return np.divide(hit, total, out=np.full(len(hit), np.nan), where=total > 0)
+    """(…, classes) Dice coefficient, 2 |A∩B| / (|A| + |B|); NaN for a class that is in neither."""
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return ratio(2 * hit, matrix.sum(-2) + matrix.sum(-1))
+
+
+def sensitivity(matrix: np.ndarray) -> np.ndarray:
+    """(…, classes) share of the truth that was found; NaN for a class that the truth lacks."""
+    return ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
+
+
+def precision(matrix: np.ndarray) -> np.ndarray:
+    """(…, classes) share of the prediction that is true; NaN for a class never predicted."""
+    return ratio(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-2))
 
 
 def mean_iou(matrix: np.ndarray) -> float:
     """Mean IoU over all classes, background included, that occur; NaN if none does."""
-    return _mean(iou(matrix))
+    return float(mean_of_known(iou(matrix)))
 
 
 def selection_score(matrix: np.ndarray) -> float:
@@ -53,9 +63,15 @@ def selection_score(matrix: np.ndarray) -> float:
 
 def mean_dice(matrix: np.ndarray) -> float:
     """Mean Dice over the foreground classes that occur; NaN if none does."""
-    return _mean(dice(matrix)[1:])
+    return float(mean_of_known(dice(matrix)[1:]))
 
 
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else float("nan")
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """(…) mean along the last axis of what is not NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
+
+
+def ratio(share: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """share / whole, NaN where the whole is 0."""
+    return np.divide(share, whole, out=np.full(np.shape(whole), np.nan), where=np.greater(whole, 0))

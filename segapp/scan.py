@@ -60,6 +60,16 @@ class Scan:
         x, y, z = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
         return (x, y, z)
 
+    def voxel_size(self) -> tuple[float, str]:
+        """How much a voxel counts: its ml in a volume, its mm2 on a single slice (K is 1), 1 voxel
+        where the spacing is unknown."""
+        if self.affine is None:
+            return 1.0, "voxels"
+        if self.shape[2] > 1:
+            return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000, "ml"
+        along_i, along_j = self.affine[:3, 0], self.affine[:3, 1]
+        return float(np.linalg.norm(np.cross(along_i, along_j))), "mm2"
+
     def with_voxels(self, voxels: np.ndarray) -> Scan:
         """The same place with other voxels (C', I, J, K); another grid raises ValueError."""
         if voxels.shape[1:] != self.shape:
@@ -102,15 +112,14 @@ class Segmentation:
         """Volume of each class in ml. Raises DataError where the spacing is unknown or K is 1."""
         if self.scan.affine is None or self.scan.shape[2] == 1:
             raise DataError(f"{self.scan.source}: no volumes, it is not a volume of known spacing")
-        voxel_ml = abs(float(np.linalg.det(self.scan.affine[:3, :3]))) / 1000
+        voxel_ml, _ = self.scan.voxel_size()
         return {name: n * voxel_ml for name, n in self.voxel_counts().items()}
 
     def areas_mm2(self) -> dict[str, float]:
         """Area of each class in mm² on a single slice. Raises DataError for anything else."""
         if self.scan.affine is None or self.scan.shape[2] != 1:
             raise DataError(f"{self.scan.source}: no areas, it is not a slice of known spacing")
-        along_i, along_j = self.scan.affine[:3, 0], self.scan.affine[:3, 1]
-        pixel_mm2 = float(np.linalg.norm(np.cross(along_i, along_j)))
+        pixel_mm2, _ = self.scan.voxel_size()
         return {name: n * pixel_mm2 for name, n in self.voxel_counts().items()}
 
     def mask_values(self) -> np.ndarray:

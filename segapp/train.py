@@ -21,7 +21,7 @@ from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
-from segapp.evaluate import summary
+from segapp.figures import summary
 from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds

@@ -27,7 +27,8 @@ from segapp.cases import Case
 from segapp.checkpoint import read_info
 from segapp.config import load_settings
 from segapp.errors import DataError, Interrupted, SegappError
-from segapp.evaluate import evaluate_cases, summary
+from segapp.evaluate import evaluate_cases
+from segapp.figures import summary
 from segapp.files import write_text
 from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.predict import Predictor

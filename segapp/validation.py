@@ -10,7 +10,8 @@ from typing import Any
 
 from segapp.cases import Case
 from segapp.check import read_case
-from segapp.evaluate import Evaluation, evaluate_cases
+from segapp.evaluate import evaluate_cases
+from segapp.figures import Evaluation
 from segapp.pace import CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor

@@ -13,8 +13,9 @@ from test_predict import BrightnessEngine, brightness
 from segapp import evaluate
 from segapp.cases import find_cases
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo
-from segapp.errors import DataError, OutputError
-from segapp.evaluate import evaluate_cases, evaluate_model, summary, write_evaluation
+from segapp.errors import ConfigError, DataError, OutputError
+from segapp.evaluate import evaluate_cases, evaluate_model, write_evaluation
+from segapp.figures import summary
 from segapp.files import sha256
 
 # Pixels 0, 100, 200 are what the engine calls background, grey, bright: mask values 0, 100, 255.
@@ -197,6 +198,36 @@ def test_twins_of_training_images_are_not_new(two_cases, tmp_path, model):
     add_case(two_cases, "twin", [[0, 200]], [[0, 255]])
     found = evaluate_model(model, two_cases, "train", tmp_path / "out")
     assert (found["n"], found["n_seen_in_training"]) == (2, 2)
+
+
+def test_another_model_is_compared_on_the_same_cases(two_cases, tmp_path, model):
+    found = evaluate_model(model, two_cases, None, tmp_path / "out", against=Path("other"))
+    other = found["against"]
+    assert (other["model"], other["n"], other["n_seen_in_training"]) == ("other", 2, 0)
+    assert other["miou"] == {
+        "difference": 0.0,
+        "interval": None,
+        "p": None,
+        "smallest_detectable": None,
+    }
+
+
+def test_models_that_read_masks_differently_are_not_compared(
+    two_cases, tmp_path, model, monkeypatch
+):
+    ours = evaluate.Predictor.load(model, "cpu")
+    theirs = brightness()
+    theirs.info = ours.info.model_copy(update={"ignore": None})
+    loaded = {"model.safetensors": ours, "other": theirs}
+    monkeypatch.setattr(evaluate.Predictor, "load", lambda model, device: loaded[str(model)])
+    with pytest.raises(DataError, match=r"other: reads masks as .*\(ignored: None\)"):
+        evaluate_model(model, two_cases, None, tmp_path / "out", against=Path("other"))
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_a_tolerance_that_is_no_distance(two_cases, tmp_path, model, tolerance):
+    with pytest.raises(ConfigError, match="--tolerance"):
+        evaluate_model(model, two_cases, None, tmp_path / "out", tolerance=tolerance)
 
 
 def test_which_split(tmp_path, model):
