@@ -133,7 +133,8 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
     matrix = evaluation.matrix
     statistic = _Aggregates((matrix.sum(0) + matrix.sum(1)) > 0)
     sums, patients = per_patient(done, len(names))
-    values, ends = statistic(sums.sum(0, keepdims=True))[0], intervals(sums, statistic).T
+    values = statistic(sums.sum(0, keepdims=True))[0]
+    ends = intervals(sums, statistic, statistic.patients(sums)).T
     pairs = iter(zip(values, ends, strict=True))
     result["n_patients"] = len(patients)
     result["patients"] = "declared" if all(r.case.declared for r in done) else "guessed"
@@ -192,7 +193,9 @@ def comparison(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
         return figures(totals[:, :length]) - figures(totals[:, length:])
 
     sums = np.concatenate([first, second], axis=1)
-    values, ends = differences(sums.sum(0, keepdims=True))[0], intervals(sums, differences).T
+    having = np.minimum(whole.patients(first), whole.patients(second))[:few]
+    values = differences(sums.sum(0, keepdims=True))[0]
+    ends = intervals(sums, differences, having).T
     columns = zip(SPLIT_WIDE, values, ends, *paired(first, second, figures), strict=True)
     return {
         "n": len(pairs),
@@ -244,6 +247,15 @@ class _Aggregates:
         return np.concatenate(
             [np.stack(of_split, 1), means[:, :2], iou, dice, means[:, 2:]], axis=1
         )
+
+    def patients(self, sums: np.ndarray) -> np.ndarray:
+        """How many patients have each figure; a mean over classes is known as well as the class
+        that fewest have, whoever has the others."""
+        k = self.classes
+        counts = np.count_nonzero(~np.isnan(self(sums)), axis=0)
+        of_iou, of_dice = counts[4 : 4 + k][self.there], counts[5 + k : 4 + 2 * k][self.there[1:]]
+        counts[:2] = of_iou.min(initial=len(sums)), of_dice.min(initial=len(sums))
+        return counts
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,9 @@ _POWER = 0.8
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
-def intervals(sums: np.ndarray, statistic: Statistic, seed: int = 0) -> np.ndarray:
+def intervals(
+    sums: np.ndarray, statistic: Statistic, having: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
     """95 % intervals of figures over patients: (2, m), lower and upper ends.
 
     sums: (n, k), what each patient adds to the totals that the figures are taken of; statistic:
@@ -25,8 +27,8 @@ def intervals(sums: np.ndarray, statistic: Statistic, seed: int = 0) -> np.ndarr
 
     BCa (Efron 1987), which follows bias and skew, with the quantiles widened as a t distribution
     of n - 1 degrees of freedom asks (Hesterberg 2015, "expanded"): plain ones are too short for
-    few patients. n is the number of patients who have the figure; NaN where these are fewer than
-    5. The same numbers give the same intervals.
+    few patients. n is the number of patients who have the figure, (m,) `having`, or those for whom
+    `statistic` has one; NaN where these are fewer than 5. The same numbers give the same intervals.
     """
     n = len(sums)
     sums = np.asarray(sums, float)
@@ -34,11 +36,11 @@ def intervals(sums: np.ndarray, statistic: Statistic, seed: int = 0) -> np.ndarr
     found = np.full((2, len(whole)), np.nan)
     if n < LEAST_PATIENTS:
         return found
-    having = np.count_nonzero(~np.isnan(statistic(sums)), axis=0)
+    known = np.count_nonzero(~np.isnan(statistic(sums)), axis=0) if having is None else having
     drawn, without = statistic(_draws(n, seed) @ sums), statistic(sums.sum(0) - sums)
     ends = np.array([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    for index in np.flatnonzero(~np.isnan(whole) & (having >= LEAST_PATIENTS)):
-        value, count = whole[index], having[index]
+    for index in np.flatnonzero(~np.isnan(whole) & (known >= LEAST_PATIENTS)):
+        value, count = whole[index], known[index]
         some, left = (x[~np.isnan(x)] for x in (drawn[:, index], without[:, index]))
         same = np.isclose(some, value, rtol=1e-12, atol=1e-12)
         below = (np.count_nonzero((some < value) & ~same) + np.count_nonzero(same) / 2) / len(some)

@@ -81,6 +81,25 @@ def test_patients_not_cases_are_what_counts():
     assert found["dice_interval"] is not None
 
 
+def test_a_mean_over_classes_needs_no_patient_who_has_them_all():
+    """Six patients with one organ and six with the other: the split's mIoU has an interval."""
+    classes = make_classes(["background", "liver", "spleen"], [0, 1, 2])
+
+    def one(name, matrix):
+        return CaseResult(Case(name, (Path(name),), Path("m"), name), np.array(matrix))
+
+    liver = [one(f"l{n}", [[90, 0, 0], [n, 10, 0], [0, 0, 0]]) for n in range(6)]
+    spleen = [one(f"s{n}", [[90, 0, 0], [0, 0, 0], [n, 0, 10]]) for n in range(6)]
+    found = full_summary(Evaluation(classes, [*liver, *spleen]), "test")
+    low, high = found["miou_interval"]
+    assert low < found["miou"] < high
+    low, high = found["dice_interval"]
+    assert low < found["dice"] < high
+    few = full_summary(Evaluation(classes, [*liver, *spleen[:4]]), "test")
+    assert few["miou_interval"] is None, "only four know the spleen"
+    assert few["classes"]["liver"]["iou_interval"] is not None
+
+
 def test_units_that_differ_have_no_mean():
     cases = [result("a", HIT, distance_unit="mm", size_unit="ml"), result("b", HIT)]
     found = full_summary(Evaluation(CLASSES, cases, tolerance=1.0), "test")
@@ -170,4 +189,3 @@ def test_the_table_reads_well():
     assert "HD95 px  NSD at 2 px  missed  invented" in text
     assert "Better than runs/other by, on 7 cases of 7 patients:" in text
     assert max(map(len, text.splitlines())) <= 100
-    print(text)
