@@ -2,56 +2,157 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from segapp.checkpoint import ModelInfo
 
 
-def card_text(info: ModelInfo) -> str:
+@dataclass(frozen=True)
+class Section:
+    """A part of a card. table: rows of cells, the headings first, () for none; facts: pairs of what
+    is told about and what is said; text: a paragraph, "" for none."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is said about a model, for any form that shows it."""
+
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+
+
+def model_card(info: ModelInfo) -> Card:
     """The card of a model (Mitchell et al. 2019), from what its file says about itself."""
-    val, network = info.metrics, info.architecture
+    network = info.architecture
     cut = f", {info.pruned.amount:.0%} of its {info.pruned.what} cut" if info.pruned else ""
+    what = f"{network.members} networks, each a" if network.members > 1 else "A"
+    return Card(
+        title=f"Segmentation of {_structures(info)}",
+        lead=f"{what} {network.name} over {network.encoder}{cut}, written by segapp "
+        f"{info.versions.get('segapp', '?')} on {info.created}.",
+        sections=(_use(info), _gives(info), _takes(info), _learned(info), _limits(info)),
+    )
+
+
+def card_text(info: ModelInfo) -> str:
+    """The card in Markdown."""
+    card = model_card(info)
+    lines = [f"# {card.title}", "", card.lead, ""]
+    for section in card.sections:
+        lines += [f"## {section.title}", ""]
+        if section.table:
+            rows = [f"| {' | '.join(map(_cell, row))} |" for row in section.table]
+            lines += [rows[0], "|" + "---|" * len(section.table[0]), *rows[1:], ""]
+        if section.facts:
+            lines += [*(f"- **{name}:** {said}" for name, said in section.facts), ""]
+        if section.text:
+            lines += [section.text, ""]
+    return "\n".join(lines)
+
+
+def _use(info: ModelInfo) -> Section:
+    like = f"scans like its training scans ({info.training})" if info.training else "scans like "
+    like += "" if info.training else "its training scans"
+    return Section(
+        "Intended use",
+        facts=(
+            ("For", f"outlining {_structures(info)} in {like}, in research, where somebody looks "
+             "at the results."),
+            ("Not for", "diagnosis, treatment or any other decision about a patient. Research use, "
+             "not a medical device."),
+        ),
+    )  # fmt: skip
+
+
+def _gives(info: ModelInfo) -> Section:
+    val = info.metrics
     scores = val.get("classes", {})
-    rows = [
-        f"| {c.name} | {c.value} | {_figure(scores, c.name, 'iou')} "
-        f"| {_figure(scores, c.name, 'dice')} |"
+    rows = tuple(
+        (c.name, str(c.value), _figure(scores, c.name, "iou"), _figure(scores, c.name, "dice"))
         for c in info.classes
-    ]
-    counts = ", ".join(f"{len(hashes)} {split}" for split, hashes in info.data.images.items())
-    reads = info.preprocessing.model_dump_json(exclude_defaults=True)
+    )
     measured = "on the validation split, on which this state was also chosen"
     if val.get("every", 1) > 1:
         measured += f" (1 in {val['every']} of its slices or images)"
-    lines = [
-        f"# Segmentation of {', '.join(c.name for c in info.classes[1:]) or info.classes[0].name}",
-        "",
-        f"A {network.name} over {network.encoder}{cut}, written by segapp "
-        f"{info.versions.get('segapp', '?')} on {info.created}.",
-        "",
-        "## What it gives",
-        "",
-        "| class | mask value | IoU | Dice |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"Figures are those {measured}: mIoU {val.get('miou')}, Dice {val.get('dice')}. They say",
-        "little about scans from elsewhere: measure it on labelled scans of your own before use.",
-        "",
-        "## What it takes",
-        "",
-        f"- Channels: {info.preprocessing.channels}; slices: {info.preprocessing.slice_axis}.",
-        f"- Preprocessing: `{reads}`",
-        f"- Training scans: {info.training or 'not recorded'}. Others get a warning.",
-        "",
-        "## What it learned from",
-        "",
-        f"- Data: {info.data.root}; cases: {counts}.",
-        f"- Starting weights: {info.starting_weights}.",
-        "",
-        "## Limits and licence",
-        "",
-        info.licence_notes,
-        "",
-    ]
-    return "\n".join(lines)
+    if info.architecture.members > 1:
+        measured = "the folds' mean, each on the patients that it did not learn from"
+    found = "The model file holds no validation figures"
+    if val.get("miou") is not None:
+        found = f"Figures are those {measured}: mIoU {val['miou']}, Dice {val.get('dice')}"
+        if "n" in val:
+            found += f", over {val['n']} case{'' if val['n'] == 1 else 's'}"
+    return Section(
+        "What it gives",
+        table=(("class", "mask value", "IoU", "Dice"), *rows),
+        text=f"{found}. They say little about scans from elsewhere: measure the model on labelled "
+        "scans of your own before use."
+        if val.get("miou") is not None
+        else f"{found}: measure the model on labelled scans of your own before use.",
+    )
+
+
+def _takes(info: ModelInfo) -> Section:
+    prep = info.preprocessing
+    reads = prep.model_dump_json(exclude_defaults=True)
+    return Section(
+        "What it takes",
+        facts=(
+            ("Channels", f"{prep.channels}; cut into {prep.slice_axis} slices."),
+            ("Training scans", f"{info.training or 'not recorded'}. Others get a warning."),
+            ("Preprocessing", f"`{reads}`"),
+        ),
+    )
+
+
+def _learned(info: ModelInfo) -> Section:
+    counts = ", ".join(f"{len(hashes)} {split}" for split, hashes in info.data.images.items())
+    earlier = len(info.data.earlier)
+    before = f"; and {earlier} of the model it went on from" if earlier else ""
+    return Section(
+        "What it learned from",
+        facts=(
+            ("Data", f"{info.data.root}; cases: {counts or 'not recorded'}{before}."),
+            ("Starting weights", f"{info.starting_weights}."),
+            ("Licences", info.licence_notes),
+            ("The data's licence", "not recorded here: see what came with the data set, and "
+             "whether it lets you pass on what was learned from it."),
+        ),
+    )  # fmt: skip
+
+
+def _limits(info: ModelInfo) -> Section:
+    seen = "other scanners, sites, protocols, ages or diseases than those of its training data"
+    missing = [c.name for c in info.classes if _figure_of(info, c.name) is None]
+    facts = [
+        ("Not tested on", f"{seen}, nor on groups of patients apart. It may fail there without a "
+         "sign."),
+        ("Always answers", "every pixel gets one of its classes, whatever the scan shows."),
+    ]  # fmt: skip
+    if info.metrics.get("classes") and missing:
+        facts.append(("Not measured", f"{', '.join(missing)}: in no validation mask or result."))
+    if info.preprocessing.context:
+        facts.append(("Slice by slice", "it sees a slice and its neighbours, not the whole scan."))
+    else:
+        facts.append(("Slice by slice", "it sees one slice at a time, not the whole scan."))
+    return Section("Limits", facts=tuple(facts))
+
+
+def _structures(info: ModelInfo) -> str:
+    return ", ".join(c.name for c in info.classes[1:]) or info.classes[0].name
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _figure_of(info: ModelInfo, name: str) -> float | None:
+    return info.metrics.get("classes", {}).get(name, {}).get("iou")
 
 
 def _figure(scores: dict, name: str, key: str) -> str:

@@ -87,7 +87,7 @@ class ModelInfo(BaseModel):
     training: TrainingRange | None = None  # None: not recorded
     temperature: float = Field(default=1.0, gt=0)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    versions: dict[str, str] = Field(default_factory=lambda: _versions())
+    versions: dict[str, str] = Field(default_factory=lambda: current_versions())
     licence_notes: str = (
         "The weights derive from the training data and the starting weights named here; their "
         "licences apply. Research use, not a medical device."
@@ -105,7 +105,8 @@ class ModelInfo(BaseModel):
         return self
 
 
-def _versions() -> dict[str, str]:
+def current_versions() -> dict[str, str]:
+    """Of segapp, Python and the packages that results depend on, as installed here."""
     found = {"segapp": segapp.__version__, "python": platform.python_version()}
     for package in ("torch", "segmentation-models-pytorch", "albumentations", "numpy"):
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +96,7 @@ def predict(
 def evaluate(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where cases.csv, summary.json go.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the figures and report.html go.")],
     split: Annotated[
         Literal["all", "train", "val", "test"] | None,
         typer.Option(help="Default: test, else val, else all."),
@@ -116,18 +118,21 @@ def evaluate(
 
     mIoU is the mean over all classes, background included, of the IoU of the summed confusion;
     Dice the mean over the foreground classes. Each has a 95 % interval, by resampling patients.
-    cases.csv has the figures of each case, distances between surfaces among them.
+    cases.csv has the figures of each case, distances between surfaces among them; report.html
+    shows all of it, with pictures, in one file.
     """
     start_logging()
     from segapp.cli_text import evaluation_table
     from segapp.evaluate import evaluate_model
 
-    result = evaluate_model(model, data, split, out, device, against, tolerance)
+    command = command_line()
+    result = evaluate_model(model, data, split, out, device, against, tolerance, command)
     if as_json:
         typer.echo(json.dumps(result))
     else:
         typer.echo(evaluation_table(result))
         typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
+        typer.echo(f"all of it, with pictures: {out / 'report.html'}")
     raise typer.Exit(1 if result["n_failed"] else 0)
 
 
@@ -265,6 +270,11 @@ def quick_start() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def command_line() -> str:
+    """What was typed, to be shown where its result is."""
+    return shlex.join(["segapp", *sys.argv[1:]])
 
 
 def start_logging() -> None:

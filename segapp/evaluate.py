@@ -26,6 +26,9 @@ from segapp.formats.listing import is_small
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
+from segapp.report.evaluation import Material, write_report
+from segapp.report.pictures import CasePicture, chosen_cases, draw_case
+from segapp.report.scans import noting
 from segapp.scan import Scan, SegClass, Segmentation
 from segapp.seen import cases_to_measure, count_seen, hashes_of
 
@@ -172,8 +175,10 @@ def evaluate_model(
     device: str = "auto",
     against: Path | None = None,
     tolerance: float = 2.0,
+    command: str = "",
 ) -> dict[str, Any]:
-    """Evaluate a model file on a split of a labelled data set; write and return the figures.
+    """Evaluate a model file on a split of a labelled data set; write and return the figures, and
+    write a page about them (report.html), which shows `command` as what made it.
 
     split: see `cases_to_measure`. against: another model, to be compared with on the same cases.
     tolerance: of NSD, in mm, or pixels where the spacing is unknown. Raises DataError for a data
@@ -192,14 +197,32 @@ def evaluate_model(
     dataset = find_cases(data)
     hashes = hashes_of(dataset.cases)
     cases, split = cases_to_measure(dataset, info, split, hashes)
-    result = _evaluate(predictor, info, cases, "evaluating", tolerance)
+    material = Material(model, data, command)
+    read = noting(read_case, material.facts)
+    result = _evaluate(predictor, info, cases, "evaluating", tolerance, read)
     more: dict[str, Any] = {"n_seen_in_training": count_seen(cases, info, hashes)}
     if other:
-        theirs = _evaluate(*other, cases, "evaluating the other", None)
+        theirs = _evaluate(*other, cases, "evaluating the other", None, read_case)
         seen = count_seen(cases, other[1], hashes, "the other")
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
-    return write_evaluation(result, split, out, **more)
+    written = write_evaluation(result, split, out, **more)
+    material.pictures = _draw(predictor, info, result)
+    write_report(result, written, info, material, out)
+    return written
+
+
+def _draw(predictor: Predictor, info: ModelInfo, evaluation: Evaluation) -> list[CasePicture]:
+    """Pictures of the best, median and worst cases, segmented once more: no segmentation is kept,
+    and which ones to draw is known at the end."""
+    cases = [r.case for group in chosen_cases(evaluation).values() for r in group]
+    pictures: list[CasePicture] = []
+
+    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        pictures.append(draw_case(case, segmentation, truth, info.preprocessing.slice_axis))
+
+    evaluate_cases(predictor, cases, info.ignore, info.merged, on_segmentation=draw)
+    return pictures
 
 
 def _load(model: Path, device: str) -> tuple[Predictor, ModelInfo]:
@@ -214,10 +237,11 @@ def _evaluate(
     cases: tuple[Case, ...],
     what: str,
     tolerance: float | None,
+    read: Callable[[Case], tuple[Scan, Scan]],
 ) -> Evaluation:
     cases_with_bar = track(cases, what)
     result = evaluate_cases(
-        *(predictor, cases_with_bar, info.ignore, info.merged), tolerance=tolerance
+        *(predictor, cases_with_bar, info.ignore, info.merged, read), tolerance=tolerance
     )
     for r in result.failed():
         log.error("%s", r.error)

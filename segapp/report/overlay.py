@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,32 @@ def display_slices(segmentation: Segmentation, axis: SliceAxis) -> tuple[np.ndar
     return images, to_slices(segmentation.labels[None], scan.affine, axis)[:, 0]
 
 
+def truth_slices(truth: np.ndarray, scan: Scan, axis: SliceAxis) -> np.ndarray:
+    """True indices (I, J, K) → (K, H, W), beside those of `display_slices`."""
+    return to_slices(truth[None], scan.affine, scan_axis(scan.shape, scan.affine, axis))[:, 0]
+
+
+def clear_ignored(labels: np.ndarray, classes: Sequence[SegClass]) -> np.ndarray:
+    """Ignored pixels are drawn like background."""
+    return np.where(labels < len(classes), labels, 0)
+
+
 def pixel_aspect(scan: Scan, axis: SliceAxis) -> float:
     """Height of a displayed pixel over its width; 1 where the spacing is unknown."""
     if scan.spacing_mm is None:
         return 1.0
     _, row, column = slice_spacing(scan, axis)
     return row / column
+
+
+def display_size(
+    rows: int, columns: int, aspect: float, longest: int, most: float = np.inf
+) -> tuple[int, int]:
+    """(width, height) in which pixels of `aspect` look as they are, and the longer side takes
+    `longest` pixels, or `most` times as many as it has."""
+    height = rows * aspect
+    scale = min(longest / max(columns, height), most)
+    return max(1, round(columns * scale)), max(1, round(height * scale))
 
 
 def busiest_slice(labels: np.ndarray) -> int:

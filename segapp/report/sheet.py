@@ -19,6 +19,7 @@ from segapp.preprocess import scan_axis, thickest_axis, to_slices
 from segapp.report.findings import share_text
 from segapp.report.overlay import (
     busiest_slice,
+    display_size,
     display_window,
     draw_slice,
     pixel_aspect,
@@ -175,9 +176,7 @@ def _picture(tile: _Tile, classes: tuple[SegClass, ...]) -> tuple[Image.Image | 
     window = display_window(scan) if scan else (0.0, 1.0)
     palette = (*(classes or (SegClass("", 0, (0, 0, 0)),)), SegClass("", -1, _OTHER))
     drawn = Image.fromarray(draw_slice(image[k], labels[k], palette, window, 0.45))
-    height = drawn.height * pixel_aspect(shown, axis)
-    scale = _SIDE / max(drawn.width, height)
-    size = (max(1, round(drawn.width * scale)), max(1, round(height * scale)))
+    size = display_size(drawn.height, drawn.width, pixel_aspect(shown, axis), _SIDE)
     return drawn.resize(size, Image.Resampling.LANCZOS), problem
 
 

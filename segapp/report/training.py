@@ -10,13 +10,15 @@ import numpy as np
 
 from segapp.cases import Case
 from segapp.files import atomic_path
-from segapp.preprocess import SliceAxis, scan_axis, to_slices
+from segapp.preprocess import SliceAxis
 from segapp.report.overlay import (
     busiest_slice,
+    clear_ignored,
     display_slices,
     display_window,
     draw_slice,
     save_png,
+    truth_slices,
 )
 from segapp.scan import SegClass, Segmentation
 
@@ -67,11 +69,11 @@ def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: P
         image = _middle(image, samples.cache.channels)
         window = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
         side = samples.augment.patch
-        row = [_fit(draw_slice(image, _clear(mask, classes), classes, window, 0.35), side)]
+        row = [_fit(draw_slice(image, clear_ignored(mask, classes), classes, window, 0.35), side)]
         for number in range(5):
             patch, labels, _ = samples[(number, chosen[index])]
             middle = _middle(patch, samples.cache.channels)
-            row.append(draw_slice(middle, _clear(labels, classes), classes, window, 0.35))
+            row.append(draw_slice(middle, clear_ignored(labels, classes), classes, window, 0.35))
         rows.append(_beside(row, axis=1))
     save_png(_beside(rows, axis=0), path)
 
@@ -89,22 +91,15 @@ def write_comparison(
 
     truth: true indices (I, J, K).
     """
-    scan = segmentation.scan
     images, labels = display_slices(segmentation, axis)
-    truth_axis = scan_axis(scan.shape, scan.affine, axis)
-    masks = to_slices(truth[None], scan.affine, truth_axis)[:, 0]
-    masks = _clear(masks, segmentation.classes)
-    k, window = busiest_slice(masks), display_window(scan)
+    masks = truth_slices(truth, segmentation.scan, axis)
+    masks = clear_ignored(masks, segmentation.classes)
+    k, window = busiest_slice(masks), display_window(segmentation.scan)
     pictures = [
         draw_slice(images[k], drawn, segmentation.classes, window)
         for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
     ]
     save_png(_beside(pictures, axis=1), folder / f"{case.name.replace('/', '_')}.png")
-
-
-def _clear(labels: np.ndarray, classes: Sequence[SegClass]) -> np.ndarray:
-    """Ignored pixels are drawn like background."""
-    return np.where(labels < len(classes), labels, 0)
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
