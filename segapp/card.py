@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from segapp.checkpoint import ModelInfo
 
+_MOST_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Section:
@@ -33,9 +35,9 @@ def model_card(info: ModelInfo) -> Card:
     cut = f", {info.pruned.amount:.0%} of its {info.pruned.what} cut" if info.pruned else ""
     what = f"{network.members} networks, each a" if network.members > 1 else "A"
     return Card(
-        title=f"Segmentation of {_structures(info)}",
+        title=f"Segmentation of {structures(info)}",
         lead=f"{what} {network.name} over {network.encoder}{cut}, written by segapp "
-        f"{info.versions.get('segapp', '?')} on {info.created}.",
+        f"{info.versions.get('segapp', '?')} on {info.created[:10]}.",
         sections=(_use(info), _gives(info), _takes(info), _learned(info), _limits(info)),
     )
 
@@ -62,7 +64,7 @@ def _use(info: ModelInfo) -> Section:
     return Section(
         "Intended use",
         facts=(
-            ("For", f"outlining {_structures(info)} in {like}, in research, where somebody looks "
+            ("For", f"outlining {structures(info)} in {like}, in research, where somebody looks "
              "at the results."),
             ("Not for", "diagnosis, treatment or any other decision about a patient. Research use, "
              "not a medical device."),
@@ -82,19 +84,14 @@ def _gives(info: ModelInfo) -> Section:
         measured += f" (1 in {val['every']} of its slices or images)"
     if info.architecture.members > 1:
         measured = "the folds' mean, each on the patients that it did not learn from"
-    found = "The model file holds no validation figures"
+    text = "The model file holds no validation figures: "
     if val.get("miou") is not None:
-        found = f"Figures are those {measured}: mIoU {val['miou']}, Dice {val.get('dice')}"
-        if "n" in val:
-            found += f", over {val['n']} case{'' if val['n'] == 1 else 's'}"
-    return Section(
-        "What it gives",
-        table=(("class", "mask value", "IoU", "Dice"), *rows),
-        text=f"{found}. They say little about scans from elsewhere: measure the model on labelled "
-        "scans of your own before use."
-        if val.get("miou") is not None
-        else f"{found}: measure the model on labelled scans of your own before use.",
-    )
+        n = f", over {val['n']} case{'' if val['n'] == 1 else 's'}" if "n" in val else ""
+        text = f"Figures are those {measured}: mIoU {_said(val['miou'])}, "
+        text += f"Dice {_said(val.get('dice'))}{n}. They say little about scans from elsewhere: "
+    text += "measure the model on labelled scans of your own before use."
+    heading = ("class", "mask value", "IoU", "Dice")
+    return Section("What it gives", table=(heading, *rows), text=text)
 
 
 def _takes(info: ModelInfo) -> Section:
@@ -143,8 +140,11 @@ def _limits(info: ModelInfo) -> Section:
     return Section("Limits", facts=tuple(facts))
 
 
-def _structures(info: ModelInfo) -> str:
-    return ", ".join(c.name for c in info.classes[1:]) or info.classes[0].name
+def structures(info: ModelInfo) -> str:
+    """What the model outlines, in words; the first of many classes stand for all."""
+    names = [c.name for c in info.classes[1:]] or [info.classes[0].name]
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names if more <= 1 else [*names[:_MOST_NAMED], f"{more} others"])
 
 
 def _cell(text: str) -> str:
@@ -156,5 +156,8 @@ def _figure_of(info: ModelInfo, name: str) -> float | None:
 
 
 def _figure(scores: dict, name: str, key: str) -> str:
-    value = scores.get(name, {}).get(key)
+    return _said(scores.get(name, {}).get(key))
+
+
+def _said(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 from segapp.cli_models import (
     Data,
     Json,
+    command_line,
     evaluate,
     export,
     info,
@@ -98,10 +100,12 @@ def train(
     if plan:  # torch takes seconds to import, and bad data is known before
         from segapp.train import run_plan
 
-        run_plan(plan, _command_started())
+        run_plan(replace(plan, command=command_line()), _command_started())
     out = settings.train.out
     assert out is not None
     typer.echo(f"model: {out / 'model.safetensors'}")
+    if (out / "report.html").is_file():
+        typer.echo(f"report: {out / 'report.html'}")
     if exports:
         from segapp.export import export_beside
 

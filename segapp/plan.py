@@ -74,6 +74,7 @@ class Plan:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     fresh: bool = True  # the run folder was empty when it was taken
+    command: str = ""  # what was typed to train this
 
     @property
     def flips(self) -> tuple[Flip, ...]:

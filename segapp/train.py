@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -11,12 +10,10 @@ import time
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
-from segapp.cases import Case
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
@@ -35,9 +32,10 @@ from segapp.plan import Plan, make_plan, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
-from segapp.report.training import write_augmentations, write_comparison, write_curves
+from segapp.report.timeline import Timeline
+from segapp.report.training import write_augmentations
+from segapp.results import write_results
 from segapp.resume import State
-from segapp.scan import Segmentation
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
@@ -46,7 +44,6 @@ from segapp.weights import freeze
 log = logging.getLogger("segapp")
 
 _SAVE_EVERY_S = 60
-_OVERLAYS = 8
 _FEW_STEPS = 30
 
 
@@ -129,6 +126,8 @@ def fit(parts: Parts, started: float) -> None:
     validation = Validation(predictor, plan)
     if s.train.budget_minutes:
         validation.fit_into(60 * s.train.budget_minutes)
+    axis = plan.preprocessing.slice_axis
+    timeline = Timeline(out / "overlays" / "progress", validation.cases, axis)
     scale = stage_scale(s.train.progressive, schedule.done)
     batches = batches_at(parts, scale, state.step)
 
@@ -188,7 +187,8 @@ def fit(parts: Parts, started: float) -> None:
                 stop = "the schedule has ended"
             result = None
             if stop or validation.due(clock):
-                result = validation.run(clock)
+                picture = timeline.at(schedule.done, state.epoch)
+                result = validation.run(clock, on_segmentation=picture)
                 if not result.failed() and state.judge(
                     selection_score(result.matrix), schedule.done
                 ):
@@ -218,7 +218,7 @@ def fit(parts: Parts, started: float) -> None:
             state.step,
         )
     judged.load_state_dict(best)
-    _write_results(state, predictor, validation, plan, clock)
+    write_results(state, _model_info(parts, state), validation, timeline, plan, clock)
 
 
 def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed], list[int]]:
@@ -287,30 +287,3 @@ def _model_info(parts: Parts, state: State) -> ModelInfo:
         data=plan.record,
         training=plan.training,
     )
-
-
-def _write_results(
-    state: State, predictor: Predictor, validation: Validation, plan: Plan, clock: Clock
-) -> None:
-    """Pictures, then metrics.json, whose being there says that the run is finished."""
-    out = plan.out
-    write_curves(state.history, plan.classes, out / "curves.png")
-    shown = np.unique(np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int))
-    validation.cases = tuple(validation.cases[n] for n in shown)
-    axis = plan.preprocessing.slice_axis
-
-    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
-        write_comparison(case, segmentation, truth, axis, out / "overlays")
-
-    validation.run(clock, on_segmentation=draw)
-    figures = {
-        "best_epoch": state.best_epoch,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "seconds": round(clock.elapsed(), 1),
-        "starting_weights": state.starting_weights,
-        "val": state.best_metrics,
-    }
-    write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    miou = state.best_metrics["miou"]
-    log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)

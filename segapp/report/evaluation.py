@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segapp import metrics
-from segapp.card import model_card
+from segapp.card import model_card, structures
 from segapp.checkpoint import ModelInfo, current_versions
 from segapp.figures import PER_CASE, CaseResult, Evaluation
 from segapp.report import plots
@@ -19,6 +19,7 @@ from segapp.report.page import number, p_value, signed, write_page
 from segapp.report.pictures import (
     INVENTED,
     MISSED,
+    OF_BOTH,
     OF_MASK,
     OF_RESULT,
     SWAPPED,
@@ -55,7 +56,11 @@ class Material:
 
 
 def write_report(
-    evaluation: Evaluation, result: Mapping[str, Any], info: ModelInfo, material: Material, out: Path
+    evaluation: Evaluation,
+    result: Mapping[str, Any],
+    info: ModelInfo,
+    material: Material,
+    out: Path,
 ) -> None:
     """Write out/report.html. result: what `write_evaluation` returned. Raises OutputError."""
     several = len(evaluation.classes) <= _MOST_CELLS
@@ -65,7 +70,10 @@ def write_report(
         "evaluation.html.j2",
         result=result,
         material=material,
+        model=_short(material.model),
+        data=_short(material.data),
         info=info,
+        structures=structures(info),
         notices=_notices(result),
         tiles=_tiles(result),
         sentence=_sentence(result),
@@ -99,8 +107,18 @@ _DIFFERENCES = (
     ("invented: only the result has a class", css(INVENTED), "area"),
     ("mistaken: two different classes", css(SWAPPED), "area"),
     ("contour of the mask", css(OF_MASK), "line"),
-    ("contour of the result", css(OF_RESULT), "line"),
+    ("of the result", css(OF_RESULT), "line"),
+    ("of both", css(OF_BOTH), "line"),
 )
+
+
+def _short(path: Path) -> str:
+    """The end of a long path says most."""
+    return (
+        str(path)
+        if len(path.parts) <= 3 and not path.is_absolute()
+        else str(Path(*path.parts[-2:]))
+    )
 
 
 def count(n: int, what: str) -> str:
@@ -118,7 +136,7 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
             "choose this model; its figures on them say little about new scans."
         )
     if result["n_failed"]:
-        found.append(f"{count(result['n_failed'], 'case')} failed and count in no figure.")
+        found.append(f"{count(result['n_failed'], 'case')} failed, and no figure counts them.")
     if result.get("patients") == "guessed" and result["n"]:
         found.append("Which cases belong to one patient was guessed from their names.")
     if why := result.get("why_no_intervals"):
@@ -145,18 +163,17 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if not known:
         return ""
     weakest, strongest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    said = f"{weakest} has a Dice of {number(known[weakest])}"
+    said = f"Dice of {weakest}: {number(known[weakest])}."
     if weakest != strongest:
-        said = f"{strongest} is outlined best, with a Dice of {number(known[strongest])}; "
-        said += f"{weakest} worst, with {number(known[weakest])}"
+        said = f"Outlined best: {strongest}, with a Dice of {number(known[strongest])}; "
+        said += f"worst: {weakest}, with {number(known[weakest])}."
     rows = list(result["classes"].values())[1:]
     missed, invented = (sum(c.get(k, 0) for c in rows) for k in ("n_missed", "n_false_positive"))
     if not missed and not invented:
-        return f"{said}. No structure was missed or invented altogether in any case."
-    return (
-        f"{said}. A structure was missed altogether {count(missed, 'time')}, and found where "
-        f"there is none {count(invented, 'time')}."
-    )
+        return f"{said} No structure was missed or invented altogether in any case."
+    happened = [f"missed altogether {count(missed, 'time')}"] if missed else []
+    happened += [f"found where there is none {count(invented, 'time')}"] if invented else []
+    return f"{said} A structure was {' and '.join(happened)}."
 
 
 def _class_rows(evaluation: Evaluation, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -223,7 +240,9 @@ def _most_confused(evaluation: Evaluation) -> list[tuple[str, str, float, int]]:
     pairs = [divmod(int(n), len(matrix)) for n in order]
     names = [c.name for c in evaluation.classes]
     return [
-        (names[i], names[j], float(shares[i, j]), int(matrix[i, j])) for i, j in pairs if matrix[i, j]
+        (names[i], names[j], float(shares[i, j]), int(matrix[i, j]))
+        for i, j in pairs
+        if matrix[i, j]
     ]
 
 

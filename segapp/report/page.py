@@ -108,9 +108,7 @@ def svg(figure: Any, name: str, alt: str) -> Markup:
     body = text.getvalue().split("<svg", 1)[1].split(">", 1)[1]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     used = set(_REFERENCE.findall(body))
-    body = re.sub(
-        r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body
-    )
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = _REFERENCE.sub(lambda m: m[0].replace(f"#{m[1]}", f"#{name}-{m[1]}"), body)
     body = re.sub(r"\s+", " ", body.replace("xlink:href", "href"))
     body = _PLACES.sub(lambda m: _LONG.sub(lambda n: f"{float(n[0]):.2f}", m[0]), body)
@@ -124,9 +122,21 @@ def data_uri(picture: np.ndarray) -> str:
     """(H, W, 3) uint8 → a picture inside of the page, as WebP or PNG, whichever is smaller."""
     image = Image.fromarray(picture)
     found: list[tuple[int, str, bytes]] = []
-    for kind, options in (("webp", {"quality": _QUALITY, "method": 4}), ("png", {"optimize": True})):
+    for kind, options in (
+        ("webp", {"quality": _QUALITY, "method": 4}),
+        ("png", {"optimize": True}),
+    ):
         file = io.BytesIO()
         image.save(file, format=kind, **options)
         found.append((file.tell(), kind, file.getvalue()))
     _, kind, content = min(found)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def file_uri(path: Path, longest: int) -> tuple[str, tuple[int, int]]:
+    """A picture file as `data_uri`, made smaller where a side has more than `longest` pixels, and
+    its (width, height). Raises OSError."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return data_uri(np.asarray(image)), image.size

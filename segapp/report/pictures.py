@@ -25,10 +25,11 @@ from segapp.report.overlay import (
 from segapp.report.page import data_uri
 from segapp.scan import SegClass, Segmentation
 
-MISSED, INVENTED, SWAPPED = (64, 156, 255), (255, 106, 61), (214, 120, 220)
-OF_MASK, OF_RESULT = (255, 255, 255), (255, 232, 64)
+# Cold is the mask's, warm the result's.
+MISSED, INVENTED, SWAPPED = (45, 120, 255), (255, 96, 48), (200, 70, 205)
+OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (236, 236, 236)
 _SIDE, _MOST = 400, 8  # pixels of the longer side; times that a pixel is drawn larger at most
-_MARGIN, _LEAST = 0.12, 0.4  # of the image: around the foreground, and what is shown at least
+_MARGIN, _LEAST = 0.05, 0.4  # of the image: around the foreground, and what is shown at least
 _EACH = 3
 
 
@@ -131,8 +132,9 @@ def draw_difference(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) ->
         (SWAPPED, (mask > 0) & (label > 0) & (mask != label)),
     ):
         drawn[where] = 0.35 * drawn[where] + 0.65 * np.array(colour, np.float32)
-    for colour, of in ((OF_MASK, mask), (OF_RESULT, label)):
-        drawn[_contours(of)] = colour
+    of_mask, of_result = _contours(mask), _contours(label)
+    drawn[of_mask], drawn[of_result] = OF_MASK, OF_RESULT
+    drawn[of_mask & of_result] = OF_BOTH
     return np.rint(drawn).astype(np.uint8)
 
 

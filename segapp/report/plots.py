@@ -89,13 +89,14 @@ def reliability(calibration: dict[str, Any]) -> Markup:
         bins = np.array(calibration["bins"], float).reshape(-1, 3)
         share = bins[:, 2] / max(bins[:, 2].sum(), 1)
         counts.bar(bins[:, 0], share, width=0.04, color=ACCENT)
-        low = min((float(b[0]) for key, *_ in series for b in calibration[key]), default=0.0)
+        ends = [min(b[:2]) for key, *_ in series for b in calibration[key]]
+        low = float(min(ends, default=0.0))
         for each in (axes, counts):
             each.grid()
             each.set_xlim(max(0, np.floor(10 * low) / 10 - 0.02), 1.02)
         axes.set(ylabel="share that is right", ylim=(axes.get_xlim()[0], 1.02))
         axes.tick_params(axis="x", length=0)
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside upper left", ncols=2)
         counts.set(xlabel="confidence", ylabel="of pixels", ylim=(0, 1))
         counts.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         alt = f"Reliability: expected calibration error {calibration['ece']:.4f}"
@@ -123,7 +124,7 @@ def estimates(done: Sequence[CaseResult]) -> Markup | None:
             axes.plot(some[:, 0], some[:, 1], form, color=colour, ms=4.5, alpha=0.8, label=label)
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(low, 1.01), ylim=(low, 1.01))
         axes.grid()
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside upper left", ncols=2)
         marked = int(points[:, 2].sum())
         alt = f"Estimated against true Dice of {len(points)} cases, {marked} marked for review"
         return svg(figure, "estimates", alt)
@@ -152,7 +153,7 @@ def confusion_map(evaluation: Evaluation) -> Markup | None:
         axes.set_yticks(places, names)
         axes.set(ylim=(len(names), 0), xlabel="result", ylabel="mask", aspect="equal")
         axes.tick_params(length=0, labelsize=7.5)
-        return svg(figure, "confusion", "Where each true class went; the list below has the largest")
+        return svg(figure, "confusion", "Where each true class went; a list follows")
 
 
 def shares_of_truth(matrix: np.ndarray) -> np.ndarray:

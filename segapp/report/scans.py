@@ -89,3 +89,14 @@ def _range(values: Iterable[float], between: str = "–") -> str:
     values = list(values)
     ends = (f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in (min(values), max(values)))
     return between.join(dict.fromkeys(ends)).replace("-", "−")
+
+
+def training_rows(training: TrainingRange) -> list[tuple[str, str]]:
+    """(what, in the training scans), as facts."""
+    rows = [("stored as", ", ".join(training.dtypes))]
+    for name, pair in (("pixel size", training.pixel_mm), ("slice distance", training.slice_mm)):
+        rows += [(name, f"{_range(pair)} mm")] if pair else []
+    rows += [] if training.pixel_mm else [("pixel size", "unknown")]
+    for n, pair in enumerate(training.intensities):
+        rows.append(("intensities" if n == 0 else f"channel {n + 1}", _range(pair, " … ")))
+    return rows

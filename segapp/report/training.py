@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from segapp.cases import Case
 from segapp.files import atomic_path
@@ -20,12 +21,14 @@ from segapp.report.overlay import (
     save_png,
     truth_slices,
 )
+from segapp.report.page import drawing, svg
 from segapp.scan import SegClass, Segmentation
 
 if TYPE_CHECKING:
     from segapp.data import Samples
 
 _GAP = 4  # pixels between pictures
+_MOST_NAMED = 8  # classes with a line each in a legend
 
 
 def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], path: Path) -> None:
@@ -33,16 +36,35 @@ def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], pa
     from matplotlib.figure import Figure  # half a second that only the end of a run pays
 
     figure = Figure(figsize=(13, 4), layout="constrained")
+    _draw_curves(figure, rows, classes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def curves_for_page(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass]) -> Markup:
+    """The same as a drawing for a page."""
+    from matplotlib.figure import Figure
+
+    with drawing():
+        figure = Figure(figsize=(9.2, 3.1), layout="constrained")
+        _draw_curves(figure, rows, classes)
+        last = rows[-1]["epoch"] if rows else 0
+        return svg(figure, "curves", f"Loss, validation IoU and learning rate over {last} epochs")
+
+
+def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[SegClass]) -> None:
     loss, score, rate = figure.subplots(1, 3)
     measured = [row for row in rows if row["val_miou"] is not None]
     epochs, val_epochs = [r["epoch"] for r in rows], [r["epoch"] for r in measured]
     loss.plot(epochs, [r["train_loss"] for r in rows], label="training loss", color="#444444")
     losses = [r["val_loss"] for r in measured]
     loss.plot(val_epochs, losses, label="validation log-likelihood loss", color="#D55E00")
-    for c in classes:
+    for n, c in enumerate(classes):
         colour = "#{:02x}{:02x}{:02x}".format(*c.colour) if any(c.colour) else "#999999"
         values = [r[f"iou_{c.name}"] for r in measured]
-        score.plot(val_epochs, values, label=c.name, color=colour, linewidth=1)
+        few = len(classes) <= _MOST_NAMED
+        label = c.name if few else f"{len(classes)} classes" if n == 1 else None
+        score.plot(val_epochs, values, label=label, color=colour, linewidth=1)
     miou = [r["val_miou"] for r in measured]
     score.plot(val_epochs, miou, label="mean IoU", color="black", linewidth=2)
     rate.plot(epochs, [r["lr"] for r in rows], color="#0072B2")
@@ -55,8 +77,6 @@ def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], pa
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     score.legend(frameon=False, loc="lower right")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
 
 
 def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: Path) -> None:
@@ -99,7 +119,11 @@ def write_comparison(
         draw_slice(images[k], drawn, segmentation.classes, window)
         for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
     ]
-    save_png(_beside(pictures, axis=1), folder / f"{case.name.replace('/', '_')}.png")
+    save_png(_beside(pictures, axis=1), folder / comparison_name(case))
+
+
+def comparison_name(case: Case) -> str:
+    return f"{case.name.replace('/', '_')}.png"
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""The page of a training run: report.html in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segapp.card import model_card, structures
+from segapp.cases import Case
+from segapp.checkpoint import ModelInfo, current_versions
+from segapp.layout import SPLITS
+from segapp.plan import Plan
+from segapp.report.page import file_uri, number, write_page
+from segapp.report.pictures import legend
+from segapp.report.scans import training_rows
+from segapp.report.timeline import Timeline
+from segapp.report.training import comparison_name, curves_for_page
+
+_WIDE, _SMALL = 1100, 240  # pixels of a picture's longer side
+
+
+def write_run_page(
+    plan: Plan,
+    info: ModelInfo,
+    history: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Any],
+    shown: Sequence[Case],
+    timeline: Timeline,
+) -> None:
+    """Write report.html into the run folder, from what is there.
+
+    history: its rows, as in history.csv; figures: what metrics.json will hold; shown: the cases
+    with a picture in overlays/. Raises OutputError.
+    """
+    out = plan.out
+    write_page(
+        out / "report.html",
+        "run.html.j2",
+        run=str(Path(*out.parts[-2:])),
+        data=plan.settings.data.root,
+        info=info,
+        structures=structures(info),
+        notices=[*plan.warnings, *_notices(figures)],
+        tiles=_tiles(figures),
+        curves=curves_for_page(list(map(dict, history)), plan.classes),
+        classes=_class_rows(info, figures),
+        stories=[
+            (story.case.name, [(what, *file_uri(path, _SMALL)) for what, path in story.frames])
+            for story in timeline.stories()
+        ],
+        overlays=[
+            (case.name, *file_uri(path, _WIDE))
+            for case in shown
+            if (path := out / "overlays" / comparison_name(case)).is_file()
+        ],
+        augmentations=_optional(out / "augmentations.png"),
+        legend=legend(plan.classes),
+        splits=_splits(plan),
+        scans=training_rows(plan.training),
+        reasons=plan.reasons,
+        settings=_settings(plan),
+        card=model_card(info),
+        command=plan.command,
+        versions=current_versions(),
+    )
+
+
+def _optional(path: Path) -> tuple[str, tuple[int, int]] | None:
+    return file_uri(path, _WIDE) if path.is_file() else None
+
+
+def _notices(figures: Mapping[str, Any]) -> list[str]:
+    n = figures["val"].get("n", 0)
+    few = f"Validation has {n} case{'' if n == 1 else 's'}: its figures may be luck."
+    return [few] if n < 5 else []
+
+
+def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, note)"""
+    val, minutes = figures["val"], figures["seconds"] / 60
+    every = val.get("every", 1)
+    on = f"validation, {val.get('n', 0)} cases" + (f", 1 in {every}" if every > 1 else "")
+    taken = f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return [
+        ("Mean IoU", number(val.get("miou")), on),
+        ("Dice", number(val.get("dice")), "foreground, validation"),
+        ("Epoch chosen", str(figures["best_epoch"]), f"of {figures['epochs']}"),
+        ("Time", taken, f"{figures['steps']:,} steps".replace(",", " ")),
+    ]
+
+
+def _class_rows(info: ModelInfo, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    scores = figures["val"].get("classes", {})
+    rows = []
+    for c in info.classes:
+        found = scores.get(c.name, {})
+        colour = "#{:02x}{:02x}{:02x}".format(*c.colour)
+        row = {"name": c.name, "value": c.value, "colour": colour}
+        rows.append(row | {key: found.get(key) for key in ("iou", "dice", "true_voxels")})
+    return rows
+
+
+def _splits(plan: Plan) -> list[tuple[str, int, int]]:
+    """(split, cases, patients) of those that hold a case."""
+    found = []
+    for split in SPLITS:
+        cases = plan.dataset.split(split)
+        if cases:
+            found.append((split, len(cases), len({c.patient for c in cases})))
+    return found
+
+
+def _settings(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every setting as it was decided, by section."""
+    return [
+        (section, [(key, _said(value)) for key, value in values.items()])
+        for section, values in plan.settings.model_dump(mode="json").items()
+        if isinstance(values, dict)
+    ]
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,102 @@
+"""How two validation cases came out as the training went on: small pictures, kept in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segapp.cases import Case
+from segapp.preprocess import SliceAxis
+from segapp.report.overlay import (
+    busiest_slice,
+    clear_ignored,
+    display_size,
+    display_slices,
+    display_window,
+    draw_slice,
+    pixel_aspect,
+    save_png,
+    truth_slices,
+)
+from segapp.scan import Segmentation
+
+OVERLAYS = 8  # validation cases whose results are drawn in the end
+_SHARES = (0.0, 0.08, 0.2, 0.45, 0.7)  # of a run, from which on a picture is due; and the end
+_CASES, _SIDE = 2, 240
+
+Draw = Callable[[Case, Segmentation, np.ndarray], None]
+
+
+def shown_cases(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Up to eight of the cases, spread over all of them."""
+    if not cases:
+        return ()
+    places = np.linspace(0, len(cases) - 1, OVERLAYS).round().astype(int)
+    return tuple(cases[n] for n in np.unique(places))
+
+
+@dataclass(frozen=True)
+class Story:
+    """A case's pictures: files of (what, path), the mask's first."""
+
+    case: Case
+    frames: tuple[tuple[str, Path], ...]
+
+
+class Timeline:
+    """Pictures of two of the `shown_cases` at up to six moments of a run, as PNG files, so that a
+    resumed run knows what it has."""
+
+    def __init__(self, folder: Path, cases: Sequence[Case], axis: SliceAxis):
+        shown = shown_cases(cases)
+        places = sorted({len(shown) // 3, 2 * len(shown) // 3}) if shown else []
+        self._cases = [shown[n] for n in places][:_CASES]
+        self._folder, self._axis = folder, axis
+
+    def at(self, done: float, epoch: int) -> Draw:
+        """What draws the validation at this share of the run; nothing where no picture is due."""
+        moment = sum(share <= done for share in _SHARES) - 1
+        if any(self._folder.glob(f"{moment}_*.png")):
+            return lambda *_: None
+        return lambda *result: self._draw(f"{moment}_epoch{epoch}", *result)
+
+    def at_end(self, epoch: int) -> Draw:
+        """What draws the model that was chosen."""
+        return lambda *result: self._draw(f"{len(_SHARES)}_epoch{epoch}", *result)
+
+    def stories(self) -> list[Story]:
+        """What the files show, for each case that has any."""
+        found = []
+        for n, case in enumerate(self._cases):
+            names = sorted(path.name for path in self._folder.glob(f"?_epoch*_case{n}.png"))
+            frames = [(_title(name), self._folder / name) for name in names]
+            mask = self._folder / f"mask_case{n}.png"
+            if frames and mask.is_file():
+                found.append(Story(case, (("mask", mask), *frames)))
+        return found
+
+    def _draw(self, name: str, case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        if case not in self._cases:
+            return
+        n, classes, scan = self._cases.index(case), segmentation.classes, segmentation.scan
+        images, labels = display_slices(segmentation, self._axis)
+        masks = clear_ignored(truth_slices(truth, scan, self._axis), classes)
+        k = busiest_slice(masks)
+        size = display_size(*masks[k].shape, pixel_aspect(scan, self._axis), _SIDE, 4)
+        for part, drawn in ((f"{name}_case{n}", labels[k]), (f"mask_case{n}", masks[k])):
+            path = self._folder / f"{part}.png"
+            if not path.is_file():
+                picture = draw_slice(images[k], drawn, classes, display_window(scan))
+                smooth = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+                save_png(np.asarray(smooth), path)
+
+
+def _title(name: str) -> str:
+    """5_epoch17_case0.png → "the model, epoch 17"."""
+    moment, epoch, _ = name.split("_")
+    number = epoch.removeprefix("epoch")
+    return f"the model, epoch {number}" if moment == str(len(_SHARES)) else f"epoch {number}"
