@@ -136,7 +136,7 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
             "choose this model; its figures on them say little about new scans."
         )
     if result["n_failed"]:
-        found.append(f"{count(result['n_failed'], 'case')} failed, and no figure counts them.")
+        found.append(f"{count(result['n_failed'], 'case')} failed: left out of every figure.")
     if result.get("patients") == "guessed" and result["n"]:
         found.append("Which cases belong to one patient was guessed from their names.")
     if why := result.get("why_no_intervals"):
@@ -255,7 +255,7 @@ def _review_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "estimate": getattr(r, "estimated_dice", None),
             "unlikeness": getattr(r, "unlikeness", None),
             "score": None if np.isnan(score(r)) else score(r),
-            "reasons": "; ".join(r.review),  # type: ignore[attr-defined]
+            "reasons": "; ".join(getattr(r, "review", ())),
         }
         for r in marked
     ]

@@ -26,7 +26,7 @@ _QUALITY = 80  # of WebP
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
 _PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')
 _LONG = re.compile(r"\d+\.\d{3,}")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be found, and takes the page's font
     "svg.hashsalt": "segapp",
     "text.parse_math": False,  # a class may be called $x$

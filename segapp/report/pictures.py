@@ -31,6 +31,7 @@ OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (236, 236, 236)
 _SIDE, _MOST = 400, 8  # pixels of the longer side; times that a pixel is drawn larger at most
 _MARGIN, _LEAST = 0.05, 0.4  # of the image: around the foreground, and what is shown at least
 _EACH = 3
+_SMOOTH = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def draw_case(
     rows, columns = _shown(masks[k], labels[k])
     image, mask, label = images[k][:, rows, columns], masks[k][rows, columns], labels[k]
     label = label[rows, columns]
-    aspect = pixel_aspect(segmentation.scan, axis)
-    size = display_size(*mask.shape, aspect, _SIDE, _MOST)
+    height, width = mask.shape
+    size = display_size(height, width, pixel_aspect(segmentation.scan, axis), _SIDE, _MOST)
     window = display_window(segmentation.scan)
 
     def enlarged(drawn: np.ndarray) -> str:
@@ -114,9 +115,6 @@ def draw_case(
         cropped=mask.shape != masks[k].shape,
         size=size,
     )
-
-
-_SMOOTH = Image.Resampling.BICUBIC
 
 
 def draw_difference(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -105,7 +105,11 @@ def reliability(calibration: dict[str, Any]) -> Markup:
 
 def estimates(done: Sequence[CaseResult]) -> Markup | None:
     """Estimated against true Dice of each case; those marked for review stand out."""
-    known = [(r.estimated_dice, score(r), bool(r.review)) for r in done if _estimated(r)]  # type: ignore[attr-defined]
+    known = [
+        (estimate, score(r), bool(getattr(r, "review", ())))
+        for r in done
+        if (estimate := getattr(r, "estimated_dice", None)) is not None and not np.isnan(score(r))
+    ]
     if not known:
         return None
     from matplotlib.figure import Figure
@@ -128,10 +132,6 @@ def estimates(done: Sequence[CaseResult]) -> Markup | None:
         marked = int(points[:, 2].sum())
         alt = f"Estimated against true Dice of {len(points)} cases, {marked} marked for review"
         return svg(figure, "estimates", alt)
-
-
-def _estimated(result: CaseResult) -> bool:
-    return getattr(result, "estimated_dice", None) is not None and not np.isnan(score(result))
 
 
 def confusion_map(evaluation: Evaluation) -> Markup | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +56,19 @@ class Timeline:
         shown = shown_cases(cases)
         places = sorted({len(shown) // 3, 2 * len(shown) // 3}) if shown else []
         self._cases = [shown[n] for n in places][:_CASES]
-        self._folder, self._axis = folder, axis
+        self._folder = folder
+        self._axis: SliceAxis = axis
 
     def at(self, done: float, epoch: int) -> Draw:
         """What draws the validation at this share of the run; nothing where no picture is due."""
         moment = sum(share <= done for share in _SHARES) - 1
         if any(self._folder.glob(f"{moment}_*.png")):
             return lambda *_: None
-        return lambda *result: self._draw(f"{moment}_epoch{epoch}", *result)
+        return partial(self._draw, f"{moment}_epoch{epoch}")
 
     def at_end(self, epoch: int) -> Draw:
         """What draws the model that was chosen."""
-        return lambda *result: self._draw(f"{len(_SHARES)}_epoch{epoch}", *result)
+        return partial(self._draw, f"{len(_SHARES)}_epoch{epoch}")
 
     def stories(self) -> list[Story]:
         """What the files show, for each case that has any."""
@@ -86,7 +88,8 @@ class Timeline:
         images, labels = display_slices(segmentation, self._axis)
         masks = clear_ignored(truth_slices(truth, scan, self._axis), classes)
         k = busiest_slice(masks)
-        size = display_size(*masks[k].shape, pixel_aspect(scan, self._axis), _SIDE, 4)
+        rows, columns = masks[k].shape
+        size = display_size(rows, columns, pixel_aspect(scan, self._axis), _SIDE, 4)
         for part, drawn in ((f"{name}_case{n}", labels[k]), (f"mask_case{n}", masks[k])):
             path = self._folder / f"{part}.png"
             if not path.is_file():

@@ -73,7 +73,10 @@ def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
     rate.set(title="Learning rate", ylim=(0, None))
     for axes in (loss, score, rate):
         axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#e3e7ea")
+        for line in axes.lines:
+            line.set_marker("o" if len(line.get_xdata()) == 1 else "")
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
     score.legend(frameon=False, loc="lower right")
