@@ -23,8 +23,8 @@ demo: $(VENV)/installed
 		--out $(RUN)/predictions --overlay
 	@echo
 	@echo "Open next:"
-	@echo "  $(RUN)/curves.png                         how training went"
-	@echo "  $(RUN)/overlays/                          validation: image, mask, result"
+	@echo "  $(RUN)/evaluation/report.html             how good the model is, with pictures"
+	@echo "  $(RUN)/report.html                        how training went"
 	@echo "  $(RUN)/predictions/t1_overlay.png         the volume's busiest slice"
 	@echo "  $(RUN)/evaluation/cases.csv               figures of each test slice"
 	@echo "  $(BIN)/segapp app $(RUN)           drop scans into the browser"

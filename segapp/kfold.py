@@ -16,6 +16,7 @@ from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
 from segapp.plan import Plan, record_of, withdraw_run
+from segapp.report.run import write_folds_page
 from segapp.selection import split_fold
 
 log = logging.getLogger("segapp")
@@ -99,6 +100,7 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
         }
     )
     save_model(plan.out / MODEL_NAME, weights, info)
+    write_folds_page(plan, info, figures, runs)
     write_text(plan.out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     val = figures["val"]
     log.info(

@@ -37,14 +37,12 @@ def write_run_page(
     write_page(
         out / "report.html",
         "run.html.j2",
-        run=str(Path(*out.parts[-2:])),
-        data=plan.settings.data.root,
-        info=info,
-        structures=structures(info),
+        **_common(plan, info),
         notices=[*plan.warnings, *_notices(figures)],
         tiles=_tiles(figures),
-        curves=curves_for_page(list(map(dict, history)), plan.classes),
         classes=_class_rows(info, figures),
+        folds=[],
+        curves=curves_for_page(list(map(dict, history)), plan.classes),
         stories=[
             (story.case.name, [(what, *file_uri(path, _SMALL)) for what, path in story.frames])
             for story in timeline.stories()
@@ -55,15 +53,57 @@ def write_run_page(
             if (path := out / "overlays" / comparison_name(case)).is_file()
         ],
         augmentations=_optional(out / "augmentations.png"),
-        legend=legend(plan.classes),
-        splits=_splits(plan),
-        scans=training_rows(plan.training),
-        reasons=plan.reasons,
-        settings=_settings(plan),
-        card=model_card(info),
-        command=plan.command,
-        versions=current_versions(),
     )
+
+
+def write_folds_page(
+    plan: Plan, info: ModelInfo, figures: Mapping[str, Any], runs: Sequence[Path]
+) -> None:
+    """The page of a cross-validation, which leads to those of its folds' `runs`.
+
+    figures: what metrics.json will hold. Raises OutputError.
+    """
+    val = figures["val"]
+    spread = [f"± {number(val[f'{key}_sd'])} over the folds" for key in ("miou", "dice")]
+    minutes = figures["seconds"] / 60
+    write_page(
+        plan.out / "report.html",
+        "run.html.j2",
+        **_common(plan, info),
+        notices=list(plan.warnings),
+        tiles=[
+            ("Mean IoU", number(val["miou"]), spread[0]),
+            ("Dice", number(val["dice"]), f"foreground, {spread[1]}"),
+            ("Folds", str(len(runs)), "the model is their ensemble"),
+            ("Time", f"{minutes:.1f} min", "all folds"),
+        ],
+        classes=[],
+        folds=[
+            (run.name, m["val"]["n"], m["val"]["miou"], m["val"]["dice"])
+            for run, m in zip(runs, figures["folds"], strict=True)
+        ],
+        curves=None,
+        stories=[],
+        overlays=[],
+        augmentations=None,
+    )
+
+
+def _common(plan: Plan, info: ModelInfo) -> dict[str, Any]:
+    return {
+        "run": str(Path(*plan.out.parts[-2:])),
+        "data": plan.settings.data.root,
+        "info": info,
+        "structures": structures(info),
+        "legend": legend(plan.classes),
+        "splits": _splits(plan),
+        "scans": training_rows(plan.training),
+        "reasons": plan.reasons,
+        "settings": _settings(plan),
+        "card": model_card(info),
+        "command": plan.command,
+        "versions": current_versions(),
+    }
 
 
 def _optional(path: Path) -> tuple[str, tuple[int, int]] | None:
