@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -65,7 +66,7 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("model.safetensors", "last", "config.yaml", "history.csv", "metrics.json"),
-        *("curves.png", "augmentations.png", "overlays", "log.txt"),
+        *("curves.png", "augmentations.png", "overlays", "log.txt", "report.html"),
     }
     assert len(list((out / "overlays").glob("*.png"))) == 1  # one val case of six
     rows = history(out)
@@ -86,6 +87,24 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     assert figures["steps"] == 6
     chosen = rows[figures["best_epoch"] - 1]
     assert figures["val"]["miou"] == pytest.approx(float(chosen["val_miou"]), abs=1e-5)
+
+
+def test_the_page_of_a_run_holds_everything(png_dataset: Path, tmp_path: Path) -> None:
+    words = (f"data.root={png_dataset}", f"train.out={tmp_path / 'run'}", *QUICK)
+    plan = open_run(load_settings(None, list(words)))
+    out = run_plan(replace(plan, command="segapp train data.root='a b'"))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    figures = json.loads((out / "metrics.json").read_text())
+    assert f"{figures['val']['miou']:.3f}" in page
+    assert "segapp train data.root=&#39;a b&#39;" in page
+    assert "<td>max_lr</td><td>0.002</td>" in page
+    assert page.count("<svg role") == 1
+    assert "the model, epoch 2" in page
+    assert "Validation has 1 case: its figures may be luck" in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert len(list((out / "overlays" / "progress").glob("*.png"))) <= 7
+    assert len(page) < 1_000_000
 
 
 def test_the_written_model_scores_what_training_said(png_dataset: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import gradio as gr
 import nibabel as nib
 import numpy as np
 import pytest
+from browser import open_page
 from dicom_files import write_series
 from PIL import Image
 
@@ -375,35 +376,12 @@ def test_the_api_answers_with_what_predict_writes(url, scans, from_command_line)
         client.close()
 
 
-def find_browser() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for path in map(shutil.which, names) if path), None)
-
-
 @pytest.fixture
 def page(url):
     """The app in Chromium; fails on any request to another host and on any console error."""
-    required = os.environ.get("SEGAPP_REQUIRE_BROWSER") == "1"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("playwright is missing") if required else pytest.skip("playwright is missing")
-    if not (browser_path := find_browser()):
-        pytest.fail("no Chromium here") if required else pytest.skip("no Chromium here")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    faults: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda r: faults.append(r.url) if not is_local(r.url) else None)
-        page.set_default_timeout(60_000)
+    with open_page(is_local) as page:
         page.goto(url)
         yield page
-        browser.close()
-    assert not faults
 
 
 def is_local(address: str) -> bool:

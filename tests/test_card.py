@@ -1,0 +1,58 @@
+from segapp.card import card_text, model_card
+from segapp.checkpoint import Architecture, DataRecord, ModelInfo
+from segapp.preprocess import Preprocessing
+from segapp.scan import make_classes
+
+
+def info(names=("background", "lesion"), **more):
+    classes = make_classes(list(names), list(range(len(names))))
+    network = {"name": "unet", "encoder": "resnet18", "in_channels": 1, "residual": True}
+    of_lesion = {"iou": 0.5, "dice": 2 / 3}
+    known = {
+        "architecture": Architecture(classes=len(classes), **network),
+        "preprocessing": Preprocessing(channels=1, normalisation="zscore"),
+        "classes": classes,
+        "settings": {},
+        "metrics": {"miou": 0.7, "dice": 2 / 3, "n": 3, "classes": {"lesion": of_lesion}},
+        "starting_weights": "none",
+        "data": DataRecord(root="data/lesions", images={"train": ["1", "2"], "val": ["3"]}),
+    }
+    return ModelInfo(**{**known, **more})
+
+
+def test_the_card_says_what_a_reader_must_know():
+    text = card_text(info())
+    for said in (
+        "# Segmentation of lesion",
+        "| lesion | 1 | 0.5000 | 0.6667 |",
+        "mIoU 0.7000, Dice 0.6667, over 3 cases",
+        "on which this state was also chosen",
+        "data/lesions; cases: 2 train, 1 val",
+        "**Starting weights:** none.",
+        "not a medical device",
+        "## Intended use",
+        "**Not for:** diagnosis",
+        "## Limits",
+        "**Not measured:** background",
+        "their licences apply",
+    ):
+        assert said in text
+    assert "\n\n\n" not in text
+
+
+def test_a_model_without_figures_claims_none():
+    text = card_text(info(metrics={}))
+    assert "holds no validation figures" in text
+    assert "| lesion | 1 | – | – |" in text
+    assert "Not measured" not in text
+
+
+def test_many_classes_are_not_all_in_the_title():
+    names = ["background", *(f"c{n}" for n in range(30))]
+    assert model_card(info(names)).title == (
+        "Segmentation of c0, c1, c2, c3, c4, c5, c6, c7, 22 others"
+    )
+
+
+def test_a_name_breaks_no_table():
+    assert "| a\\|b | 1 |" in card_text(info(("background", "a|b")))
