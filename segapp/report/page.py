@@ -23,6 +23,7 @@ from segapp.files import write_text
 INK, SOFT, LINE, ACCENT, SECOND = "#1c2126", "#5b6670", "#d5dbe0", "#17607f", "#b4501e"
 PIXELS_PER_INCH = 96  # of a drawing on the page, as its text is measured
 _QUALITY = 80  # of WebP
+_PLAIN = 2000  # bytes as WebP, below which PNG may be smaller; it takes ten times as long
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
 _PLACES = re.compile(r' (?:d|x|y|transform)="[^"]*"')
 _LONG = re.compile(r"\d+\.\d{3,}")
@@ -121,16 +122,20 @@ def svg(figure: Any, name: str, alt: str) -> Markup:
 def data_uri(picture: np.ndarray) -> str:
     """(H, W, 3) uint8 → a picture inside of the page, as WebP or PNG, whichever is smaller."""
     image = Image.fromarray(picture)
-    found: list[tuple[int, str, bytes]] = []
-    for kind, options in (
-        ("webp", {"quality": _QUALITY, "method": 4}),
-        ("png", {"optimize": True}),
-    ):
-        file = io.BytesIO()
-        image.save(file, format=kind, **options)
-        found.append((file.tell(), kind, file.getvalue()))
-    _, kind, content = min(found)
+    kind, content = "webp", _encoded(image, "webp", quality=_QUALITY, method=4)
+    if len(content) < _PLAIN:
+        kind, content = min((kind, content), ("png", _encoded(image, "png")), key=_size)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    return file.getvalue()
+
+
+def _size(way: tuple[str, bytes]) -> int:
+    return len(way[1])
 
 
 def file_uri(path: Path, longest: int) -> tuple[str, tuple[int, int]]:
