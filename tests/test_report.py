@@ -22,6 +22,8 @@ from segapp.report.pictures import (
     INVENTED,
     MISSED,
     OF_BOTH,
+    OF_MASK,
+    OF_RESULT,
     SWAPPED,
     chosen_cases,
     draw_case,
@@ -269,16 +271,16 @@ def test_a_case_without_foreground_is_not_chosen():
 
 
 def test_differences_by_hand():
-    #                 missed invented swapped inside
-    mask = np.array([[1, 0, 1, 0, 0, 0, 0]] + [[0, 0, 0, 0, 1, 1, 1]] * 3, np.uint8)
-    label = np.array([[0, 2, 2, 0, 0, 0, 0]] + [[0, 0, 0, 0, 1, 1, 1]] * 3, np.uint8)
-    drawn = draw_difference(np.full((4, 7, 3), 100, np.uint8), mask, label)
-    assert tuple(drawn[2, 5]) == (85, 85, 85)
-    assert tuple(drawn[2, 4]) == OF_BOTH
-    plain = draw_difference(np.full((20, 20, 3), 100, np.uint8), *_blocks())
+    """Within the contours, which are two pixels wide."""
+    mask, label = _blocks()
+    drawn = draw_difference(np.full((20, 20, 3), 100, np.uint8), mask, label)
     for place, colour in (((3, 3), MISSED), ((3, 12), INVENTED), ((12, 3), SWAPPED)):
         expected = np.rint(0.35 * 85 + 0.65 * np.array(colour))
-        assert np.abs(plain[place].astype(int) - expected).max() <= 1
+        assert np.abs(drawn[place].astype(int) - expected).max() <= 1
+    assert tuple(drawn[1, 1]) == tuple(drawn[2, 4]) == OF_MASK
+    assert tuple(drawn[1, 10]) == OF_RESULT
+    assert tuple(drawn[10, 1]) == OF_BOTH
+    assert tuple(drawn[0, 0]) == tuple(drawn[12, 13]) == (85, 85, 85)
 
 
 def _blocks():
@@ -299,7 +301,7 @@ def test_the_slice_with_most_disagreement_in_the_scans_proportions():
     assert [what for what, _ in picture.panels] == ["image", "mask", "result", "difference"]
     narrow, tall = picture.size  # rows are 2 mm apart, columns 1 mm
     assert picture.cropped
-    assert tall <= 400
+    assert tall <= 440
     assert narrow > 100
 
 
@@ -319,7 +321,7 @@ def test_pictures_of_odd_shapes(shape):
     segmentation = Segmentation(truth + np.uint8(1), scan, make_classes(["b", "x"], [0, 1]))
     picture = draw_case(case, segmentation, truth, "axial")
     assert min(picture.size) >= 1
-    assert max(picture.size) <= 400
+    assert max(picture.size) <= 440
 
 
 def test_a_picture_is_the_smaller_of_two_kinds():

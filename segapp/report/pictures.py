@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from segapp import metrics
-from segapp.boundary import surface
 from segapp.cases import Case
 from segapp.figures import CaseResult, Evaluation
 from segapp.preprocess import SliceAxis
@@ -28,7 +28,7 @@ from segapp.scan import SegClass, Segmentation
 # Cold is the mask's, warm the result's.
 MISSED, INVENTED, SWAPPED = (45, 120, 255), (255, 96, 48), (200, 70, 205)
 OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (236, 236, 236)
-_SIDE, _MOST = 400, 8  # pixels of the longer side; times that a pixel is drawn larger at most
+_SIDE, _MOST = 440, 8  # pixels of the longer side; times that a pixel is drawn larger at most
 _MARGIN, _LEAST = 0.05, 0.4  # of the image: around the foreground, and what is shown at least
 _EACH = 3
 _SMOOTH = Image.Resampling.BICUBIC
@@ -137,10 +137,12 @@ def draw_difference(picture: np.ndarray, mask: np.ndarray, label: np.ndarray) ->
 
 
 def _contours(labels: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the outermost pixels of each class."""
+    """(H, W) bool: the outermost pixels of each class, two deep, so that a page that shows the
+    picture smaller does not make dots of them."""
     found = np.zeros(labels.shape, bool)
     for index in np.unique(labels[labels > 0]):
-        found |= surface(labels == index)
+        mask = labels == index
+        found |= mask & ~ndimage.binary_erosion(mask, iterations=2)
     return found
 
 
