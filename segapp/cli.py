@@ -104,7 +104,7 @@ def train(
     out = settings.train.out
     assert out is not None
     typer.echo(f"model: {out / 'model.safetensors'}")
-    if (out / "report.html").is_file():
+    if (out / "report.html").is_file():  # older runs have none
         typer.echo(f"report: {out / 'report.html'}")
     if exports:
         from segapp.export import export_beside

@@ -330,6 +330,7 @@ def test_training_says_where_the_model_is_and_what_comes_next(trained) -> None:
     out, data, result = trained
     assert result.out.splitlines() == [
         f"model: {out / 'model.safetensors'}",
+        f"report: {out / 'report.html'}",
         f"next:  segapp evaluate {out} {data} --out {out / 'evaluation'}",
     ]
     assert (out / "model.safetensors").is_file()

@@ -259,6 +259,9 @@ def test_folds_go_on_after_an_interruption(
     assert (tmp_path / "part" / "fold1" / "model.safetensors").stat().st_mtime_ns == first
     a, b = read_weights(whole), read_weights(tmp_path / "part")
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    page = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
+    assert 'href="fold2/report.html"' in page
+    assert (tmp_path / "part" / "fold2" / "report.html").is_file()
     resume(tmp_path / "part")
     assert "is finished" in caplog.text
 

@@ -27,7 +27,7 @@ from segapp.scan import SegClass, Segmentation
 
 # Cold is the mask's, warm the result's.
 MISSED, INVENTED, SWAPPED = (45, 120, 255), (255, 96, 48), (200, 70, 205)
-OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (236, 236, 236)
+OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (176, 180, 184)
 _SIDE, _MOST = 440, 8  # pixels of the longer side; times that a pixel is drawn larger at most
 _MARGIN, _LEAST = 0.05, 0.4  # of the image: around the foreground, and what is shown at least
 _EACH = 3
@@ -142,7 +142,7 @@ def _contours(labels: np.ndarray) -> np.ndarray:
     found = np.zeros(labels.shape, bool)
     for index in np.unique(labels[labels > 0]):
         mask = labels == index
-        found |= mask & ~ndimage.binary_erosion(mask, iterations=2)
+        found |= mask & np.logical_not(ndimage.binary_erosion(mask, iterations=2))
     return found
 
 
