@@ -184,6 +184,17 @@ def test_the_summary_file_is_the_same_every_time(two_cases, tmp_path, model):
     assert (found["split"], found["n"], found["n_seen_in_training"]) == ("all", 2, 0)
 
 
+def test_a_page_shows_the_cases_and_the_command(two_cases, tmp_path, model):
+    command = "segapp evaluate model 'a <b>' --out out"
+    before = sorted(p.name for p in two_cases.rglob("*"))
+    evaluate_model(model, two_cases, None, tmp_path / "out", command=command)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "segapp evaluate model &#39;a &lt;b&gt;&#39; --out out" in page
+    assert page.count('class="panels"') == 2
+    assert '<th scope="row">size in voxels</th><td>4 × 1</td>' in page
+    assert before == sorted(p.name for p in two_cases.rglob("*"))
+
+
 def test_cases_seen_in_training_are_counted(two_cases, tmp_path, model, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("segapp"), "propagate", True)
     add_case(two_cases, "renamed", [[0, 200]], [[0, 255]])
