@@ -78,6 +78,22 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Assessment:
+    """What a model thinks of its own result.
+
+    estimated_dice: of the foreground; None where nothing was found. unlikeness: to the training
+    scans; above 1 is unusual, None where the model knows nothing of them. review: why somebody
+    should look at the result; () where nothing speaks against it. ranges: for each class where its
+    true number of voxels lies (lowest, highest), None where nothing can be promised.
+    """
+
+    estimated_dice: float | None
+    unlikeness: float | None
+    review: tuple[str, ...]
+    ranges: tuple[tuple[float, float] | None, ...]
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """Labels on exactly the grid of `scan`.
 
@@ -85,6 +101,8 @@ class Segmentation:
     np.ascontiguousarray lays out anew for who needs that.
     confidence: (I, J, K) float16, the probability of the chosen class; None where not kept.
     warnings: the scan's own and those of the prediction.
+    soft: (3, classes) voxels chosen, those that the probabilities make expect, and those of them
+    where the class was chosen; assessment: what the model thinks of it. None where not kept.
     """
 
     labels: np.ndarray
@@ -92,6 +110,8 @@ class Segmentation:
     classes: tuple[SegClass, ...]
     confidence: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    soft: np.ndarray | None = None
+    assessment: Assessment | None = None
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.scan.shape:

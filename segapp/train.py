@@ -18,6 +18,7 @@ from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
 from segapp.cases import Case
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
+from segapp.closing import judge_model
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
@@ -218,7 +219,7 @@ def fit(parts: Parts, started: float) -> None:
             state.step,
         )
     judged.load_state_dict(best)
-    _write_results(state, predictor, validation, plan, clock)
+    _write_results(parts, state, best, predictor, validation, clock)
 
 
 def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed], list[int]]:
@@ -290,19 +291,31 @@ def _model_info(parts: Parts, state: State) -> ModelInfo:
 
 
 def _write_results(
-    state: State, predictor: Predictor, validation: Validation, plan: Plan, clock: Clock
+    parts: Parts,
+    state: State,
+    best: dict[str, torch.Tensor],
+    predictor: Predictor,
+    validation: Validation,
+    clock: Clock,
 ) -> None:
-    """Pictures, then metrics.json, whose being there says that the run is finished."""
-    out = plan.out
+    """What the model knows of itself, pictures, then metrics.json, whose being there says that the
+    run is finished."""
+    plan, out = parts.plan, parts.plan.out
     write_curves(state.history, plan.classes, out / "curves.png")
-    shown = np.unique(np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int))
-    validation.cases = tuple(validation.cases[n] for n in shown)
+    chosen = np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int)
+    shown = {validation.cases[n].name for n in chosen}
     axis = plan.preprocessing.slice_axis
 
     def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
-        write_comparison(case, segmentation, truth, axis, out / "overlays")
+        if case.name in shown:
+            write_comparison(case, segmentation, truth, axis, out / "overlays")
 
-    validation.run(clock, on_segmentation=draw)
+    training = plan.dataset.split("train")
+    result, quality = judge_model(predictor, validation, parts.cache, training, clock, draw)
+    state.best_metrics = summary(result, "val") | {"every": validation.every}
+    info = _model_info(parts, state)
+    info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
+    save_model(out / MODEL_NAME, {name: t.numpy() for name, t in best.items()}, info)
     figures = {
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
