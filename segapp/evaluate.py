@@ -23,6 +23,7 @@ from segapp.errors import ConfigError, DataError, OutputError, ScanError
 from segapp.figures import PER_CASE, CaseResult, Evaluation, comparison, full_summary, number
 from segapp.files import require_writable, write_table, write_text
 from segapp.formats.listing import is_small
+from segapp.judgement import Calibration, gate_figures, size_coverage
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
@@ -158,20 +159,31 @@ def write_evaluation(evaluation: Evaluation, split: str, out: Path, **more: Any)
     names = [c.name for c in evaluation.classes]
     columns = ["case", "patient", "split", "status", "reason", "miou", "dice"]
     columns += [f"{key}_{name}" for key in PER_CASE for name in names]
-    columns += ["distance_unit", "size_unit", "warnings"]
+    columns += ["distance_unit", "size_unit", "warnings", "estimated_dice", "unlikeness"]
+    columns += [f"size_{end}_{name}" for end in ("low", "high") for name in names]
     rows = []
     for r in evaluation.cases:
         row: dict[str, Any] = {"case": r.case.name, "patient": r.case.patient}
-        row |= {"split": r.case.split, "status": "failed" if r.error else "ok"}
-        row |= {"reason": r.error, "warnings": "; ".join(r.warnings)}
+        status = "failed" if r.error else "review" if r.review else "ok"
+        row |= {"split": r.case.split, "status": status, "warnings": "; ".join(r.warnings)}
+        row |= {"reason": r.error or "; ".join(r.review)}
         if not r.error:
             row["miou"] = number(metrics.mean_iou(r.matrix))
             row["dice"] = number(metrics.mean_dice(r.matrix))
             for key, values in zip(PER_CASE, r.figures(), strict=True):
                 row |= {f"{key}_{name}": number(v) for name, v in zip(names, values, strict=True)}
             row |= {"distance_unit": r.distance_unit, "size_unit": r.size_unit}
+            for key, judged in (("estimated_dice", r.estimated_dice), ("unlikeness", r.unlikeness)):
+                row[key] = None if judged is None else number(judged)
+            for name, ends in zip(names, r.ranges(), strict=True):
+                if ends:
+                    row |= {f"size_low_{name}": ends[0], f"size_high_{name}": ends[1]}
         rows.append(row)
     result = {**full_summary(evaluation, split), **more}
+    if evaluation.quality:
+        for k, name in enumerate(names):
+            found = size_coverage(evaluation.quality, evaluation.done(), k)
+            result["classes"][name]["size_interval"] = found
     write_table(out / "cases.csv", columns, rows)
     write_text(out / "summary.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -205,10 +217,14 @@ def evaluate_model(
     dataset = find_cases(data)
     hashes = hashes_of(dataset.cases)
     cases, split = cases_to_measure(dataset, info, split, hashes)
-    result = _evaluate(predictor, info, cases, "evaluating", tolerance)
+    calibration = Calibration(info.temperature)
+    result = _evaluate(predictor, info, cases, "evaluating", tolerance, calibration.add)
     more: dict[str, Any] = {"n_seen_in_training": count_seen(cases, info, hashes)}
+    more["calibration"] = calibration.figures()
+    if info.quality:
+        more["gate"] = gate_figures(result)
     if other:
-        theirs = _evaluate(*other, cases, "evaluating the other", None)
+        theirs = _evaluate(*other, cases, "evaluating the other")
         seen = count_seen(cases, other[1], hashes, "the other")
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
@@ -226,12 +242,16 @@ def _evaluate(
     info: ModelInfo,
     cases: tuple[Case, ...],
     what: str,
-    tolerance: float | None,
+    tolerance: float | None = None,
+    on_slab: Callable[[Case, np.ndarray, np.ndarray], None] = lambda *_: None,
 ) -> Evaluation:
     cases_with_bar = track(cases, what)
     result = evaluate_cases(
-        *(predictor, cases_with_bar, info.ignore, info.merged), tolerance=tolerance
+        *(predictor, cases_with_bar, info.ignore, info.merged),
+        on_slab=on_slab,
+        tolerance=tolerance,
     )
+    result.quality = info.quality
     for r in result.failed():
         log.error("%s", r.error)
     return result

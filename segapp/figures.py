@@ -12,6 +12,7 @@ from segapp import metrics
 from segapp.boundary import Boundary
 from segapp.cases import Case
 from segapp.intervals import LEAST_PATIENTS, intervals, paired
+from segapp.quality import Quality
 from segapp.scan import Assessment, SegClass
 
 SPLIT_WIDE = ("miou", "dice", "mean_case_miou", "mean_case_dice")
@@ -51,6 +52,11 @@ class CaseResult:
         """Why somebody should look at the result."""
         return self.assessment.review if self.assessment else ()
 
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """For each class where its true size lies, in size_unit; None where nothing is known."""
+        known = self.assessment.ranges if self.assessment else (None,) * len(self.matrix)
+        return tuple(ends and (ends[0] * self.voxel, ends[1] * self.voxel) for ends in known)
+
     def figures(self) -> np.ndarray:
         """(len(PER_CASE), classes); NaN where a figure says nothing: where neither mask nor
         prediction holds a class, sensitivity where the mask lacks it, precision where the
@@ -78,6 +84,7 @@ class Evaluation:
     nll: float = 0.0
     counted: int = 0
     tolerance: float | None = None  # of nsd, in mm or pixels; None: no surfaces were compared
+    quality: Quality | None = None  # what the results were judged by
 
     @property
     def matrix(self) -> np.ndarray:

@@ -128,6 +128,10 @@ class Segmentation:
             counts += np.bincount(plane.ravel("K"), minlength=len(self.classes))
         return {c.name: int(n) for c, n in zip(self.classes, counts, strict=True)}
 
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """For each class where its true number of voxels lies; None where nothing is known."""
+        return self.assessment.ranges if self.assessment else (None,) * len(self.classes)
+
     def volumes_ml(self) -> dict[str, float]:
         """Volume of each class in ml. Raises DataError where the spacing is unknown or K is 1."""
         if self.scan.affine is None or self.scan.shape[2] == 1:

@@ -40,6 +40,7 @@ ORDER = [
     *(
         "seen",
         "figures",
+        "judgement",
         "evaluate",
         "augment",
         "mix",
