@@ -69,7 +69,8 @@ def _of_patient(probabilities: np.ndarray, truth: np.ndarray) -> float:
         cold = np.exp(-log_temperature)
         return float(np.mean(np.log(np.exp(logits * cold).sum(1)) - true * cold))
 
-    return float(minimize_scalar(loss, bounds=_RANGE, method="bounded").x)
+    found = minimize_scalar(loss, bounds=_RANGE, method="bounded")
+    return float(found.x)  # type: ignore[attr-defined]
 
 
 def reliability(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:

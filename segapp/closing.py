@@ -1,7 +1,8 @@
-"""What a finished training learns about its model: how sure it may be, and when to doubt it."""
+"""The end of a training: what the model learns about itself, and what the run leaves to look at."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,34 +11,101 @@ from typing import TypeVar
 import numpy as np
 
 from segapp import metrics
+from segapp.assemble import Parts
 from segapp.calibration import fit_temperature, judged_pixels, some_pixels
 from segapp.cases import Case
+from segapp.checkpoint import MODEL_NAME, ModelInfo, save_model
 from segapp.data import SliceCache
 from segapp.errors import ScanError
-from segapp.figures import Evaluation
+from segapp.figures import Evaluation, summary
+from segapp.files import write_text
 from segapp.novelty import Novelty, features, fit_novelty, scan_features
 from segapp.pace import Clock
 from segapp.predict import Predictor
-from segapp.quality import Judged, Quality, fit_quality
+from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
+from segapp.report.training import write_comparison, write_curves
+from segapp.resume import State
 from segapp.scan import Segmentation
 from segapp.validation import Validation
 
 log = logging.getLogger("segapp")
 
+_OVERLAYS = 8
 _PROBED = 30  # cases that the temperature is fitted to
 _COMPARED = 1000  # cases of each split whose looks are learned
 _SLICES = 32  # of a case
 T = TypeVar("T")
 
 
-def judge_model(
+def model_info(parts: Parts, state: State) -> ModelInfo:
+    """What the model file of a run says, but how results are judged."""
+    plan = parts.plan
+    return ModelInfo(
+        architecture=parts.architecture,
+        pruned=parts.pruned,
+        preprocessing=plan.preprocessing,
+        classes=plan.classes,
+        ignore=plan.ignore,
+        merged=plan.merged,
+        flips=plan.flips,
+        settings=plan.settings.model_dump(mode="json"),
+        metrics={"epoch": state.best_epoch, **state.best_metrics},
+        starting_weights=state.starting_weights,
+        data=plan.record,
+        training=plan.training,
+    )
+
+
+def write_results(
+    parts: Parts,
+    state: State,
+    best: dict[str, np.ndarray],
+    predictor: Predictor,
+    validation: Validation,
+    clock: Clock,
+) -> None:
+    """What the model knows of itself, pictures, then metrics.json, whose being there says that the
+    run is finished."""
+    plan, out = parts.plan, parts.plan.out
+    write_curves(state.history, plan.classes, out / "curves.png")
+    chosen = np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int)
+    shown = {validation.cases[n].name for n in chosen}
+    axis = plan.preprocessing.slice_axis
+
+    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        if case.name in shown:
+            write_comparison(case, segmentation, truth, axis, out / "overlays")
+
+    training = plan.dataset.split("train")
+    result, judged, quality = _judge_model(
+        predictor, validation, parts.cache, training, clock, draw
+    )
+    state.best_metrics = summary(result, "val") | {"every": validation.every}
+    info = model_info(parts, state)
+    info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
+    save_model(out / MODEL_NAME, best, info)
+    write_text(out / JUDGED_NAME, judged_text(judged))
+    figures = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(clock.elapsed(), 1),
+        "starting_weights": state.starting_weights,
+        "val": state.best_metrics,
+    }
+    write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    miou = state.best_metrics["miou"]
+    log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)
+
+
+def _judge_model(
     predictor: Predictor,
     validation: Validation,
     cache: SliceCache,
     training: Sequence[Case],
     clock: Clock,
     draw: Callable[[Case, Segmentation, np.ndarray], None],
-) -> tuple[Evaluation, Quality]:
+) -> tuple[Evaluation, list[Judged], Quality]:
     """Fit the predictor's temperature, validate it so, and fit how its results are judged.
 
     cache: the slices of `training`. draw: on_segmentation of the validation. Two passes over the
@@ -68,7 +136,7 @@ def judge_model(
     ]
     declared = all(case.declared for case in cases)
     novelty = _novelty(validation, predictor, cache, training)
-    return result, fit_quality(judged, len(predictor.classes), novelty, declared)
+    return result, judged, fit_quality(judged, len(predictor.classes), novelty, declared)
 
 
 def _novelty(

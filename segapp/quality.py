@@ -6,9 +6,11 @@ file; scans that were altered on purpose have no part in it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +19,7 @@ from segapp.metrics import mean_of_known, ratio
 from segapp.novelty import Novelty
 from segapp.scan import Assessment
 
+JUDGED_NAME = "judged.jsonl"  # in a run folder: the validation cases, see `judged_text`
 DOUBTS = 8  # patients' worth of belief that probabilities are right as they are
 _PROMISED = 0.9  # share of the scans whose true size lies in its range
 _LOW = 0.05  # share of the validation cases that are estimated lower than `least_dice`
@@ -32,6 +35,38 @@ class Judged:
     predicted: np.ndarray
     dice: float
     soft: np.ndarray
+
+
+def judged_text(cases: Sequence[Judged]) -> str:
+    """JSON of validation cases, a line each; patients are numbered, not named."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(c.patient for c in cases))}
+    rows = (
+        {
+            "patient": numbers[c.patient],
+            "true": c.true.tolist(),
+            "predicted": c.predicted.tolist(),
+            "dice": None if np.isnan(c.dice) else c.dice,
+            "soft": c.soft.tolist(),
+        }
+        for c in cases
+    )
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """What `judged_text` made, patients named after the file as well, so that they differ from
+    those of other files."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Judged(
+            patient=f"{path}/{row['patient']}",
+            true=np.array(row["true"]),
+            predicted=np.array(row["predicted"]),
+            dice=float("nan") if row["dice"] is None else row["dice"],
+            soft=np.array(row["soft"]),
+        )
+        for row in rows
+    ]
 
 
 class Margin(BaseModel):
@@ -123,7 +158,7 @@ def conformal_quantile(
     if n < 2:
         return None, 0.0
     promised = min(_PROMISED, n / (n + 1))
-    order = np.argsort(scores)
+    order: list[int] = np.argsort(scores).tolist()
     weights = np.array([1 / ((n + 1) * counts[patients[i]]) for i in order])
     reached = np.flatnonzero(weights.cumsum() >= promised - 1e-9)
     return float(scores[order[reached[0]]]), promised

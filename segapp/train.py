@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -16,9 +15,8 @@ import torch
 
 from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
-from segapp.cases import Case
-from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
-from segapp.closing import judge_model
+from segapp.checkpoint import MODEL_NAME, read_weights, save_model
+from segapp.closing import model_info, write_results
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
@@ -36,9 +34,8 @@ from segapp.plan import Plan, make_plan, withdraw_run
 from segapp.predict import Predictor
 from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
-from segapp.report.training import write_augmentations, write_comparison, write_curves
+from segapp.report.training import write_augmentations
 from segapp.resume import State
-from segapp.scan import Segmentation
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
@@ -47,7 +44,6 @@ from segapp.weights import freeze
 log = logging.getLogger("segapp")
 
 _SAVE_EVERY_S = 60
-_OVERLAYS = 8
 _FEW_STEPS = 30
 
 
@@ -137,8 +133,7 @@ def fit(parts: Parts, started: float) -> None:
         state.done, state.elapsed = schedule.done, clock.elapsed()
         state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
         if best:
-            weights = {name: tensor.numpy() for name, tensor in best.items()}
-            save_model(out / MODEL_NAME, weights, _model_info(parts, state))
+            save_model(out / MODEL_NAME, _arrays(best), model_info(parts, state))
         resume.save_state(out / "last", network, optimizer, state, average)
 
     stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
@@ -219,7 +214,11 @@ def fit(parts: Parts, started: float) -> None:
             state.step,
         )
     judged.load_state_dict(best)
-    _write_results(parts, state, best, predictor, validation, clock)
+    write_results(parts, state, _arrays(best), predictor, validation, clock)
+
+
+def _arrays(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in weights.items()}
 
 
 def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed], list[int]]:
@@ -270,60 +269,3 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
             result = range_test(step)
     write_range_test(result, out)
     return result.suggestion, out / "learning_rates.png"
-
-
-def _model_info(parts: Parts, state: State) -> ModelInfo:
-    plan = parts.plan
-    return ModelInfo(
-        architecture=parts.architecture,
-        pruned=parts.pruned,
-        preprocessing=plan.preprocessing,
-        classes=plan.classes,
-        ignore=plan.ignore,
-        merged=plan.merged,
-        flips=plan.flips,
-        settings=plan.settings.model_dump(mode="json"),
-        metrics={"epoch": state.best_epoch, **state.best_metrics},
-        starting_weights=state.starting_weights,
-        data=plan.record,
-        training=plan.training,
-    )
-
-
-def _write_results(
-    parts: Parts,
-    state: State,
-    best: dict[str, torch.Tensor],
-    predictor: Predictor,
-    validation: Validation,
-    clock: Clock,
-) -> None:
-    """What the model knows of itself, pictures, then metrics.json, whose being there says that the
-    run is finished."""
-    plan, out = parts.plan, parts.plan.out
-    write_curves(state.history, plan.classes, out / "curves.png")
-    chosen = np.linspace(0, len(validation.cases) - 1, _OVERLAYS).round().astype(int)
-    shown = {validation.cases[n].name for n in chosen}
-    axis = plan.preprocessing.slice_axis
-
-    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
-        if case.name in shown:
-            write_comparison(case, segmentation, truth, axis, out / "overlays")
-
-    training = plan.dataset.split("train")
-    result, quality = judge_model(predictor, validation, parts.cache, training, clock, draw)
-    state.best_metrics = summary(result, "val") | {"every": validation.every}
-    info = _model_info(parts, state)
-    info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
-    save_model(out / MODEL_NAME, {name: t.numpy() for name, t in best.items()}, info)
-    figures = {
-        "best_epoch": state.best_epoch,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "seconds": round(clock.elapsed(), 1),
-        "starting_weights": state.starting_weights,
-        "val": state.best_metrics,
-    }
-    write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    miou = state.best_metrics["miou"]
-    log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)

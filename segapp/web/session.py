@@ -80,6 +80,8 @@ class Result:
             "reason": outcome.reason,
             "seconds": round(outcome.seconds, 3),
             "mean_confidence": outcome.mean_confidence,
+            "estimated_dice": outcome.estimated_dice,
+            "unlikeness": outcome.unlikeness,
             "warnings": list(outcome.warnings),
             "slices": self.size[0],
             "busiest_slice": self.first,
