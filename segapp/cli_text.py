@@ -112,6 +112,19 @@ def info_text(record: ModelInfo, path: Path) -> str:
     return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
 
 
+def verification_text(found: dict[str, Any]) -> str:
+    """What info --verify found, a line each."""
+    said = "verified" if found["verified"] else "NOT VERIFIED"
+    lines = [
+        f"val mIoU: {found['recorded']:.4f} recorded, now {_cell(found['now'])} on {found['n']} cases",
+        f"{said}: differs by {_cell(found['difference'])}, {found['tolerance']:g} are allowed",
+    ]
+    for key, what in (("n_missing", "no longer there"), ("n_failed", "can't be read")):
+        if found[key]:
+            lines.append(f"{found[key]} of the validated cases: {what}")
+    return "\n".join(lines)
+
+
 def shares(text: str) -> list[float]:
     """ "0.1,0.3" → [0.1, 0.3]. Raises ConfigError for what is no share of a network."""
     try:

@@ -129,9 +129,6 @@ def test_evaluate_says_how_the_model_judged(judging: Path) -> None:
     table = rows(judging / "out" / "cases.csv")
     assert all(float(r["unlikeness"]) < 1 for r in table)
     assert all(float(r["estimated_dice"]) > 0.9 for r in table)
-    assert all(
-        float(r["size_low_grey"]) <= 100 <= float(r["size_high_grey"]) or True for r in table
-    )
     evaluate_model(Path("m"), judging / "data", None, judging / "out")
     assert (judging / "out" / "summary.json").read_bytes() == first
     json.loads(first)

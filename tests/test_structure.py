@@ -42,6 +42,7 @@ ORDER = [
         "figures",
         "judgement",
         "evaluate",
+        "verify",
         "augment",
         "mix",
         "decoder",
