@@ -115,8 +115,9 @@ def info_text(record: ModelInfo, path: Path) -> str:
 def verification_text(found: dict[str, Any]) -> str:
     """What info --verify found, a line each."""
     said = "verified" if found["verified"] else "NOT VERIFIED"
+    now = f"now {_cell(found['now'])} on {found['n']} cases"
     lines = [
-        f"val mIoU: {found['recorded']:.4f} recorded, now {_cell(found['now'])} on {found['n']} cases",
+        f"val mIoU: {found['recorded']:.4f} recorded, {now}",
         f"{said}: differs by {_cell(found['difference'])}, {found['tolerance']:g} are allowed",
     ]
     for key, what in (("n_missing", "no longer there"), ("n_failed", "can't be read")):
