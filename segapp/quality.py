@@ -7,6 +7,7 @@ file; scans that were altered on purpose have no part in it.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from segapp.scan import Assessment
 
 JUDGED_NAME = "judged.jsonl"  # in a run folder: the validation cases, see `judged_text`
 DOUBTS = 8  # patients' worth of belief that probabilities are right as they are
-_PROMISED = 0.9  # share of the scans whose true size lies in its range
+_PROMISED = 0.9  # share of the scans, at least, whose true size lies in its range
 _LOW = 0.05  # share of the validation cases that are estimated lower than `least_dice`
 
 
@@ -140,7 +141,7 @@ def _margin(cases: Sequence[Judged], k: int) -> Margin:
     """The conformal margin of class k (split conformal prediction, Papadopoulos et al. 2002, Lei et
     al. 2018, with each patient's cases sharing one weight: Lee, Barber & Willett 2023).
 
-    It promises 90 %, or with fewer than 9 patients what these can promise: n / (n + 1).
+    It promises 90 %, or with fewer than 9 patients what these can promise, n / (n + 1).
     """
     scores = [abs(float(c.true[k] - c.predicted[k])) / _doubtful(c.soft)[k] for c in cases]
     factor, promised = conformal_quantile(scores, [c.patient for c in cases])
@@ -151,13 +152,14 @@ def _margin(cases: Sequence[Judged], k: int) -> Margin:
 def conformal_quantile(
     scores: Sequence[float], patients: Sequence[str]
 ) -> tuple[float | None, float]:
-    """What the score of a new patient's case stays at or below, and with which probability at
-    least: 90 %, or n / (n + 1) of fewer than 9 patients. None, 0 of fewer than two."""
+    """What the score of a new patient's case stays at or below, and with which probability: of n
+    patients the smallest multiple of 1 / (n + 1) that is 90 % or more, or n / (n + 1) of fewer than
+    nine. None, 0 of fewer than two."""
     counts = Counter(patients)
     n = len(counts)
     if n < 2:
         return None, 0.0
-    promised = min(_PROMISED, n / (n + 1))
+    promised = min(math.ceil(_PROMISED * (n + 1) - 1e-9), n) / (n + 1)
     order: list[int] = np.argsort(scores).tolist()
     weights = np.array([1 / ((n + 1) * counts[patients[i]]) for i in order])
     reached = np.flatnonzero(weights.cumsum() >= promised - 1e-9)
