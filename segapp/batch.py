@@ -88,6 +88,7 @@ def predict_entry(
     )
     if judged := segmentation.assessment:
         outcome.estimated_dice, outcome.unlikeness = judged.estimated_dice, judged.unlikeness
+        outcome.range_coverage = judged.promised or None
         if judged.review:
             outcome.status, outcome.reason = "review", "; ".join(judged.review)
     outcome.seconds = time.perf_counter() - began

@@ -29,8 +29,10 @@ class Outcome:
     sizes: dict[str, float] = field(default_factory=dict)
     estimated_dice: float | None = None
     unlikeness: float | None = None
+    range_coverage: float | None = None  # share of scans whose true sizes are within the ranges
 
 
+_JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
 _OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
 
 
@@ -61,7 +63,7 @@ class OutcomeTable:
         for unit in ("voxels", "ml", "mm2"):
             self.columns += [f"{c.name}_{unit}" for c in classes]
         if judged:
-            self.columns += ["estimated_dice", "unlikeness"]
+            self.columns += [*_JUDGED]
             sizes = [f"{c.name}_{unit}" for unit in ("voxels", "ml", "mm2") for c in classes]
             self.columns += [f"{size}_{end}" for size in sizes for end in ("low", "high")]
 
@@ -90,7 +92,7 @@ class OutcomeTable:
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
             "warnings": "; ".join(outcome.warnings),
         }
-        for column in ("estimated_dice", "unlikeness"):
+        for column in _JUDGED:
             if (judged := getattr(outcome, column)) is not None:
                 row[column] = f"{judged:.4g}"
         if outcome.status == "skipped":

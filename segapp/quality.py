@@ -190,4 +190,5 @@ def assess(quality: Quality, soft: np.ndarray, of_slices: np.ndarray | None) -> 
         wide = None if margin.factor is None else margin.factor * doubtful
         known = None if wide is None else (max(0.0, float(count - wide)), float(count + wide))
         ranges.append(known)
-    return Assessment(dice, unlikeness, tuple(review), tuple(ranges))
+    promised = min(margin.promised for margin in quality.margins)
+    return Assessment(dice, unlikeness, tuple(review), tuple(ranges), promised)

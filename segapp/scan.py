@@ -84,13 +84,15 @@ class Assessment:
     estimated_dice: of the foreground; None where nothing was found. unlikeness: to the training
     scans; above 1 is unusual, None where the model knows nothing of them. review: why somebody
     should look at the result; () where nothing speaks against it. ranges: for each class where its
-    true number of voxels lies (lowest, highest), None where nothing can be promised.
+    true number of voxels lies (lowest, highest), None where nothing can be promised; promised: the
+    share of new patients' scans for which that holds, 0 for none.
     """
 
     estimated_dice: float | None
     unlikeness: float | None
     review: tuple[str, ...]
     ranges: tuple[tuple[float, float] | None, ...]
+    promised: float = 0.0
 
 
 @dataclass(frozen=True)

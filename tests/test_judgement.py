@@ -57,7 +57,7 @@ def test_size_coverage_by_hand() -> None:
     inside, outside = result("a", 0.9, 5), result("b", 0.9, 5)
     outside.matrix[1, 1] = 50  # 55 true ones
     assert size_coverage(quality(), [inside, outside], 1) == {
-        **{"promised": 0.9, "covered": 1, "n": 2},
+        **{"promised": 0.909091, "covered": 1, "n": 2},
         **{"patients": 10, "cases": 10},
     }
     assert "why_not" in size_coverage(quality(1), [inside], 1)

@@ -82,6 +82,7 @@ class Result:
             "mean_confidence": outcome.mean_confidence,
             "estimated_dice": outcome.estimated_dice,
             "unlikeness": outcome.unlikeness,
+            "range_coverage": outcome.range_coverage,
             "warnings": list(outcome.warnings),
             "slices": self.size[0],
             "busiest_slice": self.first,
