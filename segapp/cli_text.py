@@ -105,11 +105,25 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "starting weights": record.starting_weights,
         "data": f"{record.data.root} ({split_sizes} cases)",
         "training scans": record.training or "not recorded",
+        "judges results": _judging_text(record),
         "created": record.created,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,
     }
     return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
+
+
+def _judging_text(record: ModelInfo) -> str:
+    """By what the model judges its results."""
+    quality = record.quality
+    if quality is None:
+        return "no; it was trained before models did, or not to its end"
+    guessed = "" if quality.patients_declared else " (guessed)"
+    said = f"by {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    said += f"; temperature {record.temperature:.2f}"
+    if quality.least_dice is not None:
+        said += f"; review below an estimated Dice of {quality.least_dice:.2f}"
+    return said
 
 
 def verification_text(found: dict[str, Any]) -> str:
