@@ -40,18 +40,20 @@ def evaluate_cases(
     read: Callable[[Case], tuple[Scan, Scan]] = read_case,
     on_segmentation: Callable[[Case, Segmentation, np.ndarray], None] = lambda *_: None,
     tolerance: float | None = None,
+    on_slab: Callable[[Case, np.ndarray, np.ndarray], None] = lambda *_: None,
 ) -> Evaluation:
     """Segment each case on its own grid and compare it with its mask.
 
     A case that can't be read, or whose mask has a value outside the model's classes, is recorded
-    with its error; the others go on. on_segmentation gets each result and the true indices.
-    tolerance: compare surfaces too, which takes time; in mm, or pixels where the spacing is
-    unknown.
+    with its error; the others go on. on_segmentation gets each result and the true indices;
+    on_slab each slab's probabilities (n, classes, H, W) and true indices (n, H, W), from whichever
+    thread computed it, also of a case that fails later. tolerance: compare surfaces too, which
+    takes time; in mm, or pixels where the spacing is unknown.
     """
 
     def measure(case: Case) -> _Measured:
         try:
-            measured = _measure(predictor, case, *read(case), ignore, merged)
+            measured = _measure(predictor, case, *read(case), ignore, merged, on_slab)
             if tolerance is not None:
                 _add_surfaces(measured, tolerance)
             return measured
@@ -89,6 +91,7 @@ def _measure(
     mask: Scan,
     ignore: int | None,
     merged: tuple[int, ...],
+    on_slab: Callable[[Case, np.ndarray, np.ndarray], None],
 ) -> _Measured:
     classes = predictor.classes
     truth = labels_to_indices(mask.voxels, classes, ignore, merged)  # (1, I, J, K)
@@ -97,7 +100,9 @@ def _measure(
     likelihoods: list[tuple[float, int]] = []
 
     def add(stop: int, _: int, slab: np.ndarray) -> None:
-        likelihoods.append(_negative_log_likelihood(slab, in_slices[stop - len(slab) : stop]))
+        true = in_slices[stop - len(slab) : stop]
+        likelihoods.append(_negative_log_likelihood(slab, true))
+        on_slab(case, slab, true)
 
     segmentation = predictor(scan, on_slab=add)
     matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))

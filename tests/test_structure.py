@@ -32,7 +32,7 @@ ORDER = [
     ),
     *("card", "exported", "inherit", "patches", "plan", "estimate", "tiles", "engines"),
     "predict",
-    *("report", "report.overlay", "report.findings", "report.sheet", "doctor"),
+    *("report", "report.overlay", "report.findings", "report.page", "report.sheet", "doctor"),
     *("report.training", "report.comparison", "outcomes", "batch"),
     *(
         "seen",
