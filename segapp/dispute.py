@@ -1,0 +1,142 @@
+"""How a mask and a model's result differ, in words: swapped, shifted, a hole, or just where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy import fft, ndimage
+
+from segapp import metrics
+from segapp.scan import SegClass
+
+_SQUARE = np.ones((1, 3, 3), bool)  # within a slice: slices may be thick
+_GAIN = 0.05  # of Dice, that a shift or a swap must bring to be named
+_PIECE = 0.2  # of all disputed voxels, that one piece must have to be named
+_ENCLOSED = 0.8  # of a piece's neighbours, that are foreground around a hole
+_SLICES = 8  # that a shift is looked for in
+
+
+def reason(
+    truth: np.ndarray, labels: np.ndarray, classes: Sequence[SegClass], look_for_shift: bool = False
+) -> str:
+    """What is different, in words; "no difference" where there is none.
+
+    truth, labels: (K, H, W) class indices of the mask and of the model's result; the mask's ignored
+    voxels count nowhere. look_for_shift: takes longer, see `best_shift`.
+    """
+    matrix = metrics.confusion(truth, labels, len(classes))
+    disputed = int(matrix.sum() - np.trace(matrix))
+    if not disputed:
+        return "no difference"
+    changes = [_swap(matrix, classes)]
+    changes += [_shift(truth, labels, matrix)] if look_for_shift else []
+    gain, change = max(changes)
+    if gain > _GAIN:
+        before = metrics.mean_dice(matrix)
+        return f"{change} would raise Dice from {before:.2f} to {before + gain:.2f}"
+    unit = "pixels" if len(truth) == 1 else "voxels"
+    said, off = [], matrix * (1 - np.eye(len(classes), dtype=np.int64))
+    piece = largest_piece(truth, labels, len(classes))
+    if piece is not None and (size := int(piece.sum())) >= _PIECE * disputed:
+        pairs = metrics.confusion(truth[piece], labels[piece], len(classes))
+        of, seen = np.unravel_index(pairs.argmax(), pairs.shape)
+        hole = " (a hole?)" if of == 0 and _is_enclosed(piece, truth) else ""
+        said.append(f"{_pair(classes, of, seen)}: {size} {unit} in one piece{hole}")
+        off = off - pairs
+    for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)]:
+        of, seen = np.unravel_index(index, off.shape)
+        if off[of, seen]:
+            said.append(f"{_pair(classes, of, seen)}: {off[of, seen]} {unit}")
+    return "; ".join(said)
+
+
+def _pair(classes: Sequence[SegClass], of: np.intp, seen: np.intp) -> str:
+    return f"{classes[of].name} where the model sees {classes[seen].name}"
+
+
+def _swap(matrix: np.ndarray, classes: Sequence[SegClass]) -> tuple[float, str]:
+    """By how much exchanging two classes in the mask would raise Dice at best, and which."""
+    before, best = metrics.mean_dice(matrix), (0.0, "")
+    for a, b in combinations(range(1, len(matrix)), 2):
+        order = np.arange(len(matrix))
+        order[[a, b]] = b, a
+        gain = metrics.mean_dice(matrix[order]) - before
+        if min(matrix[a, b], matrix[b, a]) > max(matrix[a, a], matrix[b, b]) and gain > best[0]:
+            best = gain, f"{classes[a].name} and {classes[b].name} swapped? exchanging them"
+    return best
+
+
+def _shift(truth: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> tuple[float, str]:
+    """By how much moving the mask would raise Dice at best, and where to."""
+    rows, columns = best_shift(truth, labels, len(matrix))
+    moved = metrics.confusion(moved_by(truth, rows, columns), labels, len(matrix))
+    gain = metrics.mean_dice(moved) - metrics.mean_dice(matrix)
+    ways = [(columns, ("right", "left")), (rows, ("down", "up"))]
+    where = " and ".join(f"{abs(n)} {names[n < 0]}" for n, names in ways if n)
+    return (gain, f"shifted? moving the mask {where} (pixels)") if where else (0.0, "")
+
+
+def moved_by(truth: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(K, H, W) with every slice moved down and right; background comes in at the edges."""
+    moved = np.zeros_like(truth)
+    height, width = truth.shape[1:]
+    to, at = (_overlap(n, size) for n, size in ((rows, height), (columns, width)))
+    source_to, source_at = (_overlap(-n, size) for n, size in ((rows, height), (columns, width)))
+    moved[:, to, at] = truth[:, source_to, source_at]
+    return moved
+
+
+def _overlap(by: int, size: int) -> slice:
+    return slice(min(max(by, 0), size), max(min(size + by, size), 0))
+
+
+def best_shift(truth: np.ndarray, labels: np.ndarray, classes: int) -> tuple[int, int]:
+    """(rows, columns) by which to move the mask so that it agrees best with the labels: mean Dice
+    over the foreground classes, of equals the smallest move; within an eighth of the slice.
+
+    truth, labels: (K, H, W) class indices. Of many slices it looks at eight that hold foreground.
+    All moves at once: the intersections are a cross-correlation, computed by FFT. (0, 0) where
+    either has no foreground.
+    """
+    filled = np.flatnonzero(((truth > 0) & (truth < classes)).any((1, 2)))
+    chosen = filled[np.linspace(0, len(filled) - 1, min(_SLICES, len(filled))).astype(int)]
+    height, width = truth.shape[1:]
+    reach = max(height, width) // 8
+    size = [fft.next_fast_len(n + reach, real=True) for n in (height, width)]
+    offsets = np.arange(-reach, reach + 1)
+    scores = []
+    for index in range(1, classes):
+        mask, result = ((a[chosen] == index).astype(np.float32) for a in (truth, labels))
+        total = mask.sum() + result.sum()
+        if total:
+            spectra = (fft.rfft2(result, size) * fft.rfft2(mask, size).conj()).sum(0)
+            hits = fft.irfft2(spectra, size)[np.ix_(offsets, offsets)]
+            scores.append(2 * np.rint(hits) / total)
+    if not scores:
+        return 0, 0
+    away = np.hypot(offsets[:, None], offsets)
+    mean = np.mean(scores, axis=0).round(6) - 1e-9 * away
+    row, column = np.unravel_index(mean.argmax(), mean.shape)
+    return int(offsets[row]), int(offsets[column])
+
+
+def largest_piece(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray | None:
+    """(K, H, W) bool: the largest connected piece in which the mask has one class and the result
+    others; None where all pieces are thinner than three pixels, as along any contour."""
+    best, largest = None, 0
+    for index in np.unique(truth):
+        if index >= classes:
+            continue
+        thick = ndimage.binary_opening((truth == index) & (labels != index), _SQUARE)
+        pieces, count = ndimage.label(thick)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        if count and sizes.max() > largest:
+            largest, best = sizes.max(), pieces == 1 + sizes.argmax()
+    return best
+
+
+def _is_enclosed(piece: np.ndarray, truth: np.ndarray) -> bool:
+    ring = ndimage.binary_dilation(piece, _SQUARE) & ~piece
+    return bool(ring.any()) and bool((truth[ring] > 0).mean() >= _ENCLOSED)
