@@ -6,25 +6,29 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import ndimage
 
 from segapp import metrics
 from segapp.scan import SegClass
 
 _SQUARE = np.ones((1, 3, 3), bool)  # within a slice: slices may be thick
 _GAIN = 0.05  # of Dice, that a shift or a swap must bring to be named
-_PIECE = 0.2  # of all disputed voxels, that one piece must have to be named
 _ENCLOSED = 0.8  # of a piece's neighbours, that are foreground around a hole
 _SLICES = 8  # that a shift is looked for in
 
 
 def reason(
-    truth: np.ndarray, labels: np.ndarray, classes: Sequence[SegClass], look_for_shift: bool = False
+    truth: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[SegClass],
+    around: tuple[slice, slice, slice],
+    look_for_shift: bool = False,
 ) -> str:
     """What is different, in words; "no difference" where there is none.
 
     truth, labels: (K, H, W) class indices of the mask and of the model's result; the mask's ignored
-    voxels count nowhere. look_for_shift: takes longer, see `best_shift`.
+    voxels count nowhere. around: the most suspect place, which is spoken of first. look_for_shift:
+    takes longer, see `best_shift`.
     """
     matrix = metrics.confusion(truth, labels, len(classes))
     disputed = int(matrix.sum() - np.trace(matrix))
@@ -38,12 +42,12 @@ def reason(
         return f"{change} would raise Dice from {before:.2f} to {before + gain:.2f}"
     unit = "pixels" if len(truth) == 1 else "voxels"
     said, off = [], matrix * (1 - np.eye(len(classes), dtype=np.int64))
-    piece = largest_piece(truth, labels, len(classes))
-    if piece is not None and (size := int(piece.sum())) >= _PIECE * disputed:
+    piece = piece_at(truth, labels, len(classes), around)
+    if piece is not None:
         pairs = metrics.confusion(truth[piece], labels[piece], len(classes))
         of, seen = np.unravel_index(pairs.argmax(), pairs.shape)
         hole = " (a hole?)" if of == 0 and _is_enclosed(piece, truth) else ""
-        said.append(f"{_pair(classes, of, seen)}: {size} {unit} in one piece{hole}")
+        said.append(f"{_pair(classes, of, seen)}: {piece.sum()} {unit} in one piece{hole}")
         off = off - pairs
     for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)]:
         of, seen = np.unravel_index(index, off.shape)
@@ -53,7 +57,7 @@ def reason(
 
 
 def _pair(classes: Sequence[SegClass], of: np.intp, seen: np.intp) -> str:
-    return f"{classes[of].name} where the model sees {classes[seen].name}"
+    return f"{classes[int(of)].name} where the model sees {classes[int(seen)].name}"
 
 
 def _swap(matrix: np.ndarray, classes: Sequence[SegClass]) -> tuple[float, str]:
@@ -104,15 +108,15 @@ def best_shift(truth: np.ndarray, labels: np.ndarray, classes: int) -> tuple[int
     chosen = filled[np.linspace(0, len(filled) - 1, min(_SLICES, len(filled))).astype(int)]
     height, width = truth.shape[1:]
     reach = max(height, width) // 8
-    size = [fft.next_fast_len(n + reach, real=True) for n in (height, width)]
+    size = (height + reach, width + reach)
     offsets = np.arange(-reach, reach + 1)
     scores = []
     for index in range(1, classes):
         mask, result = ((a[chosen] == index).astype(np.float32) for a in (truth, labels))
         total = mask.sum() + result.sum()
         if total:
-            spectra = (fft.rfft2(result, size) * fft.rfft2(mask, size).conj()).sum(0)
-            hits = fft.irfft2(spectra, size)[np.ix_(offsets, offsets)]
+            both = np.fft.rfft2(result, size) * np.conj(np.fft.rfft2(mask, size))
+            hits = np.fft.irfft2(both.sum(0), size)[np.ix_(offsets, offsets)]
             scores.append(2 * np.rint(hits) / total)
     if not scores:
         return 0, 0
@@ -122,19 +126,23 @@ def best_shift(truth: np.ndarray, labels: np.ndarray, classes: int) -> tuple[int
     return int(offsets[row]), int(offsets[column])
 
 
-def largest_piece(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray | None:
-    """(K, H, W) bool: the largest connected piece in which the mask has one class and the result
-    others; None where all pieces are thinner than three pixels, as along any contour."""
-    best, largest = None, 0
-    for index in np.unique(truth):
-        if index >= classes:
-            continue
-        thick = ndimage.binary_opening((truth == index) & (labels != index), _SQUARE)
-        pieces, count = ndimage.label(thick)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-        if count and sizes.max() > largest:
-            largest, best = sizes.max(), pieces == 1 + sizes.argmax()
-    return best
+def piece_at(
+    truth: np.ndarray, labels: np.ndarray, classes: int, around: tuple[slice, slice, slice]
+) -> np.ndarray | None:
+    """(K, H, W) bool: the connected piece that has the most voxels in a place, of those where the
+    mask has one class and the result others; None where the two agree there.
+
+    A piece at least three pixels wide goes without the thin ones along contours that hang on it.
+    """
+    differ = (truth != labels) & (truth < classes)
+    here = np.bincount(truth[around][differ[around]])
+    if not here.any():
+        return None
+    disputed = differ & (truth == here.argmax())
+    thick = ndimage.binary_opening(disputed, _SQUARE)
+    pieces = np.empty(truth.shape, np.int32)
+    ndimage.label(thick if thick[around].any() else disputed, output=pieces)
+    return pieces == 1 + np.bincount(pieces[around].ravel())[1:].argmax()
 
 
 def _is_enclosed(piece: np.ndarray, truth: np.ndarray) -> bool:

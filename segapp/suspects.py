@@ -32,7 +32,7 @@ from segapp.report.overlay import display_window, pixel_aspect
 from segapp.report.pairs import MOST, Pair, Shown, write_pairs
 from segapp.scan import Segmentation
 from segapp.seen import hashes_of, splits_in_training
-from segapp.suspicion import Tally, tally
+from segapp.suspicion import Tally, radius, tally
 
 log = logging.getLogger("segapp")
 
@@ -189,15 +189,18 @@ def _describe(
     true, labels = (
         to_slices(a[None], scan.affine, axis)[:, 0] for a in (truth, segmentation.labels)
     )
-    suspect.reason = reason(true, labels, classes, look_for_shift=is_shown)
+    assert suspect.tally is not None
+    k, *peak = suspect.tally.peak
+    reach = round(2 * radius(true.shape))
+    rows, columns = (slice(max(0, n - reach), n + reach + 1) for n in peak)
+    around = (slice(k, k + 1), rows, columns)
+    suspect.reason = reason(true, labels, classes, around, look_for_shift=is_shown)
     if is_shown:
-        disputed = (true != labels) & (true < len(classes))
-        k = int(np.count_nonzero(disputed, axis=(1, 2)).argmax())
         image = to_slices(scan.voxels, scan.affine, axis)[k].copy()
-        suspect.pair = Pair(
-            *(image, np.where(true[k] < len(classes), true[k], 0), labels[k].copy(), disputed[k]),
-            *(display_window(scan), pixel_aspect(scan, axis)),
-        )
+        known = np.where(true[k] < len(classes), true[k], labels[k])  # no opinion is no difference
+        place = (rows, columns)
+        looks = (display_window(scan), pixel_aspect(scan, axis))
+        suspect.pair = Pair(image, known, labels[k].copy(), place, *looks)
 
 
 def _shown(ranked: Sequence[Suspect]) -> list[Shown]:

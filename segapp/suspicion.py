@@ -28,21 +28,29 @@ class Tally:
     mass: (classes,) sums of the probabilities; sure: (classes,) of these, what lies where the class
     is the result. score: how suspect the mask is, in nats: its surprise, -log p(its class) less
     what the model expects of that (the entropy), averaged around the pixel where it is greatest
-    (Gaussian, sigma 3 pixels in the slice). About 0 to 3 for a sound mask; of volumes the worst
-    place. One mean over a whole mask would drown a hole in the doubts along its contours.
+    (Gaussian, sigma 3 pixels in the slice); of volumes in the worst slice. peak: that pixel's
+    (slice, row, column). One mean over a whole mask would drown a hole in the doubts along its
+    contours.
     """
 
     matrix: np.ndarray
     mass: np.ndarray
     sure: np.ndarray
     score: float
+    peak: tuple[int, int, int]
+    slices: int
 
     def __add__(self, other: Tally) -> Tally:
+        """Of a slab and the one that follows it."""
+        score, peak = self.score, self.peak
+        if other.score > score:
+            score, (k, row, column) = other.score, other.peak
+            peak = (self.slices + k, row, column)
         return Tally(
             self.matrix + other.matrix,
             self.mass + other.mass,
             self.sure + other.sure,
-            max(self.score, other.score),
+            *(score, peak, self.slices + other.slices),
         )
 
     @property
@@ -72,10 +80,18 @@ def tally(probabilities: np.ndarray, truth: np.ndarray) -> Tally:
         mass[index] = p.sum(dtype=np.float64)
         sure[index] = p[labels == index].sum(dtype=np.float64)
         surprise -= ((truth == index) - p) * np.log(np.maximum(p, _LEAST))
-    sigma = _RADIUS * max(1, max(truth.shape[1:]) / _SIZE)
+    sigma = radius(truth.shape)
     around = ndimage.gaussian_filter(surprise, (0, sigma, sigma), mode="constant")
+    peak = np.unravel_index(around.argmax(), around.shape) if around.size else (0, 0, 0)
     return Tally(
         metrics.confusion(truth, labels, classes),
         *(mass, sure),
-        float(around.max(initial=0)),
+        float(around[peak]) if around.size else 0.0,
+        (int(peak[0]), int(peak[1]), int(peak[2])),
+        len(truth),
     )
+
+
+def radius(shape: tuple[int, ...]) -> float:
+    """How far around a pixel the score looks: a Gaussian's sigma in pixels; shape: (K, H, W)."""
+    return _RADIUS * max(1, max(shape[1:]) / _SIZE)
