@@ -41,23 +41,28 @@ def reason(
         before = metrics.mean_dice(matrix)
         return f"{change} would raise Dice from {before:.2f} to {before + gain:.2f}"
     unit = "pixels" if len(truth) == 1 else "voxels"
-    said, off = [], matrix * (1 - np.eye(len(classes), dtype=np.int64))
+    said, told = [], -1
+    off = matrix * (1 - np.eye(len(classes), dtype=np.int64))
     piece = piece_at(truth, labels, len(classes), around)
     if piece is not None:
         pairs = metrics.confusion(truth[piece], labels[piece], len(classes))
-        of, seen = np.unravel_index(pairs.argmax(), pairs.shape)
-        hole = " (a hole?)" if of == 0 and _is_enclosed(piece, truth) else ""
-        said.append(f"{_pair(classes, of, seen)}: {piece.sum()} {unit} in one piece{hole}")
+        told = int(pairs.argmax())
+        hole = " (a hole?)" if told < len(classes) and _is_enclosed(piece, truth) else ""
+        said.append(f"{_pair(told, classes)}: {piece.sum()} {unit} in one piece{hole}")
         off = off - pairs
-    for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)]:
-        of, seen = np.unravel_index(index, off.shape)
-        if off[of, seen]:
-            said.append(f"{_pair(classes, of, seen)}: {off[of, seen]} {unit}")
+    for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)].tolist():
+        if count := off.flat[index]:
+            same = index == told
+            said.append(
+                f"{count} elsewhere" if same else f"{_pair(index, classes)}: {count} {unit}"
+            )
     return "; ".join(said)
 
 
-def _pair(classes: Sequence[SegClass], of: np.intp, seen: np.intp) -> str:
-    return f"{classes[int(of)].name} where the model sees {classes[int(seen)].name}"
+def _pair(index: int, classes: Sequence[SegClass]) -> str:
+    """index: into a flat confusion matrix, whose rows are the mask's classes."""
+    of, seen = divmod(index, len(classes))
+    return f"{classes[of].name} where the model sees {classes[seen].name}"
 
 
 def _swap(matrix: np.ndarray, classes: Sequence[SegClass]) -> tuple[float, str]:

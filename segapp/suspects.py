@@ -271,10 +271,10 @@ def suspects_text(found: dict[str, Any]) -> Iterator[str]:
     new = [row for row in found["masks"] if row["rank"] and row["seen"] == "no"]
     seen = [row for row in found["masks"] if row["rank"] and row["seen"] == "yes"]
     yield ""
-    for rows, what in ((new, "masks the model was not trained on"), (seen, "masks it learned")):
+    for rows, judge in ((new, "a model that was not"), (seen, "a model that was")):
         if not rows:
             continue
-        yield f"{len(rows)} {what}, most suspect first:"
+        yield f"{len(rows)} masks, each judged by {judge} trained on it, most suspect first:"
         shown = rows[:_ON_SCREEN]
         width = max(len(row["case"]) for row in shown)
         yield f"{'rank':>4}  {'score':>6}  {'Dice':>4}  {'expected':>8}  {'case':<{width}}  reason"

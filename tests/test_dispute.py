@@ -40,7 +40,10 @@ def test_a_hole() -> None:
     said = "background where the model sees liver: 30 pixels in one piece (a hole?)"
     assert reason(truth, square()) == said
     truth[0, 10, 10:15] = 0
-    more = "; background where the model sees liver: 5 pixels"
+    assert reason(truth, square()) == said + "; 5 elsewhere"
+    truth[0, 5, 5] = 1
+    truth[0, 10, 10:15] = 1
+    more = "; liver where the model sees background: 1 pixels"
     assert reason(truth, square()) == said + more
 
 
@@ -97,8 +100,7 @@ def test_the_piece_at_a_place() -> None:
     assert (piece.sum(), piece[0, 20:23, 20:23].all()) == (9, True)
     said = dispute.reason(truth, square(), CLASSES, here)
     assert said == (
-        "background where the model sees liver: 9 pixels in one piece (a hole?); "
-        "background where the model sees liver: 16 pixels"
+        "background where the model sees liver: 9 pixels in one piece (a hole?); 16 elsewhere"
     )
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,12 +15,14 @@ from test_cli import run
 from test_predict import CLASSES, brightness
 
 from segapp import suspects
-from segapp.cases import list_cases
+from segapp.cases import Case, list_cases
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
 from segapp.errors import DataError, ModelFileError
 from segapp.files import sha256
+from segapp.scan import Segmentation
 from segapp.seen import hashes_of
-from segapp.suspects import assign, find_judges, review
+from segapp.suspects import assign, find_judges, judge_cases, review
+from segapp.suspicion import tally
 
 VALUES = np.array([0, 100, 255], np.uint8)  # of the masks, by class
 
@@ -205,6 +208,68 @@ def test_no_model(tmp_path: Path) -> None:
         find_judges(tmp_path)
 
 
+def test_the_worst_slice_of_a_volume(tmp_path: Path, loaded: list[str]) -> None:
+    labels = np.stack([picture().T] * 5, axis=2)  # (I, J, K)
+    mask = labels.copy()
+    mask[20:28, 20:26, 3] = 0
+    for part, array in (("images", np.array([10, 100, 200])[labels]), ("masks", VALUES[mask])):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        volume = nib.Nifti1Image(array.astype(np.uint8), np.diag([-1, -1, 3, 1]))
+        nib.save(volume, tmp_path / "data" / part / "v.nii.gz")
+    model = write_model(tmp_path / "run", info_of([]))
+    suspect = assign(list_cases(tmp_path / "data").cases, find_judges(model), {})[0]
+    pairs: list[tuple] = []
+
+    def keep(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        pairs.append(truth.shape)
+
+    def add(case: Case, slab: np.ndarray, truth: np.ndarray) -> None:
+        part = tally(slab, truth)
+        suspect.tally = suspect.tally + part if suspect.tally else part
+
+    judge_cases([suspect], add, keep)
+    assert pairs == [(48, 40, 5)]
+    assert suspect.tally is not None
+    k, row, column = suspect.tally.peak
+    assert k == 3
+    assert 20 <= row < 26
+    assert 20 <= column < 28
+    review(list_cases(tmp_path / "data"), find_judges(model), tmp_path / "out")
+    (listed,) = rows_of(tmp_path / "out")
+    assert (
+        listed["reason"] == "background where the model sees grey: 48 voxels in one piece (a hole?)"
+    )
+
+
+def test_only_the_worst_are_looked_at_for_a_shift_and_drawn(
+    data: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in (0, 2):
+        moved = np.roll(picture(), (3 + n, 2), (0, 1))
+        Image.fromarray(VALUES[moved]).save(data / f"masks/case{n}.png")
+    monkeypatch.setattr(suspects, "MOST", 2)
+    model = write_model(tmp_path / "run", info_of([]))
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        suspects, "write_pairs", lambda heading, shown, *_: drawn.extend(s.title for s in shown)
+    )
+    review(list_cases(data), find_judges(model), tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert {r["case"] for r in rows[:2]} == {"case0", "case2"}
+    assert all(r["reason"].startswith("shifted? moving the mask 2 left") for r in rows[:2])
+    assert drawn == [f"{n}  {r['case']}" for n, r in enumerate(rows[:2], 1)]
+
+
+def test_no_case_at_all(tmp_path: Path, loaded: list[str]) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    Image.fromarray(picture()).save(tmp_path / "data/images/alone.png")
+    model = write_model(tmp_path / "run", info_of([]))
+    found = review(list_cases(tmp_path / "data"), find_judges(model), tmp_path / "out")
+    assert (found["n"], found["masks"]) == (0, [])
+    assert (tmp_path / "out" / "suspects.png").is_file()
+
+
 # The command
 
 
@@ -214,7 +279,7 @@ def test_the_command(data: Path, tmp_path: Path, loaded: list[str]) -> None:
     result = run("check", data, "--model", model, "--out", out)
     assert result.code == plain.code, "review never changes the exit code"
     assert f"pictures: {out / 'sheet.png'}" in result.out
-    assert "5 masks the model was not trained on, most suspect first:" in result.out
+    assert "5 masks, each judged by a model that was not trained on it, most suspect" in result.out
     assert "\n   1   " in result.out
     assert f"pictures: {out / 'suspects.png'}   all masks: {out / 'suspects.csv'}" in result.out
     assert "suspects" not in plain.out

@@ -68,7 +68,7 @@ def write_pairs(
     height = HEADER + 2 * MARGIN + rows * (SIDE + _CAPTION + GAP) - GAP
     entries = [(c.name, c.colour) for c in classes] + [
         ("they differ", _OUTLINE),
-        ("most suspect", _FRAME),
+        ("the most suspect place", _FRAME),
     ]
     heading += " (left the mask, right the model's result)"
     page, draw = headed_page(width, height, heading, entries)
