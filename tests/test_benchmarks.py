@@ -148,7 +148,7 @@ def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
     words = ("label_review.py", str(tmp_path / "run"), str(tmp_path / "data"))
     text = call(*words, "--draws", "3")
     assert text == call(*words, "--draws", "3"), "draws are seeded"
-    assert text.startswith("3 draws of 2 spoilt masks in 40; share of them among the first 4:")
+    assert text.startswith("3 draws of 2 spoilt masks in 44; share of them among the first 4:")
     rows = cells(text)
     assert [row[0] for row in rows if not row[0].startswith("…")] == [
         *("shifted", "classes swapped", "a hole", "all"),
