@@ -192,7 +192,10 @@ def _describe(
     assert suspect.tally is not None
     k, *peak = suspect.tally.peak
     reach = round(2 * radius(true.shape))
-    rows, columns = (slice(max(0, n - reach), n + reach + 1) for n in peak)
+    rows, columns = (
+        slice(max(0, n - reach), min(n + reach + 1, size))
+        for n, size in zip(peak, true.shape[1:], strict=True)
+    )
     around = (slice(k, k + 1), rows, columns)
     suspect.reason = reason(true, labels, classes, around, look_for_shift=is_shown)
     if is_shown:
