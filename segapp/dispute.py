@@ -12,7 +12,7 @@ from segapp import metrics
 from segapp.scan import SegClass
 
 _SQUARE = np.ones((1, 3, 3), bool)  # within a slice: slices may be thick
-_GAIN = 0.05  # of Dice, that a shift or a swap must bring to be named
+_GAIN = 0.1  # of Dice, that a shift or a swap must bring to be named
 _ENCLOSED = 0.8  # of a piece's neighbours, that are foreground around a hole
 _SLICES = 8  # that a shift is looked for in
 
