@@ -46,10 +46,10 @@ def evaluate_cases(
     """Segment each case on its own grid and compare it with its mask.
 
     A case that can't be read, or whose mask has a value outside the model's classes, is recorded
-    with its error; the others go on. on_segmentation gets each result and the true indices, case
-    after case; on_slab the probabilities (n, classes, H, W) of some slices and their true indices
-    (n, H, W), from several threads. tolerance: compare surfaces too, which takes time; in mm, or
-    pixels where the spacing is unknown.
+    with its error; the others go on. on_segmentation gets each result and the true indices;
+    on_slab each slab's probabilities (n, classes, H, W) and true indices (n, H, W), from whichever
+    thread computed it, also of a case that fails later. tolerance: compare surfaces too, which
+    takes time; in mm, or pixels where the spacing is unknown.
     """
 
     def measure(case: Case) -> _Measured:
