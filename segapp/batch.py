@@ -86,6 +86,11 @@ def predict_entry(
         mean_confidence=mean_confidence(segmentation),
         sizes=class_sizes(segmentation),
     )
+    if judged := segmentation.assessment:
+        outcome.estimated_dice, outcome.unlikeness = judged.estimated_dice, judged.unlikeness
+        outcome.range_coverage = judged.promised or None
+        if judged.review:
+            outcome.status, outcome.reason = "review", "; ".join(judged.review)
     outcome.seconds = time.perf_counter() - began
     return segmentation, outcome
 
@@ -127,7 +132,8 @@ def predict_batch(
     engine = predictor.engine
     threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
     threads = threads if engine.calls_at_once > 1 else 1
-    with OutcomeTable(table_path, predictor.classes, earlier) as table:
+    judged = bool(predictor.info and predictor.info.quality)
+    with OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
         try:
             # volumes go one by one, each through all that the engine computes at once
             for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
@@ -251,13 +257,16 @@ def mean_confidence(segmentation: Segmentation) -> float | None:
 
 
 def class_sizes(segmentation: Segmentation) -> dict[str, float]:
-    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known."""
+    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known; the
+    same with _low and _high for the range that its true size is in, where that is known."""
+    ends = zip(segmentation.classes, segmentation.ranges(), strict=True)
     sizes: dict[str, float] = {
         f"{name}_voxels": count for name, count in segmentation.voxel_counts().items()
     }
-    if segmentation.scan.affine is not None:
-        volume = segmentation.scan.shape[2] > 1
-        unit = "ml" if volume else "mm2"
-        measured = segmentation.volumes_ml() if volume else segmentation.areas_mm2()
-        sizes |= {f"{name}_{unit}": value for name, value in measured.items()}
+    for c, known in ends:
+        if known:
+            sizes |= {f"{c.name}_voxels_low": known[0], f"{c.name}_voxels_high": known[1]}
+    voxel, unit = segmentation.scan.voxel_size()
+    if unit != "voxels":
+        sizes |= {name.replace("_voxels", f"_{unit}"): n * voxel for name, n in sizes.items()}
     return sizes

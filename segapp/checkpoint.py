@@ -19,6 +19,7 @@ from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 from segapp.likeness import TrainingRange
 from segapp.preprocess import Flip, Preprocessing
+from segapp.quality import Quality
 from segapp.scan import SegClass
 
 MODEL_NAME = "model.safetensors"
@@ -86,6 +87,7 @@ class ModelInfo(BaseModel):
     data: DataRecord
     training: TrainingRange | None = None  # None: not recorded
     temperature: float = Field(default=1.0, gt=0)
+    quality: Quality | None = None  # None: results are not judged
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=lambda: current_versions())
     licence_notes: str = (

@@ -14,6 +14,7 @@ import typer
 
 from segapp.cli_models import (
     Data,
+    Device,
     Json,
     command_line,
     evaluate,
@@ -156,17 +157,35 @@ def compare(
 def check(
     data: Data,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Else runs/check-DATA.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also rank the masks by how suspect this model finds them. Best a run with "
+            "train.folds, where each mask is judged by a fold that was not trained on it.",
+        ),
+    ] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Look for everything that is wrong with a data set, before training on it.
 
     Lists missing, damaged, flipped and odd files, leaks between splits, rare classes, and what
     training would need. DIR gets findings.csv, report.json, sheet.png. Exit code 2: errors found.
+
+    With --model, masks that a trained model contradicts come first in suspects.csv, each with what
+    is different: shifted, classes swapped, a hole. suspects.png shows the worst beside the model's
+    result. Which of the two is wrong is for you to see; the exit code does not depend on it.
     """
     start_logging()
+    out = out or Path("runs") / f"check-{data.resolve().name}"
+    if model:
+        from segapp.suspects import check_with_model
+
+        raise typer.Exit(check_with_model(data, model, out, as_json, typer.echo, device))
     from segapp.doctor import report_on
 
-    lines, code = report_on(data, out or Path("runs") / f"check-{data.resolve().name}", as_json)
+    lines, code = report_on(data, out, as_json)
     typer.echo("\n".join(lines))
     raise typer.Exit(code)
 

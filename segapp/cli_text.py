@@ -18,6 +18,7 @@ from segapp.progress import batch_bar, log
 
 _PER_PIXEL = 500  # bytes that the default network takes for each pixel of a slice
 _LEAST_FREE = 60e6
+_DOUBTED = 5  # scans to review that are named on the screen
 
 
 def predict_all(
@@ -39,11 +40,11 @@ def predict_all(
     if max_memory_mb:
         bound_memory(max_memory_mb, predictor.engine, info.preprocessing.channel_files)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
-    failed = 0
+    failed = doubted = 0
     with batch_bar(len(entries)) as step:
 
         def report(outcome: Any) -> None:
-            nonlocal failed
+            nonlocal failed, doubted
             for warning in outcome.warnings:
                 repeated[warning] += 1
                 if repeated[warning] == 1:
@@ -51,13 +52,19 @@ def predict_all(
             if outcome.status == "failed":
                 failed += 1
                 log.error("%s: %s", outcome.file, outcome.reason)
+            elif outcome.status == "review":
+                doubted += 1
+                if doubted <= _DOUBTED:
+                    log.warning("%s: review: %s", outcome.file, outcome.reason)
             step(failed)
 
         counts = predict_batch(predictor, entries, out, on_outcome=report, **options)
     for warning, count in repeated.items():
         if count > 1:
             log.warning("%d more scans: %s", count - 1, warning)
-    return {status: counts[status] for status in ("ok", "failed", "skipped")}
+    if doubted > _DOUBTED:
+        log.warning("%d more scans to review, see predictions.csv", doubted - _DOUBTED)
+    return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
 
 
 def bound_memory(most_mb: float, engine: Engine, channel_files: int) -> None:
@@ -98,11 +105,39 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "starting weights": record.starting_weights,
         "data": f"{record.data.root} ({split_sizes} cases)",
         "training scans": record.training or "not recorded",
+        "judges results": _judging_text(record),
         "created": record.created,
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,
     }
     return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
+
+
+def _judging_text(record: ModelInfo) -> str:
+    """By what the model judges its results."""
+    quality = record.quality
+    if quality is None:
+        return "no; it was trained before models did, or not to its end"
+    guessed = "" if quality.patients_declared else " (guessed)"
+    said = f"by {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    said += f"; temperature {record.temperature:.2f}"
+    if quality.least_dice is not None:
+        said += f"; review below an estimated Dice of {quality.least_dice:.2f}"
+    return said
+
+
+def verification_text(found: dict[str, Any]) -> str:
+    """What info --verify found, a line each."""
+    said = "verified" if found["verified"] else "NOT VERIFIED"
+    now = f"now {_cell(found['now'])} on {found['n']} cases"
+    lines = [
+        f"val mIoU: {found['recorded']:.4f} recorded, {now}",
+        f"{said}: differs by {_cell(found['difference'])}, {found['tolerance']:g} are allowed",
+    ]
+    for key, what in (("n_missing", "no longer there"), ("n_failed", "can't be read")):
+        if found[key]:
+            lines.append(f"{found[key]} of the validated cases: {what}")
+    return "\n".join(lines)
 
 
 def shares(text: str) -> list[float]:
@@ -175,9 +210,39 @@ def evaluation_table(result: dict[str, Any]) -> str:
     lines += ["HD95 and NSD are means over cases, in which a class that is missed (not found where"]
     lines += ["it is) or invented (found where it is not) counts as the image's diagonal and as 0."]
     lines += ["mean: IoU over all classes, background included; Dice over the foreground."]
+    if "calibration" in result:
+        lines += ["", *_judgement_lines(result)]
     if "against" in result:
         lines += ["", *_against_lines(result["against"])]
     return "\n".join(lines)
+
+
+def _judgement_lines(result: dict[str, Any]) -> list[str]:
+    """How well the model judged its results."""
+    c, lines = result["calibration"], []
+    if c["ece"] is not None:
+        lines.append(
+            f"Calibration error over foreground and boundary: {c['ece']:.4f}; "
+            f"{c['ece_unscaled']:.4f} before scaling by the temperature {c['temperature']:.2f}."
+        )
+    if gate := result.get("gate"):
+        lines.append(f"Marked for review: {gate['n_review']} of {gate['n']} cases.")
+        if gate["spearman"] is not None:
+            said = f"rank correlation {gate['spearman']:.2f} over {gate['n_estimated']} cases"
+            lines.append(f"Estimated with true Dice: {said}.")
+    ranges = {n: v["size_interval"] for n, v in result["classes"].items() if "size_interval" in v}
+    sizes = [f"{name} {r['covered']} of {r['n']}" for name, r in ranges.items() if "n" in r]
+    if sizes:
+        first = next(r for r in ranges.values() if "n" in r)
+        lines.append(f"True sizes within their ranges: {', '.join(sizes)}; promised for")
+        few = ", too few for 90 %" if first["promised"] < 0.9 else ""
+        lines.append(
+            f"{first['promised']:.0%} of new patients' scans by {first['cases']} validation cases "
+            f"of {first['patients']} patients{few}."
+        )
+    elif ranges:
+        lines.append(f"No ranges of sizes: {next(iter(ranges.values()))['why_not']}.")
+    return lines
 
 
 def _against_lines(other: dict[str, Any]) -> list[str]:

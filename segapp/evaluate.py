@@ -23,6 +23,7 @@ from segapp.errors import ConfigError, DataError, OutputError, ScanError
 from segapp.figures import PER_CASE, CaseResult, Evaluation, comparison, full_summary, number
 from segapp.files import require_writable, write_table, write_text
 from segapp.formats.listing import is_small
+from segapp.judgement import Calibration, gate_figures, size_coverage
 from segapp.predict import Predictor
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
@@ -42,19 +43,21 @@ def evaluate_cases(
     merged: tuple[int, ...] = (),
     read: Callable[[Case], tuple[Scan, Scan]] = read_case,
     on_segmentation: Callable[[Case, Segmentation, np.ndarray], None] = lambda *_: None,
+    on_slab: Callable[[Case, np.ndarray, np.ndarray], None] = lambda *_: None,
     tolerance: float | None = None,
 ) -> Evaluation:
     """Segment each case on its own grid and compare it with its mask.
 
     A case that can't be read, or whose mask has a value outside the model's classes, is recorded
-    with its error; the others go on. on_segmentation gets each result and the true indices.
-    tolerance: compare surfaces too, which takes time; in mm, or pixels where the spacing is
-    unknown.
+    with its error; the others go on. on_segmentation gets each result and the true indices;
+    on_slab each slab's probabilities (n, classes, H, W) and true indices (n, H, W), from whichever
+    thread computed it, also of a case that fails later. tolerance: compare surfaces too, which
+    takes time; in mm, or pixels where the spacing is unknown.
     """
 
     def measure(case: Case) -> _Measured:
         try:
-            measured = _measure(predictor, case, *read(case), ignore, merged)
+            measured = _measure(predictor, case, *read(case), ignore, merged, on_slab)
             if tolerance is not None:
                 _add_surfaces(measured, tolerance)
             return measured
@@ -92,6 +95,7 @@ def _measure(
     mask: Scan,
     ignore: int | None,
     merged: tuple[int, ...],
+    on_slab: Callable[[Case, np.ndarray, np.ndarray], None],
 ) -> _Measured:
     classes = predictor.classes
     truth = labels_to_indices(mask.voxels, classes, ignore, merged)  # (1, I, J, K)
@@ -100,13 +104,23 @@ def _measure(
     likelihoods: list[tuple[float, int]] = []
 
     def add(stop: int, _: int, slab: np.ndarray) -> None:
-        likelihoods.append(_negative_log_likelihood(slab, in_slices[stop - len(slab) : stop]))
+        true = in_slices[stop - len(slab) : stop]
+        likelihoods.append(_negative_log_likelihood(slab, true))
+        on_slab(case, slab, true)
 
     segmentation = predictor(scan, on_slab=add)
     matrix = metrics.confusion(truth[0], segmentation.labels, len(classes))
     voxel, unit = scan.voxel_size()
     return _Measured(
-        CaseResult(case, matrix, warnings=segmentation.warnings, voxel=voxel, size_unit=unit),
+        CaseResult(
+            case,
+            matrix,
+            warnings=segmentation.warnings,
+            voxel=voxel,
+            size_unit=unit,
+            soft=segmentation.soft,
+            assessment=segmentation.assessment,
+        ),
         sum(nll for nll, _ in likelihoods),
         sum(counted for _, counted in likelihoods),
         segmentation,
@@ -148,20 +162,31 @@ def write_evaluation(evaluation: Evaluation, split: str, out: Path, **more: Any)
     names = [c.name for c in evaluation.classes]
     columns = ["case", "patient", "split", "status", "reason", "miou", "dice"]
     columns += [f"{key}_{name}" for key in PER_CASE for name in names]
-    columns += ["distance_unit", "size_unit", "warnings"]
+    columns += ["distance_unit", "size_unit", "warnings", "estimated_dice", "unlikeness"]
+    columns += [f"size_{end}_{name}" for end in ("low", "high") for name in names]
     rows = []
     for r in evaluation.cases:
         row: dict[str, Any] = {"case": r.case.name, "patient": r.case.patient}
-        row |= {"split": r.case.split, "status": "failed" if r.error else "ok"}
-        row |= {"reason": r.error, "warnings": "; ".join(r.warnings)}
+        status = "failed" if r.error else "review" if r.review else "ok"
+        row |= {"split": r.case.split, "status": status, "warnings": "; ".join(r.warnings)}
+        row |= {"reason": r.error or "; ".join(r.review)}
         if not r.error:
             row["miou"] = number(metrics.mean_iou(r.matrix))
             row["dice"] = number(metrics.mean_dice(r.matrix))
             for key, values in zip(PER_CASE, r.figures(), strict=True):
                 row |= {f"{key}_{name}": number(v) for name, v in zip(names, values, strict=True)}
             row |= {"distance_unit": r.distance_unit, "size_unit": r.size_unit}
+            for key, judged in (("estimated_dice", r.estimated_dice), ("unlikeness", r.unlikeness)):
+                row[key] = None if judged is None else number(judged)
+            for name, ends in zip(names, r.ranges(), strict=True):
+                if ends:
+                    row |= {f"size_low_{name}": ends[0], f"size_high_{name}": ends[1]}
         rows.append(row)
     result = {**full_summary(evaluation, split), **more}
+    if evaluation.quality:
+        for k, name in enumerate(names):
+            found = size_coverage(evaluation.quality, evaluation.done(), k)
+            result["classes"][name]["size_interval"] = found
     write_table(out / "cases.csv", columns, rows)
     write_text(out / "summary.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -199,10 +224,16 @@ def evaluate_model(
     cases, split = cases_to_measure(dataset, info, split, hashes)
     material = Material(model, data, command)
     read = noting(read_case, material.facts)
-    result = _evaluate(predictor, info, cases, "evaluating", tolerance, read)
+    calibration = Calibration(info.temperature)
+    result = _evaluate(
+        *(predictor, info, cases, "evaluating", tolerance), read=read, on_slab=calibration.add
+    )
     more: dict[str, Any] = {"n_seen_in_training": count_seen(cases, info, hashes)}
+    more["calibration"] = calibration.figures()
+    if info.quality:
+        more["gate"] = gate_figures(result)
     if other:
-        theirs = _evaluate(*other, cases, "evaluating the other", None, read_case)
+        theirs = _evaluate(*other, cases, "evaluating the other")
         seen = count_seen(cases, other[1], hashes, "the other")
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
@@ -236,13 +267,14 @@ def _evaluate(
     info: ModelInfo,
     cases: tuple[Case, ...],
     what: str,
-    tolerance: float | None,
-    read: Callable[[Case], tuple[Scan, Scan]],
+    tolerance: float | None = None,
+    **hooks: Any,
 ) -> Evaluation:
     cases_with_bar = track(cases, what)
     result = evaluate_cases(
-        *(predictor, cases_with_bar, info.ignore, info.merged, read), tolerance=tolerance
+        *(predictor, cases_with_bar, info.ignore, info.merged), tolerance=tolerance, **hooks
     )
+    result.quality = info.quality
     for r in result.failed():
         log.error("%s", r.error)
     return result

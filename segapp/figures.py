@@ -12,7 +12,8 @@ from segapp import metrics
 from segapp.boundary import Boundary
 from segapp.cases import Case
 from segapp.intervals import LEAST_PATIENTS, intervals, paired
-from segapp.scan import SegClass
+from segapp.quality import Quality
+from segapp.scan import Assessment, SegClass
 
 SPLIT_WIDE = ("miou", "dice", "mean_case_miou", "mean_case_dice")
 PER_CASE = ("iou", "dice", "sensitivity", "precision", "hd95", "msd", "nsd", "difference")
@@ -23,7 +24,8 @@ class CaseResult:
     """One case: its confusion (truth rows, prediction columns), or why it has none.
 
     boundary: of each class, () where it was not asked for. distance_unit: mm, or px where the
-    spacing is unknown. voxel: size of one, in size_unit (ml, mm2 or voxels).
+    spacing is unknown. voxel: size of one, in size_unit (ml, mm2 or voxels). soft, assessment: see
+    Segmentation.
     """
 
     case: Case
@@ -34,6 +36,26 @@ class CaseResult:
     distance_unit: str = "px"
     voxel: float = 1.0
     size_unit: str = "voxels"
+    soft: np.ndarray | None = None
+    assessment: Assessment | None = None
+
+    @property
+    def estimated_dice(self) -> float | None:
+        return self.assessment.estimated_dice if self.assessment else None
+
+    @property
+    def unlikeness(self) -> float | None:
+        return self.assessment.unlikeness if self.assessment else None
+
+    @property
+    def review(self) -> tuple[str, ...]:
+        """Why somebody should look at the result."""
+        return self.assessment.review if self.assessment else ()
+
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """For each class where its true size lies, in size_unit; None where nothing is known."""
+        known = self.assessment.ranges if self.assessment else (None,) * len(self.matrix)
+        return tuple(ends and (ends[0] * self.voxel, ends[1] * self.voxel) for ends in known)
 
     def figures(self) -> np.ndarray:
         """(len(PER_CASE), classes); NaN where a figure says nothing: where neither mask nor
@@ -62,6 +84,7 @@ class Evaluation:
     nll: float = 0.0
     counted: int = 0
     tolerance: float | None = None  # of nsd, in mm or pixels; None: no surfaces were compared
+    quality: Quality | None = None  # what the results were judged by
 
     @property
     def matrix(self) -> np.ndarray:

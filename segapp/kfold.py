@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from segapp.checkpoint import MODEL_NAME, read_info, read_weights, save_model
+from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info, read_weights, save_model
 from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
 from segapp.plan import Plan, record_of, withdraw_run
+from segapp.quality import JUDGED_NAME, Quality, fit_quality, read_judged
 from segapp.report.run import write_folds_page
 from segapp.selection import split_fold
 
@@ -97,6 +98,9 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
             "settings": _settings_of_all(first.settings, plan),
             "metrics": figures["val"],
             "data": plan.record,
+            # averaging softens as a temperature does, and nothing is left to fit one to
+            "temperature": 1.0,
+            "quality": _quality(runs, first),
         }
     )
     save_model(plan.out / MODEL_NAME, weights, info)
@@ -107,6 +111,16 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
         "cross-validation over %d folds: val mIoU %.4f ± %.4f; the model is their ensemble",
         *(len(runs), val["miou"], val["miou_sd"]),
     )
+
+
+def _quality(runs: list[Path], first: ModelInfo) -> Quality | None:
+    """From every fold's validation cases, each judged by the model that did not learn from it. All
+    folds together have seen the same slices, so the first one's novelty is that of all."""
+    if first.quality is None:
+        return None
+    judged = [case for run in runs for case in read_judged(run / JUDGED_NAME)]
+    declared = first.quality.patients_declared
+    return fit_quality(judged, len(first.classes), first.quality.novelty, declared)
 
 
 def _settings_of_all(of_fold: dict[str, Any], plan: Plan) -> dict[str, Any]:

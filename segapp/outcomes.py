@@ -13,18 +13,26 @@ from segapp.scan import SegClass
 
 @dataclass
 class Outcome:
-    """One line of predictions.csv. `sizes` holds voxels and, where known, ml or mm² by column."""
+    """One line of predictions.csv.
+
+    status: ok, or review where the model itself doubts the result, for the reason given; failed or
+    skipped. sizes: voxels and, where known, ml or mm² by column, each class's range among them.
+    """
 
     file: Path
     output: Path | None = None
-    status: str = "ok"  # ok | failed | skipped
+    status: str = "ok"
     reason: str = ""
     seconds: float = 0.0
     mean_confidence: float | None = None
     warnings: tuple[str, ...] = ()
     sizes: dict[str, float] = field(default_factory=dict)
+    estimated_dice: float | None = None
+    unlikeness: float | None = None
+    range_coverage: float | None = None  # share of scans whose true sizes are within the ranges
 
 
+_JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
 _OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
 
 
@@ -41,14 +49,23 @@ class OutcomeTable:
     """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
 
     def __init__(
-        self, path: Path, classes: tuple[SegClass, ...], earlier: dict[str, dict[str, str]]
+        self,
+        path: Path,
+        classes: tuple[SegClass, ...],
+        earlier: dict[str, dict[str, str]],
+        judged: bool = False,
     ):
+        """judged: whether the model judges its results."""
         self.path = path
         self.earlier = earlier  # output → its line; a skipped scan keeps its figures
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
         self.columns += ["warnings"]
         for unit in ("voxels", "ml", "mm2"):
             self.columns += [f"{c.name}_{unit}" for c in classes]
+        if judged:
+            self.columns += [*_JUDGED]
+            sizes = [f"{c.name}_{unit}" for unit in ("voxels", "ml", "mm2") for c in classes]
+            self.columns += [f"{size}_{end}" for size in sizes for end in ("low", "high")]
 
     def __enter__(self) -> OutcomeTable:
         try:
@@ -75,6 +92,9 @@ class OutcomeTable:
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
             "warnings": "; ".join(outcome.warnings),
         }
+        for column in _JUDGED:
+            if (judged := getattr(outcome, column)) is not None:
+                row[column] = f"{judged:.4g}"
         if outcome.status == "skipped":
             before = self.earlier.get(str(outcome.output), {})
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}

@@ -7,6 +7,7 @@ import time
 
 VALIDATION_SHARE = 0.1  # of a budget's time may go into validation
 CLOSING_S = 2.0  # kept free at a budget's end for writing the model
+CLOSING_PASSES = 3  # over the validation cases: the last one's score, the temperature, the judging
 _SETTLING_STEPS = 3  # the first steps also choose kernels and grow the heap
 
 
@@ -30,7 +31,7 @@ class Pace:
 
     total_steps counts without a budget. With one, a step costs its own time and its share of the
     validation that ends an epoch, at most a tenth more (validations that cost more are left out),
-    and the last validation and the writing are kept free.
+    and the last validations and the writing are kept free.
     """
 
     def __init__(self, clock: Clock, steps_per_epoch: int, total_steps: int):
@@ -60,7 +61,7 @@ class Pace:
         left = self.clock.left()
         if left is None:
             return self._total - step + 1
-        left -= validation_seconds + CLOSING_S
+        left -= CLOSING_PASSES * validation_seconds + CLOSING_S
         if self.step_seconds is None:
             return math.inf if left > 0 else 1
         return 1 + max(0.0, left) / self._seconds_each(validation_seconds)

@@ -14,9 +14,11 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice, load_engine, slices_at_once
 from segapp.errors import ScanError
 from segapp.likeness import unlike
+from segapp.novelty import scan_features
 from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices
+from segapp.quality import assess
 from segapp.resample import padded_size
-from segapp.scan import Scan, SegClass, Segmentation
+from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.tiles import in_tiles
 
 
@@ -107,12 +109,14 @@ class Predictor:
         total, _, height, width = prepared.slices.shape
         labels = np.empty((total, 1, height, width), np.uint8)
         confidence = np.empty((total, 1, height, width), np.float16)
+        soft = np.zeros((3, len(self.classes)))
         for start, slab in self.probabilities(prepared):
             stop = start + len(slab)
             labels[start:stop, 0], best = most_probable(slab)
             if not np.isfinite(best).all():
                 raise ScanError(scan.source, "the network's result is not finite (an overflow?)")
             confidence[start:stop, 0] = best
+            soft += soft_counts(slab, labels[start:stop, 0], best)
             on_slab(stop, total, slab)
         back = (scan.affine, prepared.axis)
         return Segmentation(
@@ -121,7 +125,32 @@ class Predictor:
             classes=self.classes,
             confidence=from_slices(confidence, *back)[0],
             warnings=(*scan.warnings, *prepared.warnings, *unusual),
+            soft=soft,
+            assessment=self._assess(prepared, soft),
         )
+
+    def _assess(self, prepared: Prepared, soft: np.ndarray) -> Assessment | None:
+        quality = self.info.quality if self.info else None
+        if quality is None:
+            return None
+        return assess(quality, soft, scan_features(prepared) if quality.novelty else None)
+
+
+def soft_counts(slab: np.ndarray, labels: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """(3, classes) sums over the pixels of a slab: of chosen ones, of probabilities, and of
+    probabilities where the class was chosen. slab: (n, classes, H, W); labels, best: (n, H, W)."""
+    counts = np.zeros((3, slab.shape[1]))
+    for k in range(slab.shape[1]):
+        chosen = labels == k
+        counts[0, k] = np.count_nonzero(chosen)
+        counts[1, k] = _sum(slab[:, k])
+        counts[2, k] = _sum(best * chosen) if counts[0, k] else 0.0
+    return counts
+
+
+def _sum(values: np.ndarray) -> float:
+    """Of (n, H, W): rows in float32, which is exact enough and four times as fast, then float64."""
+    return float(values.sum(axis=-1).sum(dtype=np.float64))
 
 
 def most_probable(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

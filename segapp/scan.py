@@ -78,6 +78,24 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Assessment:
+    """What a model thinks of its own result.
+
+    estimated_dice: of the foreground; None where nothing was found. unlikeness: to the training
+    scans; above 1 is unusual, None where the model knows nothing of them. review: why somebody
+    should look at the result; () where nothing speaks against it. ranges: for each class where its
+    true number of voxels lies (lowest, highest), None where nothing can be promised; promised: the
+    share of new patients' scans for which that holds, 0 for none.
+    """
+
+    estimated_dice: float | None
+    unlikeness: float | None
+    review: tuple[str, ...]
+    ranges: tuple[tuple[float, float] | None, ...]
+    promised: float = 0.0
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """Labels on exactly the grid of `scan`.
 
@@ -85,6 +103,8 @@ class Segmentation:
     np.ascontiguousarray lays out anew for who needs that.
     confidence: (I, J, K) float16, the probability of the chosen class; None where not kept.
     warnings: the scan's own and those of the prediction.
+    soft: (3, classes) voxels chosen, those that the probabilities make expect, and those of them
+    where the class was chosen; assessment: what the model thinks of it. None where not kept.
     """
 
     labels: np.ndarray
@@ -92,6 +112,8 @@ class Segmentation:
     classes: tuple[SegClass, ...]
     confidence: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    soft: np.ndarray | None = None
+    assessment: Assessment | None = None
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.scan.shape:
@@ -107,6 +129,10 @@ class Segmentation:
         for (plane,) in planes(self.labels):  # bincount makes int64 of what it counts
             counts += np.bincount(plane.ravel("K"), minlength=len(self.classes))
         return {c.name: int(n) for c, n in zip(self.classes, counts, strict=True)}
+
+    def ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """For each class where its true number of voxels lies; None where nothing is known."""
+        return self.assessment.ranges if self.assessment else (None,) * len(self.classes)
 
     def volumes_ml(self) -> dict[str, float]:
         """Volume of each class in ml. Raises DataError where the spacing is unknown or K is 1."""

@@ -10,11 +10,13 @@ import time
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
-from segapp.checkpoint import MODEL_NAME, ModelInfo, read_weights, save_model
+from segapp.checkpoint import MODEL_NAME, read_weights, save_model
+from segapp.closing import model_info, write_results
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
@@ -34,7 +36,6 @@ from segapp.progress import clock_text, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.timeline import Timeline
 from segapp.report.training import write_augmentations
-from segapp.results import write_results
 from segapp.resume import State
 from segapp.settings import Settings
 from segapp.step import make_accelerator, peak_memory_mb, training_step
@@ -135,8 +136,7 @@ def fit(parts: Parts, started: float) -> None:
         state.done, state.elapsed = schedule.done, clock.elapsed()
         state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
         if best:
-            weights = {name: tensor.numpy() for name, tensor in best.items()}
-            save_model(out / MODEL_NAME, weights, _model_info(parts, state))
+            save_model(out / MODEL_NAME, _arrays(best), model_info(parts, state))
         resume.save_state(out / "last", network, optimizer, state, average)
 
     stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
@@ -218,7 +218,11 @@ def fit(parts: Parts, started: float) -> None:
             state.step,
         )
     judged.load_state_dict(best)
-    write_results(state, _model_info(parts, state), validation, timeline, plan, clock)
+    write_results(parts, state, _arrays(best), predictor, validation, timeline, clock)
+
+
+def _arrays(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in weights.items()}
 
 
 def _micro_batches(batches: Batches, s: Settings, step: int) -> tuple[list[Mixed], list[int]]:
@@ -269,21 +273,3 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
             result = range_test(step)
     write_range_test(result, out)
     return result.suggestion, out / "learning_rates.png"
-
-
-def _model_info(parts: Parts, state: State) -> ModelInfo:
-    plan = parts.plan
-    return ModelInfo(
-        architecture=parts.architecture,
-        pruned=parts.pruned,
-        preprocessing=plan.preprocessing,
-        classes=plan.classes,
-        ignore=plan.ignore,
-        merged=plan.merged,
-        flips=plan.flips,
-        settings=plan.settings.model_dump(mode="json"),
-        metrics={"epoch": state.best_epoch, **state.best_metrics},
-        starting_weights=state.starting_weights,
-        data=plan.record,
-        training=plan.training,
-    )

@@ -12,7 +12,7 @@ from segapp.cases import Case
 from segapp.check import read_case
 from segapp.evaluate import evaluate_cases
 from segapp.figures import Evaluation
-from segapp.pace import CLOSING_S, VALIDATION_SHARE, Clock
+from segapp.pace import CLOSING_PASSES, CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, ordering, scan_axis
@@ -20,7 +20,7 @@ from segapp.scan import Scan
 
 log = logging.getLogger("segapp")
 
-_MOST = 0.05  # of a budget that one validation may take
+_MOST = 0.03  # of a budget that one validation may take
 _TRIED = 8  # slices of a volume whose prediction is timed
 _KEPT_BYTES = 1 << 29  # scans kept in memory between epochs
 
@@ -38,11 +38,11 @@ class Validation:
         self.seconds = 0.0  # of one run over all cases
 
     def fit_into(self, budget_seconds: float) -> None:
-        """Guess `seconds`, before any step is planned; where that is more than a twentieth of the
+        """Guess `seconds`, before any step is planned; where that is more than 3 % of the
         budget, from then on take every n-th slice of volumes, or every n-th single image."""
         slices = 1
         for case in self.cases[:2]:  # the first also warms up
-            scan, _ = self._read(case)
+            scan, _ = self.read(case)
             along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
             slices = scan.shape[along]
             few = every_nth(scan, along, math.ceil(slices / _TRIED))
@@ -68,13 +68,13 @@ class Validation:
         if left is None or self._last_end is None:
             return True
         is_short = self.seconds <= VALIDATION_SHARE * (clock.elapsed() - self._last_end)
-        return is_short and left > 2 * self.seconds + CLOSING_S
+        return is_short and left > (CLOSING_PASSES + 1) * self.seconds + CLOSING_S
 
     def run(self, clock: Clock, **kwargs: Any) -> Evaluation:
         began = clock.elapsed()
         result = evaluate_cases(
             *(self._predictor, self.cases, self._ignore, self._merged),
-            read=self._read,
+            read=self.read,
             **kwargs,
         )
         for failed in result.failed():
@@ -83,7 +83,7 @@ class Validation:
         self.seconds = self._last_end - began
         return result
 
-    def _read(self, case: Case) -> tuple[Scan, Scan]:
+    def read(self, case: Case) -> tuple[Scan, Scan]:
         if case.name in self._kept:
             return self._kept[case.name]
         scan, mask = read_case(case)

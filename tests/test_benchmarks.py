@@ -137,6 +137,27 @@ def test_smaller_networks_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
+    words = "import sys; sys.path.insert(0, 'benchmarks'); import training_memory, pathlib; "
+    words += f"training_memory.write_cases(pathlib.Path({str(tmp_path / 'data')!r}), 40, 64)"
+    subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={tmp_path / 'data'}"]
+    command += [f"train.out={tmp_path / 'run'}", "train.folds=2", "train.epochs=1"]
+    command += ["train.steps_per_epoch=60", "model.encoder_weights=none"]
+    subprocess.run(command, check=True, capture_output=True)
+    words = ("label_review.py", str(tmp_path / "run"), str(tmp_path / "data"))
+    text = call(*words, "--draws", "3")
+    assert text == call(*words, "--draws", "3"), "draws are seeded"
+    assert text.startswith("3 draws of 2 spoilt masks in 44; share of them among the first 4:")
+    rows = cells(text)
+    assert [row[0] for row in rows if not row[0].startswith("…")] == [
+        *("shifted", "classes swapped", "a hole", "all"),
+    ]
+    assert [row[1] for row in rows if not row[0].startswith("…")] == ["2", "2", "2", "6"]
+    assert all(row[3].endswith("%") for row in rows)
+
+
+@pytest.mark.slow
 def test_training_steps_are_compared() -> None:
     ours, plain = cells(call("train_speed.py", "--steps", "12"))
     assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")

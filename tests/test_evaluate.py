@@ -134,6 +134,16 @@ def test_each_segmentation_is_shown_with_its_truth(two_cases):
     assert seen[0][2][:, 0, 0].tolist() == [0, 0, 1, 0]
 
 
+def test_each_slab_is_shown_with_its_truth(two_cases):
+    seen = []
+    cases = find_cases(two_cases).cases
+    evaluate_cases(brightness(), cases, None, on_slab=lambda *args: seen.append(args))
+    assert [s[0] for s in seen] == list(cases)
+    assert seen[0][1].shape == (1, 3, 1, 4)
+    assert seen[0][1].argmax(1).tolist() == [[[0, 0, 1, 1]]]
+    assert seen[0][2].tolist() == [[[0, 0, 1, 0]]]
+
+
 def test_volumes_are_compared_on_their_own_grid(tmp_path):
     voxels = np.random.default_rng(0).choice([0, 100, 200], (5, 6, 7)).astype(np.uint8)
     mask = np.where(voxels == 200, 255, voxels).astype(np.uint8)

@@ -31,7 +31,7 @@ from segapp.report.pictures import (
 )
 from segapp.report.scans import ScanFacts, fingerprint_rows
 from segapp.report.timeline import Timeline
-from segapp.scan import Scan, Segmentation, make_classes
+from segapp.scan import Assessment, Scan, Segmentation, make_classes
 
 NAMES = ("background", "liver", "tumour")
 NONE = Boundary(np.nan, np.nan, np.nan)
@@ -59,11 +59,11 @@ def evaluation(count, names=NAMES, seed=0, marked=False, name="case{:04}"):
         path = Path(f"{n}.nii.gz")
         case = Case(name.format(n), (path,), path, f"patient{n // 3}", "test", "x")
         more = {"boundary": (NONE, *surfaces), "distance_unit": "mm"}
-        case_result = CaseResult(case, matrix, voxel=0.01, size_unit="ml", **more)
-        if marked:  # what evaluate may add to each case
-            vars(case_result).update(estimated_dice=0.6 if n == 1 else 0.9, unlikeness=0.3)
-            vars(case_result).update(review=("a low estimate",) if n == 1 else ())
-        result.cases.append(case_result)
+        if marked:
+            low = n == 1
+            why, nothing = ("a low estimate",) if low else (), (None,) * len(classes)
+            more["assessment"] = Assessment(0.6 if low else 0.9, 0.3, why, nothing)
+        result.cases.append(CaseResult(case, matrix, voxel=0.01, size_unit="ml", **more))
     return result
 
 
@@ -166,8 +166,8 @@ def test_calibration_gate_and_size_intervals(tmp_path):
 
 
 def test_little_known_of_calibration_and_gate(tmp_path):
-    calibration = {"temperature": 1.0, "ece": 0.1, "bins": []}
-    gate = {"n_review": 0, "n": 1, "spearman": None, "expected_share": None}
+    calibration = {"temperature": 1.0, "ece": None, "bins": []}
+    gate = {"n_review": 0, "n": 1, "spearman": None, "n_estimated": 0}
     page, _ = write(evaluation(1), tmp_path, calibration=calibration, gate=gate)
     assert "can't be told" in section(page, "review")
 

@@ -236,6 +236,7 @@ def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -
     maps = []
     for model in (out, *(out / f"fold{n}" for n in (1, 2, 3))):
         predictor = Predictor.load(model)
+        predictor.temperature = 1.0  # a fold's own is for the fold alone
         prepared = predictor.preprocessing.prepare(scan)
         maps.append(next(iter(predictor.probabilities(prepared)))[1])
     np.testing.assert_allclose(maps[0], np.mean(maps[1:], axis=0), atol=1e-5)

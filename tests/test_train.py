@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("model.safetensors", "last", "config.yaml", "history.csv", "metrics.json"),
-        *("curves.png", "augmentations.png", "overlays", "log.txt", "report.html"),
+        *("curves.png", "augmentations.png", "overlays", "log.txt", "judged.jsonl", "report.html"),
     }
     assert len(list((out / "overlays").glob("*.png"))) == 1  # one val case of six
     rows = history(out)

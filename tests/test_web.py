@@ -26,13 +26,14 @@ from PIL import Image
 
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
+from segapp.outcomes import Outcome
 from segapp.predict import Predictor
 from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
 from segapp.web.app import build_app, launch, serve
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
-from segapp.web.session import Session, SessionClosed, private_root
+from segapp.web.session import Result, Session, SessionClosed, private_root
 from segapp.web.view import display_size, draw, facts_html, failures_html
 
 REPO = Path(__file__).parents[1]
@@ -79,6 +80,33 @@ def request(tab: str) -> gr.Request:
 
 def quiet(*_: object, **__: object) -> None:
     pass
+
+
+def test_a_result_to_review_says_so_first(tmp_path):
+    outcome = Outcome(
+        tmp_path / "a.nii",
+        tmp_path / "o.nii",
+        status="review",
+        reason="2.1 times as unlike <the> training scans",
+        sizes={
+            **{"background_voxels": 9, "bone_voxels": 4, "bone_voxels_low": 2.5},
+            **{"bone_voxels_high": 6.0, "skin_voxels": 0},
+        },
+        estimated_dice=0.412,
+        unlikeness=2.1,
+        range_coverage=2 / 3,
+    )
+    shown = facts_html(Result("a.nii", outcome, tmp_path, shape=(2, 2, 1)), CLASSES)
+    assert shown.index("Review this result") < shown.index("<table")
+    assert "unlike &lt;the&gt; training" in shown
+    assert "2.50–6.00" in shown
+    assert "Range, pixels" in shown
+    assert "Ranges hold the true size in at least 67%" in shown
+    assert "<dt>Estimated Dice</dt><dd>0.41</dd>" in shown
+    plain = Outcome(tmp_path / "a.nii", tmp_path / "o.nii", sizes={"bone_voxels": 4})
+    shown = facts_html(Result("a.nii", plain, tmp_path, shape=(2, 2, 1)), CLASSES)
+    assert "Review" not in shown
+    assert "Range" not in shown
 
 
 def test_exactly_the_documented_endpoints_are_public(bands):

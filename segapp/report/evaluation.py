@@ -248,14 +248,14 @@ def _most_confused(evaluation: Evaluation) -> list[tuple[str, str, float, int]]:
 
 def _review_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The cases marked for review, the lowest estimate first."""
-    marked = [r for r in evaluation.done() if getattr(r, "review", ())]
+    marked = [r for r in evaluation.done() if r.review]
     rows = [
         {
             "name": r.case.name,
-            "estimate": getattr(r, "estimated_dice", None),
-            "unlikeness": getattr(r, "unlikeness", None),
+            "estimate": r.estimated_dice,
+            "unlikeness": r.unlikeness,
             "score": None if np.isnan(score(r)) else score(r),
-            "reasons": "; ".join(getattr(r, "review", ())),
+            "reasons": "; ".join(r.review),
         }
         for r in marked
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from segapp.figures import PER_CASE, CaseResult, Evaluation
-from segapp.report.page import ACCENT, INK, LINE, SECOND, SOFT, drawing, svg
+from segapp.report.page import ACCENT, INK, LINE, SECOND, SOFT, drawing, number, svg
 from segapp.report.pictures import css, score
 
 _WIDTH = 9.2  # inches, of the page's column
@@ -99,16 +99,16 @@ def reliability(calibration: dict[str, Any]) -> Markup:
         figure.legend(loc="outside upper left", ncols=2)
         counts.set(xlabel="confidence", ylabel="of pixels", ylim=(0, 1))
         counts.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-        alt = f"Reliability: expected calibration error {calibration['ece']:.4f}"
+        alt = f"Reliability: expected calibration error {number(calibration['ece'], 4)}"
         return svg(figure, "reliability", alt)
 
 
 def estimates(done: Sequence[CaseResult]) -> Markup | None:
     """Estimated against true Dice of each case; those marked for review stand out."""
     known = [
-        (estimate, score(r), bool(getattr(r, "review", ())))
+        (r.estimated_dice, score(r), bool(r.review))
         for r in done
-        if (estimate := getattr(r, "estimated_dice", None)) is not None and not np.isnan(score(r))
+        if r.estimated_dice is not None and not np.isnan(score(r))
     ]
     if not known:
         return None

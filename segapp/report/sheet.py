@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
 
 from segapp.errors import ScanError
 from segapp.finding import Finding
 from segapp.formats import read_labels, read_scan
 from segapp.layout import SPLITS, Case, Dataset
 from segapp.preprocess import scan_axis, thickest_axis, to_slices
+from segapp.report.board import (
+    EMPTY,
+    GAP,
+    HEADER,
+    INK,
+    MARGIN,
+    SIDE,
+    SOFT,
+    cut_front,
+    fitted,
+    headed_page,
+)
 from segapp.report.findings import share_text
 from segapp.report.overlay import (
     busiest_slice,
-    display_size,
     display_window,
     draw_slice,
     pixel_aspect,
@@ -28,9 +39,7 @@ from segapp.report.overlay import (
 from segapp.scan import Scan, SegClass
 
 _MOST, _WITH_PROBLEMS, _COLUMNS = 24, 18, 6
-_SIDE, _GAP, _MARGIN = 240, 14, 24  # pixels: of a picture, between pictures, around all
-_CAPTION, _HEADER = 40, 76
-_INK, _SOFT, _PAPER, _EMPTY = (30, 30, 30), (110, 110, 110), (255, 255, 255), (228, 228, 228)
+_CAPTION = 40
 _FRAMES = {"error": (200, 20, 30), "warning": (225, 150, 0), "": (205, 205, 205)}
 _OTHER = (255, 0, 255)  # a mask value of no class
 _UNPAIRED = ("mask-missing", "image-missing")
@@ -62,61 +71,34 @@ def write_sheet(
     """
     tiles = _choose(dataset, findings)
     rows = -(-len(tiles) // _COLUMNS) or 1
-    width = 2 * _MARGIN + _COLUMNS * (_SIDE + _GAP) - _GAP
-    height = _HEADER + 2 * _MARGIN + rows * (_SIDE + _CAPTION + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    width = 2 * MARGIN + _COLUMNS * (SIDE + GAP) - GAP
+    height = HEADER + 2 * MARGIN + rows * (SIDE + _CAPTION + GAP) - GAP
     counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
     heading = f"{dataset.root.name}: {len(dataset.cases)} cases"
     heading += f", {counts[0]} errors, {counts[1]} warnings"
-    draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(24))
-    entries: list[tuple[str, tuple[int, int, int], float | None]]
-    entries = [(c.name, c.colour, share) for c, share in zip(classes, shares, strict=True)]
+    entries = [
+        (c.name if share is None else f"{c.name} {share_text(share)}", c.colour)
+        for c, share in zip(classes, shares, strict=True)
+    ]
     if any(f.kind.startswith("mask-value") for f in findings):
-        entries.append(("other values", _OTHER, None))
-    _legend(draw, entries, width)
+        entries.append(("other values", _OTHER))
+    sheet, draw = headed_page(width, height, heading, entries)
     small = ImageFont.load_default(14)
     for n, tile in enumerate(tiles):
-        left = _MARGIN + n % _COLUMNS * (_SIDE + _GAP)
-        top = _HEADER + _MARGIN + n // _COLUMNS * (_SIDE + _CAPTION + _GAP)
-        box = (left - 3, top - 3, left + _SIDE + 2, top + _SIDE + 2)
-        draw.rectangle(box, _EMPTY, _FRAMES[tile.level], 3 if tile.level else 1)
+        left = MARGIN + n % _COLUMNS * (SIDE + GAP)
+        top = HEADER + MARGIN + n // _COLUMNS * (SIDE + _CAPTION + GAP)
+        box = (left - 3, top - 3, left + SIDE + 2, top + SIDE + 2)
+        draw.rectangle(box, EMPTY, _FRAMES[tile.level], 3 if tile.level else 1)
         picture, problem = _picture(tile, classes)
         if picture is None:
-            draw.text((left + 10, top + _SIDE // 2 - 8), problem, _SOFT, small)
+            draw.text((left + 10, top + SIDE // 2 - 8), problem, SOFT, small)
         else:
-            at = (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2)
+            at = (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2)
             sheet.paste(picture, at)
-        colour = _FRAMES[tile.level] if tile.level else _SOFT
-        draw.text((left, top + _SIDE + 5), _cut(tile.title, small), colour, small)
-        draw.text((left, top + _SIDE + 22), _cut(tile.name, small), _INK, small)
+        colour = _FRAMES[tile.level] if tile.level else SOFT
+        draw.text((left, top + SIDE + 5), cut_front(tile.title, small), colour, small)
+        draw.text((left, top + SIDE + 22), cut_front(tile.name, small), INK, small)
     save_png(np.asarray(sheet), path)
-
-
-def _legend(
-    draw: ImageDraw.ImageDraw,
-    entries: Sequence[tuple[str, tuple[int, int, int], float | None]],
-    width: int,
-) -> None:
-    font, x, y = ImageFont.load_default(16), _MARGIN, _MARGIN + 38
-    for n, (name, colour, share) in enumerate(entries):
-        text = name if share is None else f"{name} {share_text(share)}"
-        if x + 60 + font.getlength(text) > width - _MARGIN:
-            draw.text((x, y), f"and {len(entries) - n} more", _SOFT, font)
-            break
-        box = (x, y + 2, x + 15, y + 17)
-        draw.rectangle(box, colour if any(colour) else _PAPER, _SOFT)
-        draw.text((x + 22, y), text, _INK, font)
-        x += 46 + int(font.getlength(text))
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The end of a name says most: "…/images/z045.png"."""
-    if font.getlength(text) <= _SIDE:
-        return text
-    while font.getlength("…" + text) > _SIDE:
-        text = text[1:]
-    return "…" + text
 
 
 def _choose(dataset: Dataset, findings: Iterable[Finding]) -> list[_Tile]:
@@ -151,7 +133,7 @@ def _in_turn(groups: Sequence[Sequence[T]], count: int) -> list[T]:
 
 
 def _picture(tile: _Tile, classes: tuple[SegClass, ...]) -> tuple[Image.Image | None, str]:
-    """The tile's picture, at most _SIDE pixels wide and high, or why there is none."""
+    """The tile's picture, at most SIDE pixels wide and high, or why there is none."""
     scan = mask = None
     problem = ""
     try:
@@ -176,8 +158,7 @@ def _picture(tile: _Tile, classes: tuple[SegClass, ...]) -> tuple[Image.Image | 
     window = display_window(scan) if scan else (0.0, 1.0)
     palette = (*(classes or (SegClass("", 0, (0, 0, 0)),)), SegClass("", -1, _OTHER))
     drawn = Image.fromarray(draw_slice(image[k], labels[k], palette, window, 0.45))
-    size = display_size(drawn.height, drawn.width, pixel_aspect(shown, axis), _SIDE)
-    return drawn.resize(size, Image.Resampling.LANCZOS), problem
+    return fitted(drawn, pixel_aspect(shown, axis)), problem
 
 
 def _indices(mask: Scan, classes: Sequence[SegClass]) -> np.ndarray:

@@ -70,7 +70,7 @@ def view_html(result: Result, classes: tuple[SegClass, ...], number: int, opacit
 
 
 def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
-    """The legend with sizes, then what is known of the scan and its warnings."""
+    """Whether to look at the result, the legend with sizes, what is known of the scan, warnings."""
     sizes = result.outcome.sizes
     known = next((u for u in ("ml", "mm2") if f"{classes[-1].name}_{u}" in sizes), None)
     unit, size_name = {"ml": ("ml", "Volume"), "mm2": ("mm²", "Area")}.get(known or "", ("", ""))
@@ -82,10 +82,24 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
         count = sizes.get(f"{c.name}_voxels", 0)
         swatch = f'<span class="sa-swatch" style="background:{colour}"></span>'
         rows += f'<tr><th scope="row">{swatch}{escape(c.name)}</th><td>{count:,.0f}</td>'
-        rows += f"<td>{_rounded(sizes[f'{c.name}_{known}'])} {unit}</td></tr>" if known else "</tr>"
-    facts = [
+        rows += f"<td>{_rounded(sizes[f'{c.name}_{known}'])} {unit}</td>" if known else ""
+        name = f"{c.name}_{known or 'voxels'}"
+        if f"{name}_low" in sizes:
+            ends = (_rounded(sizes[f"{name}_{end}"]) for end in ("low", "high"))
+            rows += f"<td class='sa-range'>{'–'.join(ends)}</td>"
+        rows += "</tr>"
+    if any(column.endswith("_low") for column in sizes):
+        head += f"<th>Range, {unit or counted.lower()}</th>"
+    facts = []
+    if result.outcome.status == "review":
+        why = f"<strong>Review this result:</strong> {escape(result.outcome.reason)}"
+        facts.append(f"<p class='sa-review' role='alert'>{why}</p>")
+    facts.append(
         f"<table class='sa-legend'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    ]
+    )
+    if result.outcome.range_coverage:
+        share = f"at least {result.outcome.range_coverage:.0%} of new patients' scans"
+        facts.append(f"<p class='sa-note'>Ranges hold the true size in {share}.</p>")
     if not known:
         facts.append("<p class='sa-note'>Spacing unknown: no areas or volumes.</p>")
     facts.append(f"<dl>{_facts(result)}</dl>")
@@ -104,6 +118,12 @@ def _facts(result: Result) -> str:
         found.append(("Spacing", " × ".join(f"{s:.3g}" for s in result.spacing_mm) + " mm"))
     if result.outcome.mean_confidence is not None:
         found.append(("Mean confidence", f"{100 * result.outcome.mean_confidence:.1f} %"))
+    if result.outcome.estimated_dice is not None:
+        found.append(("Estimated Dice", f"{result.outcome.estimated_dice:.2f}"))
+    if result.outcome.unlikeness is not None:
+        found.append(
+            ("Unlike the training scans", f"{result.outcome.unlikeness:.2g} (1 is unusual)")
+        )
     found.append(("Time", f"{result.outcome.seconds:.1f} s"))
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in found)
 

@@ -1,0 +1,169 @@
+"""The end of a training: what the model learns about itself, and what the run leaves to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from segapp import metrics
+from segapp.assemble import Parts
+from segapp.calibration import fit_temperature, judged_pixels, some_pixels
+from segapp.cases import Case
+from segapp.checkpoint import MODEL_NAME, ModelInfo, save_model
+from segapp.data import SliceCache
+from segapp.errors import ScanError
+from segapp.figures import Evaluation, summary
+from segapp.files import write_text
+from segapp.novelty import Novelty, features, fit_novelty, scan_features
+from segapp.pace import Clock
+from segapp.predict import Predictor
+from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
+from segapp.report.run import write_run_page
+from segapp.report.timeline import Timeline, shown_cases
+from segapp.report.training import write_comparison, write_curves
+from segapp.resume import State
+from segapp.scan import Segmentation
+from segapp.validation import Validation
+
+log = logging.getLogger("segapp")
+
+_PROBED = 30  # cases that the temperature is fitted to
+_COMPARED = 1000  # cases of each split whose looks are learned
+_SLICES = 32  # of a case
+T = TypeVar("T")
+
+
+def model_info(parts: Parts, state: State) -> ModelInfo:
+    """What the model file of a run says, but how results are judged."""
+    plan = parts.plan
+    return ModelInfo(
+        architecture=parts.architecture,
+        pruned=parts.pruned,
+        preprocessing=plan.preprocessing,
+        classes=plan.classes,
+        ignore=plan.ignore,
+        merged=plan.merged,
+        flips=plan.flips,
+        settings=plan.settings.model_dump(mode="json"),
+        metrics={"epoch": state.best_epoch, **state.best_metrics},
+        starting_weights=state.starting_weights,
+        data=plan.record,
+        training=plan.training,
+    )
+
+
+def write_results(
+    parts: Parts,
+    state: State,
+    best: dict[str, np.ndarray],
+    predictor: Predictor,
+    validation: Validation,
+    timeline: Timeline,
+    clock: Clock,
+) -> None:
+    """What the model knows of itself, pictures and the page, then metrics.json, whose being there
+    says that the run is finished."""
+    plan, out = parts.plan, parts.plan.out
+    write_curves(state.history, plan.classes, out / "curves.png")
+    shown = shown_cases(validation.cases)
+    axis, in_the_end = plan.preprocessing.slice_axis, timeline.at_end(state.best_epoch)
+
+    def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        if case in shown:
+            write_comparison(case, segmentation, truth, axis, out / "overlays")
+            in_the_end(case, segmentation, truth)
+
+    training = plan.dataset.split("train")
+    result, judged, quality = _judge_model(
+        predictor, validation, parts.cache, training, clock, draw
+    )
+    state.best_metrics = summary(result, "val") | {"every": validation.every}
+    info = model_info(parts, state)
+    info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
+    save_model(out / MODEL_NAME, best, info)
+    write_text(out / JUDGED_NAME, judged_text(judged))
+    figures = {
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(clock.elapsed(), 1),
+        "starting_weights": state.starting_weights,
+        "val": state.best_metrics,
+    }
+    write_run_page(plan, info, state.history, figures, shown, timeline)
+    write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
+    miou = state.best_metrics["miou"]
+    log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)
+
+
+def _judge_model(
+    predictor: Predictor,
+    validation: Validation,
+    cache: SliceCache,
+    training: Sequence[Case],
+    clock: Clock,
+    draw: Callable[[Case, Segmentation, np.ndarray], None],
+) -> tuple[Evaluation, list[Judged], Quality]:
+    """Fit the predictor's temperature, validate it so, and fit how its results are judged.
+
+    cache: the slices of `training`. draw: on_segmentation of the validation. Two passes over the
+    validation cases, the first over at most thirty of them.
+    """
+    cases = validation.cases
+    pixels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+
+    def collect(case: Case, slab: np.ndarray, truth: np.ndarray) -> None:
+        pixels[case.patient].append(some_pixels(*judged_pixels(slab, truth)))
+
+    validation.cases = _some(cases, _PROBED)
+    validation.run(clock, on_slab=collect)
+    validation.cases = cases
+    predictor.temperature = fit_temperature(
+        [
+            (np.concatenate(p), np.concatenate(t))
+            for p, t in (zip(*v, strict=True) for v in pixels.values())
+        ]
+    )
+    result = validation.run(clock, on_segmentation=draw)
+    judged = [
+        Judged(
+            r.case.patient, r.matrix.sum(1), r.matrix.sum(0), metrics.mean_dice(r.matrix), r.soft
+        )
+        for r in result.done()
+        if r.soft is not None
+    ]
+    declared = all(case.declared for case in cases)
+    novelty = _novelty(validation, predictor, cache, training)
+    return result, judged, fit_quality(judged, len(predictor.classes), novelty, declared)
+
+
+def _novelty(
+    validation: Validation, predictor: Predictor, cache: SliceCache, training: Sequence[Case]
+) -> Novelty | None:
+    """What the slices of the training and the validation cases look like."""
+    scans, patients = [], []
+    spans = dict.fromkeys(cache.cases)  # one a case, in their order
+    for case, span in _some(list(zip(training, spans, strict=True)), _COMPARED):
+        images = (cache[k][0] for k in _some(span, _SLICES))
+        first = cache.context * cache.channels
+        scans.append(np.stack([features(i[first : first + cache.channels]) for i in images]))
+        patients.append(case.patient)
+    for case in _some(validation.cases, _COMPARED):
+        try:
+            scan, _ = validation.read(case)
+        except ScanError:
+            continue  # the validation said so
+        scans.append(scan_features(predictor.preprocessing.prepare(scan)))
+        patients.append(case.patient)
+    return fit_novelty(scans, patients)
+
+
+def _some(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many, evenly spaced."""
+    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return tuple(items[n] for n in chosen)

@@ -1,0 +1,108 @@
+"""What a run learns about its model at its end."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_png_dataset
+from PIL import Image
+from test_train import run
+
+from segapp.checkpoint import read_info, read_weights, save_model
+from segapp.cli_text import verification_text
+from segapp.errors import ConfigError, DataError
+from segapp.formats import read_scan
+from segapp.predict import Predictor
+from segapp.verify import verify_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("closing")
+    data = write_png_dataset(root / "data", 12)
+    return run(data, root / "run", "train.epochs=8", "train.steps_per_epoch=8"), data
+
+
+def test_a_run_ends_with_a_model_that_judges_its_results(trained) -> None:
+    out, data = trained
+    info = read_info(out)
+    assert info.quality
+    assert info.quality.novelty
+    assert info.quality.novelty.scans == 12, "training and validation"
+    assert info.quality.cases == len(info.data.images["val"]) == 2
+    assert 0.5 < info.temperature < 2
+    assert info.temperature != 1
+    lines = (out / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["patient"] for line in lines] == [0, 1]
+    picture = data / "images" / "case0.png"
+    found = Predictor.load(out)(read_scan((picture,))).assessment
+    assert found
+    assert found.estimated_dice is not None
+    assert found.unlikeness is not None
+    assert found.unlikeness < 1
+
+
+def test_a_scan_of_something_else_is_marked(trained, tmp_path: Path) -> None:
+    out, data = trained
+    picture = 255 - np.asarray(Image.open(data / "images" / "case0.png"))
+    Image.fromarray(picture).save(tmp_path / "inverted.png")
+    found = Predictor.load(out)(read_scan((tmp_path / "inverted.png",))).assessment
+    assert found
+    assert found.unlikeness is not None
+    assert found.unlikeness > 1
+    assert found.review
+
+
+def test_the_recorded_figures_are_those_of_the_model_as_it_is(trained) -> None:
+    out, _ = trained
+    found = verify_model(out, "cpu")
+    assert found["verified"]
+    assert (
+        found["now"]
+        == found["recorded"]
+        == json.loads((out / "metrics.json").read_text())["val"]["miou"]
+    )
+    assert (found["n"], found["n_missing"]) == (2, 0)
+    assert "verified: differs by 0.0000, 0.005 are allowed" in verification_text(found)
+
+
+def test_a_model_that_changed_is_not_verified(trained, tmp_path: Path) -> None:
+    out, _ = trained
+    info = read_info(out)
+    metrics = {**info.metrics, "miou": info.metrics["miou"] + 0.01}
+    path = tmp_path / "model.safetensors"
+    save_model(path, read_weights(out), info.model_copy(update={"metrics": metrics}))
+    found = verify_model(path)
+    assert not found["verified"]
+    assert found["difference"] == pytest.approx(-0.01, abs=1e-5)
+    assert "NOT VERIFIED" in verification_text(found)
+    record = info.data.model_copy(update={"images": {"val": ["0" * 64]}})
+    save_model(path, read_weights(out), info.model_copy(update={"data": record}))
+    with pytest.raises(DataError, match="holds none of the 1 cases"):
+        verify_model(path)
+    gone = info.data.model_copy(update={"root": str(tmp_path / "gone")})
+    save_model(path, read_weights(out), info.model_copy(update={"data": gone}))
+    with pytest.raises(DataError, match="run this where it was trained"):
+        verify_model(path)
+
+
+def test_folds_share_their_validation_cases(png_dataset: Path, tmp_path: Path) -> None:
+    out = run(png_dataset, tmp_path / "run", "train.folds=3", "train.epochs=1")
+    info, first = read_info(out), read_info(out / "fold1")
+    assert info.quality
+    assert first.quality
+    assert (first.quality.cases, info.quality.cases, info.quality.patients) == (2, 6, 6)
+    assert info.quality.margins[1].promised == pytest.approx(6 / 7)
+    assert info.temperature == 1
+    with pytest.raises(ConfigError, match="verify its folds"):
+        verify_model(out)
+
+
+def test_the_history_and_the_record_agree(trained) -> None:
+    out, _ = trained
+    best = read_info(out).metrics["epoch"]
+    with (out / "history.csv").open(newline="") as file:
+        row = next(r for r in csv.DictReader(file) if int(r["epoch"]) == best)
+    assert float(row["val_miou"]) == pytest.approx(read_info(out).metrics["miou"], abs=1e-5)
