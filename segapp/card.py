@@ -38,7 +38,10 @@ def model_card(info: ModelInfo) -> Card:
         title=f"Segmentation of {structures(info)}",
         lead=f"{what} {network.name} over {network.encoder}{cut}, written by segapp "
         f"{info.versions.get('segapp', '?')} on {info.created[:10]}.",
-        sections=(_use(info), _gives(info), _takes(info), _learned(info), _limits(info)),
+        sections=(
+            *(_use(info), _gives(info), _judges(info)),
+            *(_takes(info), _learned(info), _limits(info)),
+        ),
     )
 
 
@@ -94,6 +97,29 @@ def _gives(info: ModelInfo) -> Section:
     return Section("What it gives", table=(heading, *rows), text=text)
 
 
+def _judges(info: ModelInfo) -> Section:
+    """What the model says of its own results."""
+    title, quality = "How it judges its results", info.quality
+    if quality is None:
+        return Section(title, text="It does not: every result has the status ok.")
+    guessed = "" if quality.patients_declared else ", guessed from names"
+    by = f"from {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    facts = [("Temperature", f"{info.temperature:.2f} divides its logits; {by}.")]
+    marks = ["it is unlike the training scans"] if quality.novelty else []
+    if quality.least_dice is not None:
+        marks.append(f"its estimated Dice is below {quality.least_dice:.2f}")
+    if quality.finds_always:
+        marks.append("nothing is found in it")
+    facts.append(("Marks a scan for review", f"where {', or '.join(marks) or 'nothing says so'}."))
+    promised = min(margin.promised for margin in quality.margins)
+    few = ", as few patients can promise no more" if 0 < promised < 0.9 else ""
+    share = f"hold the true size in {promised:.0%} of scans like those of validation{few}."
+    facts.append(
+        ("Ranges of sizes", share if promised else "none: too few patients in validation.")
+    )
+    return Section(title, facts=tuple(facts))
+
+
 def _takes(info: ModelInfo) -> Section:
     prep = info.preprocessing
     reads = prep.model_dump_json(exclude_defaults=True)
@@ -127,8 +153,8 @@ def _limits(info: ModelInfo) -> Section:
     seen = "other scanners, sites, protocols, ages or diseases than those of its training data"
     missing = [c.name for c in info.classes if _figure_of(info, c.name) is None]
     facts = [
-        ("Not tested on", f"{seen}, nor on groups of patients apart. It may fail there without a "
-         "sign."),
+        ("Not tested on", f"{seen}, nor on groups of patients apart. It may fail there, and not "
+         "every failure is marked."),
         ("Always answers", "every pixel gets one of its classes, whatever the scan shows."),
     ]  # fmt: skip
     if info.metrics.get("classes") and missing:

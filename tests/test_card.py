@@ -1,6 +1,9 @@
+import numpy as np
+
 from segapp.card import card_text, model_card
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo
 from segapp.preprocess import Preprocessing
+from segapp.quality import Judged, fit_quality
 from segapp.scan import make_classes
 
 
@@ -45,6 +48,17 @@ def test_a_model_without_figures_claims_none():
     assert "holds no validation figures" in text
     assert "| lesion | 1 | – | – |" in text
     assert "Not measured" not in text
+
+
+def test_the_card_says_how_results_are_judged():
+    assert "It does not: every result has the status ok." in card_text(info())
+    soft = np.array([[60.0, 40], [60, 40], [59, 39]])
+    cases = [Judged(str(n), soft[0], soft[0], 0.9, soft) for n in range(3)]
+    text = card_text(info(quality=fit_quality(cases, 2, None, False), temperature=1.25))
+    assert "1.25 divides its logits; from 3 validation cases of 3 patients, guessed" in text
+    assert "where its estimated Dice is below 0.96, or nothing is found in it." in text
+    assert "hold the true size in 75% of scans like those of validation, as few patients" in text
+    assert "none: too few" in card_text(info(quality=fit_quality(cases[:1], 2, None, True)))
 
 
 def test_many_classes_are_not_all_in_the_title():
