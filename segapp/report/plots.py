@@ -121,7 +121,7 @@ def estimates(done: Sequence[CaseResult]) -> Markup | None:
         axes = figure.subplots()
         axes.plot([low, 1], [low, 1], color="#9aa4ad", linewidth=0.8)
         for marked, colour, form, label in (
-            (False, ACCENT, "o", "released"),
+            (False, ACCENT, "o", "not marked"),
             (True, SECOND, "D", "marked for review"),
         ):
             some = points[points[:, 2] == marked]
