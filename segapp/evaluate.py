@@ -252,7 +252,9 @@ def _draw(predictor: Predictor, info: ModelInfo, evaluation: Evaluation) -> list
     def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
         pictures.append(draw_case(case, segmentation, truth, info.preprocessing.slice_axis))
 
-    evaluate_cases(predictor, cases, info.ignore, info.merged, on_segmentation=draw)
+    evaluate_cases(
+        predictor, track(cases, "drawing"), info.ignore, info.merged, on_segmentation=draw
+    )
     return pictures
 
 

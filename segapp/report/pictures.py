@@ -31,6 +31,7 @@ OF_MASK, OF_RESULT, OF_BOTH = (90, 225, 255), (255, 222, 60), (176, 180, 184)
 _SIDE, _MOST = 440, 8  # pixels of the longer side; times that a pixel is drawn larger at most
 _MARGIN, _LEAST = 0.05, 0.4  # of the image: around the foreground, and what is shown at least
 _EACH = 3
+_SHARE = 8  # one of so many cases is drawn of each kind
 _SMOOTH = Image.Resampling.BICUBIC
 
 
@@ -63,14 +64,15 @@ def ranked(evaluation: Evaluation) -> list[CaseResult]:
 
 def chosen_cases(evaluation: Evaluation) -> dict[str, list[CaseResult]]:
     """Up to three each of the worst, median and best cases, without repeats, each from the worst
-    to the best."""
+    to the best; of few cases one or two, as they are segmented once more to be drawn."""
     cases = ranked(evaluation)
-    outer = min(_EACH, (len(cases) + 1) // 3)
+    each = min(_EACH, max(1, len(cases) // _SHARE))
+    outer = min(each, (len(cases) + 1) // 3)
     inner = cases[outer : len(cases) - outer]
-    start = max(0, (len(inner) - _EACH) // 2)
+    start = max(0, (len(inner) - each) // 2)
     return {
         "worst": cases[:outer],
-        "median": inner[start : start + _EACH],
+        "median": inner[start : start + each],
         "best": cases[len(cases) - outer :],
     }
 
