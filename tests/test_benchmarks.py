@@ -111,6 +111,22 @@ def test_folders_volumes_and_cold_starts_are_measured(run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_altered_scans_are_told_from_usual_ones(run: Path) -> None:
+    """Also by a model that has hardly learned: what it compares is how slices look."""
+    text = call("gate.py", str(run), "--also", "data/brain/t1.nii.gz")
+    rows = [row for row in cells(text) if len(row) == 3]
+    areas = {row[0]: float(row[1]) for row in rows if " of " in row[2]}
+    assert len(areas) == 8
+    usual = areas.pop("t1.nii.gz")
+    assert usual < 0.9, "the slices that it learned from are nothing else"
+    assert min(areas.values()) >= 0.9
+    assert min(area for name, area in areas.items() if name != "upside down") >= 0.95
+    grades = [row for row in rows if row[0] in ("as it is", "noise, sd 20")]
+    assert float(grades[0][1]) > 10 * float(grades[1][1])
+    assert -1 <= float(text.split("rank correlation over 384: ")[1]) <= 1
+
+
+@pytest.mark.slow
 def test_training_takes_no_more_memory_for_more_cases() -> None:
     few, many = cells(call("training_memory.py", "--cases", "20", "400", "--steps", "3"))
     assert (few[0], many[0]) == ("20", "400")
