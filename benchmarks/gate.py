@@ -2,11 +2,12 @@
 
     python benchmarks/gate.py [RUN] [--data data/brain] [--also SCAN ...]
 
-RUN is a run folder, runs/brain unless told. Each test slice of DATA is altered in ways that the
-model was never fitted to; the first table says how well its unlikeness tells these from the test
-slices as they are (area under the ROC curve), and how many are marked for review. SCAN are volumes
-of something else, cut into slices as they lie. The second table grades milder damage; at its end
-stands the rank correlation of estimated with true Dice over all its slices.
+RUN is a run folder, runs/brain unless told; DATA has a test split of grey 8-bit slices. Each is
+altered in ways that the model was never fitted to; the first table says how well its unlikeness
+tells these from the test slices as they are (area under the ROC curve), and how many are marked for
+review. SCAN are volumes of something else, cut into slices as they lie. The second table grades
+milder damage; at its end stands the rank correlation of estimated with true Dice over all its
+slices.
 """
 
 from __future__ import annotations
@@ -102,7 +103,12 @@ def main() -> None:
     predictor = Predictor.load(args.run)
     if predictor.info is None or predictor.info.quality is None:
         parser.error(f"{args.run}: was trained before models judged their results")
+    info = predictor.info
     cases = [read_case(case) for case in find_cases(args.data).split("test")]
+    if not cases or any(
+        s.voxels.dtype != np.uint8 or s.voxels.shape[::3] != (1, 1) for s, _ in cases
+    ):
+        parser.error(f"{args.data}: needs a test split of single grey slices of 8 bits")
     inside = [unlikeness(predictor(scan)) for scan, _ in cases]
 
     rows = []
@@ -125,7 +131,7 @@ def main() -> None:
         of_grade = []
         for scan, mask in cases:
             found = predictor(altered(scan, alter))
-            truth = labels_to_indices(mask.voxels, predictor.classes, None)[0]
+            truth = labels_to_indices(mask.voxels, info.classes, info.ignore, info.merged)[0]
             dice = mean_dice(confusion(truth, found.labels, len(predictor.classes)))
             estimate = found.assessment.estimated_dice if found.assessment else None
             of_grade.append((0.0 if estimate is None else estimate, dice))

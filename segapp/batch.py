@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -259,14 +260,14 @@ def mean_confidence(segmentation: Segmentation) -> float | None:
 def class_sizes(segmentation: Segmentation) -> dict[str, float]:
     """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known; the
     same with _low and _high for the range that its true size is in, where that is known."""
-    ends = zip(segmentation.classes, segmentation.ranges(), strict=True)
-    sizes: dict[str, float] = {
-        f"{name}_voxels": count for name, count in segmentation.voxel_counts().items()
-    }
-    for c, known in ends:
-        if known:
-            sizes |= {f"{c.name}_voxels_low": known[0], f"{c.name}_voxels_high": known[1]}
-    voxel, unit = segmentation.scan.voxel_size()
-    if unit != "voxels":
-        sizes |= {name.replace("_voxels", f"_{unit}"): n * voxel for name, n in sizes.items()}
+    sizes: dict[str, float] = {}
+    counts, (voxel, unit) = segmentation.voxel_counts(), segmentation.scan.voxel_size()
+    for c, ends in zip(segmentation.classes, segmentation.ranges(), strict=True):
+        found: dict[str, float] = {"": counts[c.name]}
+        if ends:
+            found |= {"_low": math.floor(ends[0]), "_high": math.ceil(ends[1])}
+        for end, count in found.items():
+            sizes[f"{c.name}_voxels{end}"] = count
+            if unit != "voxels":
+                sizes[f"{c.name}_{unit}{end}"] = count * voxel
     return sizes

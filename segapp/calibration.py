@@ -51,26 +51,28 @@ def fit_temperature(patients: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """The temperature that logits should be divided by (Guo et al. 2017), from the probabilities
     (m, classes) and true classes (m,) of each validation patient's pixels; 1 for none.
 
-    For each patient it is the one of least negative log-likelihood; of these the geometric mean,
-    drawn towards 1 as if eight more patients had asked for 1: two or three differ too much from
-    others to be believed.
+    It is that of the least negative log-likelihood, each patient counting alike, drawn towards 1 as
+    if eight more patients had asked for 1: two or three differ too much from others to be believed.
     """
-    fitted = [_of_patient(p, truth) for p, truth in patients if len(truth)]
-    return float(np.exp(np.sum(fitted) / (len(fitted) + DOUBTS)))
-
-
-def _of_patient(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The logarithm of a patient's temperature."""
-    logits = np.log(np.maximum(probabilities, _LOWEST)).astype(np.float64)
-    logits -= logits.max(1, keepdims=True)
-    true = np.take_along_axis(logits, truth[:, None], 1)[:, 0]
+    known = [_logits(p, truth) for p, truth in patients if len(truth)]
+    if not known:
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         cold = np.exp(-log_temperature)
-        return float(np.mean(np.log(np.exp(logits * cold).sum(1)) - true * cold))
+        of_patients = [np.log(np.exp(x * cold).sum(1)) - true * cold for x, true in known]
+        return float(np.mean([of_pixels.mean() for of_pixels in of_patients]))
 
     found = minimize_scalar(loss, bounds=_RANGE, method="bounded")
-    return float(found.x)  # type: ignore[attr-defined]
+    asked = found.x  # type: ignore[attr-defined]
+    return float(np.exp(asked * len(known) / (len(known) + DOUBTS)))
+
+
+def _logits(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (m, classes), the highest 0, and those of the true classes (m,)."""
+    logits = np.log(np.maximum(probabilities, _LOWEST)).astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    return logits, np.take_along_axis(logits, truth[:, None], 1)[:, 0]
 
 
 def reliability(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -104,7 +104,12 @@ def _judges(info: ModelInfo) -> Section:
         return Section(title, text="It does not: every result has the status ok.")
     guessed = "" if quality.patients_declared else ", guessed from names"
     by = f"from {quality.cases} validation cases of {quality.patients} patients{guessed}"
-    facts = [("Temperature", f"{info.temperature:.2f} divides its logits; {by}.")]
+    facts = [
+        ("Temperature", f"{info.temperature:.2f} divides its logits, so that they say how sure.")
+    ]
+    if info.architecture.members > 1:
+        facts = [("Temperature", "none: it averages its folds, by whose results it is judged.")]
+    facts.append(("Judged", f"{by}."))
     marks = ["it is unlike the training scans"] if quality.novelty else []
     if quality.least_dice is not None:
         marks.append(f"its estimated Dice is below {quality.least_dice:.2f}")
@@ -113,7 +118,7 @@ def _judges(info: ModelInfo) -> Section:
     facts.append(("Marks a scan for review", f"where {', or '.join(marks) or 'nothing says so'}."))
     promised = min(margin.promised for margin in quality.margins)
     few = ", as few patients can promise no more" if 0 < promised < 0.9 else ""
-    share = f"hold the true size in {promised:.0%} of scans like those of validation{few}."
+    share = f"hold a class's true size in {promised:.0%} of scans like those of validation{few}."
     facts.append(
         ("Ranges of sizes", share if promised else "none: too few patients in validation.")
     )

@@ -151,8 +151,7 @@ def info(
     """Show what a model file says about itself.
 
     --verify looks for the validation cases in the data that the file names, below the working
-    directory, and exits with 2 where mIoU is not the recorded one within 0.005 (0.03 where that is
-    of every n-th slice).
+    directory, and exits with 2 where mIoU is not the recorded one within 0.005.
     """
     if verify:
         raise typer.Exit(_verify(model, device, as_json))

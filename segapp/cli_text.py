@@ -120,7 +120,8 @@ def _judging_text(record: ModelInfo) -> str:
         return "no; it was trained before models did, or not to its end"
     guessed = "" if quality.patients_declared else " (guessed)"
     said = f"by {quality.cases} validation cases of {quality.patients} patients{guessed}"
-    said += f"; temperature {record.temperature:.2f}"
+    if record.architecture.members == 1:
+        said += f"; temperature {record.temperature:.2f}"
     if quality.least_dice is not None:
         said += f"; review below an estimated Dice of {quality.least_dice:.2f}"
     return said
@@ -230,15 +231,16 @@ def _judgement_lines(result: dict[str, Any]) -> list[str]:
         if gate["spearman"] is not None:
             said = f"rank correlation {gate['spearman']:.2f} over {gate['n_estimated']} cases"
             lines.append(f"Estimated with true Dice: {said}.")
-    ranges = {n: v["size_interval"] for n, v in result["classes"].items() if "size_interval" in v}
+    foreground = list(result["classes"].items())[1:]
+    ranges = {n: v["size_interval"] for n, v in foreground if "size_interval" in v}
     sizes = [f"{name} {r['covered']} of {r['n']}" for name, r in ranges.items() if "n" in r]
     if sizes:
         first = next(r for r in ranges.values() if "n" in r)
-        lines.append(f"True sizes within their ranges: {', '.join(sizes)}; promised for")
         few = ", too few for 90 %" if first["promised"] < 0.9 else ""
+        lines.append(f"True sizes within their ranges: {', '.join(sizes)}.")
         lines.append(
-            f"{first['promised']:.0%} of new patients' scans by {first['cases']} validation cases "
-            f"of {first['patients']} patients{few}."
+            f"Promised is {first['promised']:.0%} for each class, by {first['cases']} validation "
+            f"cases of {first['patients']} patients{few}."
         )
     elif ranges:
         lines.append(f"No ranges of sizes: {next(iter(ranges.values()))['why_not']}.")

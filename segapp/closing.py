@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +16,9 @@ from segapp.calibration import fit_temperature, judged_pixels, some_pixels
 from segapp.cases import Case
 from segapp.checkpoint import MODEL_NAME, ModelInfo, save_model
 from segapp.data import SliceCache
-from segapp.errors import ScanError
 from segapp.figures import Evaluation, summary
 from segapp.files import write_text
-from segapp.novelty import Novelty, features, fit_novelty, scan_features
+from segapp.novelty import features, fit_novelty, scan_features
 from segapp.pace import Clock
 from segapp.predict import Predictor
 from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
@@ -33,7 +32,7 @@ from segapp.validation import Validation
 log = logging.getLogger("segapp")
 
 _PROBED = 30  # cases that the temperature is fitted to
-_COMPARED = 1000  # cases of each split whose looks are learned
+_COMPARED = 1000  # cases, and slices, of which the looks are learned
 _SLICES = 32  # of a case
 T = TypeVar("T")
 
@@ -129,38 +128,49 @@ def _judge_model(
             for p, t in (zip(*v, strict=True) for v in pixels.values())
         ]
     )
-    result = validation.run(clock, on_segmentation=draw)
+    scans: list[np.ndarray] = []
+    patients: list[str] = []
+    looked_at = {case.name for case in _some(cases, _COMPARED)}
+
+    def look(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
+        draw(case, segmentation, truth)
+        if case.name in looked_at:
+            scans.append(scan_features(predictor.preprocessing.prepare(segmentation.scan)))
+            patients.append(case.patient)
+
+    result = validation.run(clock, on_segmentation=look)
+    share = validation.share  # sizes are those of whole scans
     judged = [
         Judged(
-            r.case.patient, r.matrix.sum(1), r.matrix.sum(0), metrics.mean_dice(r.matrix), r.soft
+            r.case.patient,
+            share * r.matrix.sum(1),
+            share * r.matrix.sum(0),
+            metrics.mean_dice(r.matrix),
+            share * r.soft,
         )
         for r in result.done()
         if r.soft is not None
     ]
+    learned = list(_training_looks(cache, training))
+    novelty = fit_novelty(
+        [*(looks for looks, _ in learned), *scans], [*(name for _, name in learned), *patients]
+    )
     declared = all(case.declared for case in cases)
-    novelty = _novelty(validation, predictor, cache, training)
     return result, judged, fit_quality(judged, len(predictor.classes), novelty, declared)
 
 
-def _novelty(
-    validation: Validation, predictor: Predictor, cache: SliceCache, training: Sequence[Case]
-) -> Novelty | None:
-    """What the slices of the training and the validation cases look like."""
-    scans, patients = [], []
+def _training_looks(
+    cache: SliceCache, training: Sequence[Case]
+) -> Iterator[tuple[np.ndarray, str]]:
+    """What the slices of each training case look like, and whose it is; a thousand slices in all,
+    so that it takes a second or two whatever the data."""
     spans = dict.fromkeys(cache.cases)  # one a case, in their order
-    for case, span in _some(list(zip(training, spans, strict=True)), _COMPARED):
-        images = (cache[k][0] for k in _some(span, _SLICES))
-        first = cache.context * cache.channels
-        scans.append(np.stack([features(i[first : first + cache.channels]) for i in images]))
-        patients.append(case.patient)
-    for case in _some(validation.cases, _COMPARED):
-        try:
-            scan, _ = validation.read(case)
-        except ScanError:
-            continue  # the validation said so
-        scans.append(scan_features(predictor.preprocessing.prepare(scan)))
-        patients.append(case.patient)
-    return fit_novelty(scans, patients)
+    chosen = _some(list(zip(training, spans, strict=True)), _COMPARED)
+    first = cache.context * cache.channels
+    for case, span in chosen:
+        slices = _some(span, min(_SLICES, max(1, _COMPARED // len(chosen))))
+        images = (cache[k][0][first : first + cache.channels] for k in slices)
+        yield np.stack([features(image) for image in images]), case.patient
 
 
 def _some(items: Sequence[T], most: int) -> tuple[T, ...]:

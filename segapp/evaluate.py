@@ -24,7 +24,7 @@ from segapp.figures import PER_CASE, CaseResult, Evaluation, comparison, full_su
 from segapp.files import require_writable, write_table, write_text
 from segapp.formats.listing import is_small
 from segapp.judgement import Calibration, gate_figures, size_coverage
-from segapp.predict import Predictor
+from segapp.predict import Predictor, most_probable, soft_counts
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
 from segapp.report.evaluation import Material, write_report
@@ -102,10 +102,17 @@ def _measure(
     axis = scan_axis(scan.shape, scan.affine, predictor.preprocessing.slice_axis)
     in_slices = to_slices(truth, scan.affine, axis)[:, 0]  # (K, H, W)
     likelihoods: list[tuple[float, int]] = []
+    ignored = int(np.count_nonzero(truth >= len(classes)))
+    soft = np.zeros((3, len(classes)))  # of what is counted, where that is not all
 
     def add(stop: int, _: int, slab: np.ndarray) -> None:
+        nonlocal soft
         true = in_slices[stop - len(slab) : stop]
         likelihoods.append(_negative_log_likelihood(slab, true))
+        if ignored:
+            counted = true < len(classes)
+            labels, best = most_probable(slab)
+            soft += soft_counts(slab * counted[:, None], np.where(counted, labels, 255), best)
         on_slab(case, slab, true)
 
     segmentation = predictor(scan, on_slab=add)
@@ -118,8 +125,9 @@ def _measure(
             warnings=segmentation.warnings,
             voxel=voxel,
             size_unit=unit,
-            soft=segmentation.soft,
+            soft=soft if ignored else segmentation.soft,
             assessment=segmentation.assessment,
+            ignored=ignored,
         ),
         sum(nll for nll, _ in likelihoods),
         sum(counted for _, counted in likelihoods),

@@ -25,7 +25,7 @@ class CaseResult:
 
     boundary: of each class, () where it was not asked for. distance_unit: mm, or px where the
     spacing is unknown. voxel: size of one, in size_unit (ml, mm2 or voxels). soft, assessment: see
-    Segmentation.
+    Segmentation, soft without the voxels that the mask ignores, of which there are so many.
     """
 
     case: Case
@@ -38,6 +38,7 @@ class CaseResult:
     size_unit: str = "voxels"
     soft: np.ndarray | None = None
     assessment: Assessment | None = None
+    ignored: int = 0
 
     @property
     def estimated_dice(self) -> float | None:

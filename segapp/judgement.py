@@ -74,14 +74,15 @@ def _rank_correlation(pairs: list[tuple[float, float]]) -> float | None:
 
 def size_coverage(quality: Quality, done: list[CaseResult], k: int) -> dict[str, Any]:
     """How often the true size of class k was within its range, beside what was promised, and from
-    how many patients' validation cases; or why there are no ranges."""
+    how many patients' validation cases; or why there are no ranges. Scans of which the mask ignores
+    a part are left out: their true sizes are not known."""
     margin = quality.margins[k]
     if margin.factor is None:
         return {"why_not": f"{margin.patients} patient(s) in validation can promise nothing"}
     covered = n = 0
     for r in done:
         ends = r.ranges()[k]
-        if ends is not None:
+        if ends is not None and not r.ignored:
             n += 1
             covered += ends[0] <= r.matrix.sum(1)[k] * r.voxel <= ends[1]
     known = {"promised": number(margin.promised), "covered": int(covered), "n": n}

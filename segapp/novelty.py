@@ -20,6 +20,7 @@ _TINY = 1e-6
 _SLICES = 32  # of a scan that are looked at
 _KEPT = 256  # training slices that the model file keeps
 _FOLDS = 10
+_LEAST = 5  # slices that a scan must be compared with
 _SOFT = 0.03  # added to a feature's spread: data without any must not make a trifle infinite
 _SHRUNK = 0.1  # share of the covariance that is taken as that of independent features
 _SHARE = 0.05  # of scans like those of the training that are above 1
@@ -108,7 +109,7 @@ class Novelty(BaseModel):
 def fit_novelty(scans: Sequence[np.ndarray], patients: Sequence[str]) -> Novelty | None:
     """From the features (n, F) of each training and validation scan, and whose it is.
 
-    None where there are fewer than two scans.
+    None where some would have fewer than five slices of others to be compared with.
     """
     if len(scans) < 2:
         return None
@@ -116,6 +117,9 @@ def fit_novelty(scans: Sequence[np.ndarray], patients: Sequence[str]) -> Novelty
     groups = dict(zip(names, range(len(names)), strict=True))
     own = [groups[p] for p in patients] if len(names) > 1 else range(len(scans))
     folds = np.array([n % _FOLDS for n in own])
+    counts = np.array([len(scan) for scan in scans])
+    if min(counts[folds != fold].sum() for fold in np.unique(folds)) < _LEAST:
+        return None
     held_out = []
     for fold in np.unique(folds):
         space = _space([scan for scan, f in zip(scans, folds, strict=True) if f != fold])
@@ -146,8 +150,9 @@ def _space(scans: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndar
     mean = max(float(np.trace(covariance)) / len(covariance), _TINY)
     covariance = (1 - _SHRUNK) * covariance + _SHRUNK * mean * np.eye(len(covariance))
     whitening = np.linalg.cholesky(np.linalg.inv(covariance))
-    step = -(-len(standard) // _KEPT)
-    return centre, spread, whitening, standard[::step] @ whitening
+    # drawn, as every n-th slice may be the same place in every scan
+    kept = np.sort(np.random.default_rng(0).permutation(len(standard))[:_KEPT])
+    return centre, spread, whitening, standard[kept] @ whitening
 
 
 def _nearest(points: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ class Outcome:
     sizes: dict[str, float] = field(default_factory=dict)
     estimated_dice: float | None = None
     unlikeness: float | None = None
-    range_coverage: float | None = None  # share of scans whose true sizes are within the ranges
+    range_coverage: float | None = None  # share of scans in which a range holds the true size
 
 
 _JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
@@ -99,8 +99,10 @@ class OutcomeTable:
             before = self.earlier.get(str(outcome.output), {})
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
+            if before.get("status") == "review":  # it still is in doubt
+                row |= {"status": "review", "reason": before["reason"]}
         for column, value in outcome.sizes.items():
-            row[column] = value if column.endswith("_voxels") else f"{value:.6g}"
+            row[column] = value if isinstance(value, int) else f"{value:.6g}"
         try:
             self.writer.writerow(row)
             self.file.flush()

@@ -138,7 +138,8 @@ class Predictor:
 
 def soft_counts(slab: np.ndarray, labels: np.ndarray, best: np.ndarray) -> np.ndarray:
     """(3, classes) sums over the pixels of a slab: of chosen ones, of probabilities, and of
-    probabilities where the class was chosen. slab: (n, classes, H, W); labels, best: (n, H, W)."""
+    probabilities where the class was chosen. slab: (n, classes, H, W); labels, best: (n, H, W),
+    labels of no class for pixels that don't count, where the slab is 0."""
     counts = np.zeros((3, slab.shape[1]))
     for k in range(slab.shape[1]):
         chosen = labels == k

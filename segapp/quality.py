@@ -108,8 +108,9 @@ def fit_quality(
             differences[case.patient].append(case.dice - value)
     means = [np.mean(d) for d in differences.values()]
     offset = float(np.sum(means) / (len(means) + DOUBTS))
-    known = np.clip(expected[~np.isnan(expected)] + offset, 0, 1)
-    least = float(np.quantile(known, _LOW, method="lower")) if len(known) else None
+    known = ~np.isnan(expected)
+    owners = [case.patient for case, there in zip(cases, known, strict=True) if there]
+    least = _low_quantile(np.clip(expected[known] + offset, 0, 1), owners)
     return Quality(
         novelty=novelty,
         offset=offset,
@@ -120,6 +121,16 @@ def fit_quality(
         patients=len({c.patient for c in cases}),
         cases=len(cases),
     )
+
+
+def _low_quantile(values: np.ndarray, patients: Sequence[str]) -> float | None:
+    """The value that 5 % are at or below, each patient counting alike; None for no values."""
+    if not len(values):
+        return None
+    counts = Counter(patients)
+    order: list[int] = np.argsort(values).tolist()
+    weights = np.array([1 / (len(counts) * counts[patients[i]]) for i in order])
+    return float(values[order[int((weights.cumsum() < _LOW - 1e-9).sum())]])
 
 
 def expected_dice(soft: np.ndarray) -> float:
@@ -169,7 +180,8 @@ def conformal_quantile(
 def assess(quality: Quality, soft: np.ndarray, of_slices: np.ndarray | None) -> Assessment:
     """Judge a result. soft: see `Segmentation.soft`; of_slices: `scan_features` of the scan.
 
-    Beyond what training knows an estimate has no ground: there it is divided by the unlikeness.
+    Beyond what training knows an estimate has no ground: there it is divided by the unlikeness, and
+    there are no ranges.
     """
     unlikeness, what = None, ""
     if quality.novelty and of_slices is not None:
@@ -179,12 +191,14 @@ def assess(quality: Quality, soft: np.ndarray, of_slices: np.ndarray | None) -> 
         dice = float(np.clip(expected, 0, 1)) / max(1.0, unlikeness or 0.0)
     review = []
     if unlikeness is not None and unlikeness > 1:
-        review.append(f"{unlikeness:.2g} times as unlike the training scans as is usual ({what})")
+        review.append(f"unlike the training scans ({what}): {unlikeness:.2f}, and 1 is the limit")
     elif dice is not None and quality.least_dice is not None and dice < quality.least_dice:
         usual = f"nearly all validation cases have {quality.least_dice:.2f} or more"
         review.append(f"estimated Dice {dice:.2f}; {usual}")
     if quality.finds_always and not soft[0, 1:].any():
         review.append("nothing was found; every validation case holds something")
+    if unlikeness is not None and unlikeness > 1:
+        return Assessment(dice, unlikeness, tuple(review), (None,) * len(quality.margins))
     ranges = []
     for margin, count, doubtful in zip(quality.margins, soft[0], _doubtful(soft), strict=True):
         wide = None if margin.factor is None else margin.factor * doubtful

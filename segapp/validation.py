@@ -35,6 +35,7 @@ class Validation:
         self._room = _KEPT_BYTES
         self._last_end: float | None = None
         self.every = 1  # takes each n-th slice of volumes, or each n-th single image
+        self.share = 1  # of a volume's slices one in so many is taken
         self.seconds = 0.0  # of one run over all cases
 
     def fit_into(self, budget_seconds: float) -> None:
@@ -56,6 +57,7 @@ class Validation:
         self.seconds /= self.every
         whole = slices == 1 or self._predictor.preprocessing.context  # neighbours must stay
         self.cases = self.cases[:: self.every] if whole else self.cases
+        self.share = 1 if whole else self.every
         self._kept.clear()
         self._room = _KEPT_BYTES
         what = "cases" if whole else "slices"

@@ -349,3 +349,15 @@ def test_a_pipe_among_the_scans_fails_for_itself(tmp_path):
     rows = run([tmp_path / "in"], tmp_path / "out")
     assert [r["status"] for r in rows] == ["ok", "failed", "failed"]
     assert rows[1]["reason"] == rows[2]["reason"] == "is not a regular file"
+
+
+def test_a_class_may_be_called_like_a_unit(tmp_path):
+    save_volume(tmp_path / "v.nii", shape=(4, 5, 6))
+    odd = Predictor(
+        BrightnessEngine(),
+        brightness().preprocessing,
+        make_classes(["background", "grey_voxels", "ml"], [0, 100, 255]),
+    )
+    (outcome,) = outcomes_of(odd, list_inputs([tmp_path / "v.nii"]), tmp_path / "out")
+    assert outcome.status == "ok"
+    assert {"grey_voxels_voxels", "grey_voxels_ml", "ml_voxels", "ml_ml"} <= set(outcome.sizes)

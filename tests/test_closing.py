@@ -4,12 +4,14 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_png_dataset
 from PIL import Image
 from test_train import run
 
+from segapp import validation
 from segapp.checkpoint import read_info, read_weights, save_model
 from segapp.cli_text import verification_text
 from segapp.errors import ConfigError, DataError
@@ -86,6 +88,38 @@ def test_a_model_that_changed_is_not_verified(trained, tmp_path: Path) -> None:
     save_model(path, read_weights(out), info.model_copy(update={"data": gone}))
     with pytest.raises(DataError, match="run this where it was trained"):
         verify_model(path)
+
+
+def test_every_nth_case_is_verified_as_it_was_validated(trained, tmp_path: Path) -> None:
+    out, _ = trained
+    info = read_info(out)
+    path = tmp_path / "model.safetensors"
+    half = info.model_copy(update={"metrics": {**info.metrics, "every": 2}})
+    save_model(path, read_weights(out), half)
+    found = verify_model(path)
+    assert (found["n"], found["n_missing"]) == (1, 0)
+
+
+def test_volumes_are_verified_by_the_slices_that_were_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_MOST", 0.002)
+    data = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        mask = np.zeros((40, 40, 30), np.uint8)
+        mask[10:30, 12 : 26 + n, 5:25] = 1
+        voxels = (100 * mask + rng.normal(60, 5, mask.shape)).astype(np.uint8)
+        for part, array in (("images", voxels), ("masks", mask)):
+            (data / part).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.diag([1.0, 1, 3, 1])), data / part / f"{n}.nii")
+    out = run(data, tmp_path / "run", "train.budget_minutes=0.08")
+    info = read_info(out)
+    assert info.metrics["every"] > 1, "the budget is too short to validate all slices"
+    assert verify_model(out, "cpu")["verified"]
+    lines = [json.loads(t) for t in (out / "judged.jsonl").read_text().splitlines()]
+    whole = [sum(line["true"]) for line in lines]
+    assert whole == pytest.approx([40 * 40 * 30], rel=0.35), "sizes are those of whole scans"
 
 
 def test_folds_share_their_validation_cases(png_dataset: Path, tmp_path: Path) -> None:

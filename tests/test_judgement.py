@@ -61,6 +61,9 @@ def test_size_coverage_by_hand() -> None:
         **{"patients": 10, "cases": 10},
     }
     assert "why_not" in size_coverage(quality(1), [inside], 1)
+    outside.ignored = 3
+    assert size_coverage(quality(), [inside, outside], 1)["n"] == 1, "its true size is not known"
+    outside.ignored = 0
     inside.voxel = outside.voxel = 2.5
     assert size_coverage(quality(), [inside, outside], 1)["covered"] == 1, "in any unit"
 
@@ -80,6 +83,19 @@ def test_calibration_counts_both_ways(tmp_path: Path) -> None:
     assert plain["ece"] == pytest.approx(plain["ece_unscaled"], abs=1e-4)
     assert sum(count for _, _, count in hot["bins"]) == 8 * 24
     assert Calibration(1.0).figures()["ece"] is None
+
+
+def test_what_a_mask_ignores_is_expected_nowhere(tmp_path: Path) -> None:
+    add_case(tmp_path, "a", [[0, 100, 200, 100]], [[0, 100, 7, 7]])
+    (found,) = evaluate_cases(brightness(), find_cases(tmp_path).cases, ignore=7).cases
+    assert found.soft is not None
+    assert found.ignored == 2
+    assert found.soft[0].tolist() == [1, 1, 0]
+    assert found.soft[1] == pytest.approx([1, 1, 0], abs=1e-5)
+    add_case(tmp_path, "a", [[0, 100, 200, 100]], [[0, 100, 255, 100]])
+    (whole,) = evaluate_cases(brightness(), find_cases(tmp_path).cases, ignore=7).cases
+    assert whole.soft is not None
+    assert whole.soft[0].tolist() == [1, 2, 1]
 
 
 @pytest.fixture
@@ -139,13 +155,22 @@ def test_a_scan_to_review_says_so_in_the_table(judging: Path) -> None:
     Image.fromarray(pixels).save(judging / "odd.png")
     usual = judging / "data" / "test" / "images" / "c0.png"
     predictor = evaluate.Predictor.load(Path("m"))
-    counts = predict_batch(predictor, list_inputs([usual, judging / "odd.png"]), judging / "o")
+    entries = list_inputs([usual, judging / "odd.png"])
+    counts = predict_batch(predictor, entries, judging / "o")
     assert counts == {"ok": 1, "review": 1}
-    like, odd = rows(judging / "o" / "predictions.csv")
+    before = like, odd = rows(judging / "o" / "predictions.csv")
+    for _ in range(2):
+        counts = predict_batch(predictor, entries, judging / "o", skip_existing=True)
+        assert counts == {"skipped": 2}
+        again = rows(judging / "o" / "predictions.csv")
+        assert [r["status"] for r in again] == ["skipped", "review"], "it still is in doubt"
+        assert again[1] == before[1]
     assert (like["status"], like["reason"]) == ("ok", "")
     assert odd["status"] == "review"
     assert "unlike the training scans" in odd["reason"]
     assert float(odd["unlikeness"]) > 1 > float(like["unlikeness"])
+    assert odd["grey_voxels_low"] == odd["range_coverage"] == ""
+    assert like["range_coverage"] == "0.9091"
     assert float(like["grey_voxels_low"]) <= float(like["grey_voxels"])
     assert float(like["grey_voxels"]) <= float(like["grey_voxels_high"])
     assert like["grey_ml_low"] == "", "no spacing, no ml"

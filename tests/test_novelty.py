@@ -36,11 +36,14 @@ def test_new_pictures_of_the_kind_are_like_it(novelty) -> None:
 @pytest.mark.parametrize(
     ("alter", "word"),
     [
-        (lambda x: x + np.random.default_rng(0).normal(0, 1, x.shape).astype(np.float32), ""),
-        (lambda x: 2 - x, ""),
+        (
+            lambda x: x + np.random.default_rng(0).normal(0, 1, x.shape).astype(np.float32),
+            "intensities",  # the darkest are darker by far
+        ),
+        (lambda x: 2 - x, "intensities"),
         (lambda x: x[:, ::-1], "layout"),
-        (lambda x: np.ascontiguousarray(x.transpose(0, 2, 1)), ""),
-        (lambda x: x[:, :, :24], ""),
+        (lambda x: np.ascontiguousarray(x.transpose(0, 2, 1)), "shape"),
+        (lambda x: x[:, :, :24], "intensities"),  # half of it is bright
         (lambda x: np.zeros_like(x), ""),
     ],
 )
@@ -84,7 +87,8 @@ def test_cases_of_one_patient_do_not_vouch_for_each_other() -> None:
 def test_too_few_and_very_many() -> None:
     assert fit_novelty([], []) is None
     assert fit_novelty([np.zeros((1, 30))], ["a"]) is None
-    same = fit_novelty([np.zeros((1, 30))] * 2, ["a", "a"])
+    assert fit_novelty([np.zeros((1, 30))] * 2, ["a", "b"]) is None, "one slice is nothing"
+    same = fit_novelty([np.zeros((5, 30))] * 2, ["a", "a"])
     assert same
     assert same.unlikeness(np.ones((1, 30)))[0] > 1
     many = fit_novelty(
@@ -93,6 +97,19 @@ def test_too_few_and_very_many() -> None:
     assert many
     assert len(many.kept) <= 256
     assert type(many).model_validate_json(many.model_dump_json()) == many
+
+
+@pytest.mark.parametrize("scans", [256, 281])
+def test_no_place_in_the_scans_is_preferred(scans: int) -> None:
+    """Every scan has the same 32 places, each unlike the others; whichever number of scans there
+    is, the median slice of a new one is as usual."""
+    rng = np.random.default_rng(0)
+    places = rng.normal(0, 1, (32, 30))
+    looks = [places + rng.normal(0, 0.3, places.shape) for _ in range(scans + 20)]
+    novelty = fit_novelty(looks[:scans], [str(n) for n in range(scans)])
+    assert novelty
+    usual = [novelty.unlikeness(scan)[0] for scan in looks[scans:]]
+    assert 0.6 < np.median(usual) < 1.1
 
 
 def test_scan_features_are_those_of_what_the_network_sees() -> None:

@@ -113,6 +113,15 @@ def test_what_is_marked_for_review() -> None:
     assert assess(sometimes, nothing, None).review == ()
 
 
+def test_a_patient_of_many_poor_cases_does_not_set_the_limit() -> None:
+    poor = SOFT.copy()
+    poor[2, 1] = 5
+    cases = [Judged(str(n), *judged("x").soft[:2], 0.7, SOFT) for n in range(40)]
+    cases += [Judged("many", *judged("x").soft[:2], 0.7, poor) for _ in range(100)]
+    quality = fit_quality(cases, 2, None, True)
+    assert quality.least_dice == pytest.approx(expected_dice(SOFT) + quality.offset)
+
+
 def test_an_unlike_scan_is_marked_and_its_estimate_falls() -> None:
     rng = np.random.default_rng(0)
     usual = [rng.normal(0, 1, (1, 30)) for _ in range(60)]
@@ -125,7 +134,8 @@ def test_an_unlike_scan_is_marked_and_its_estimate_falls() -> None:
     assert far.unlikeness is not None
     assert far.unlikeness > 3
     assert far.estimated_dice == pytest.approx(like.estimated_dice / far.unlikeness)
-    assert "times as unlike the training scans as is usual" in far.review[0]
+    assert far.review[0].startswith("unlike the training scans (")
+    assert (far.ranges, far.promised) == ((None, None), 0.0), "nothing is promised of such scans"
     assert len(far.review) == 1, "one reason is enough"
 
 

@@ -101,7 +101,7 @@ def test_a_result_to_review_says_so_first(tmp_path):
     assert "unlike &lt;the&gt; training" in shown
     assert "2.50–6.00" in shown
     assert "Range, pixels" in shown
-    assert "Ranges hold the true size in at least 67%" in shown
+    assert "A range holds the true size in about 67%" in shown
     assert "<dt>Estimated Dice</dt><dd>0.41</dd>" in shown
     plain = Outcome(tmp_path / "a.nii", tmp_path / "o.nii", sizes={"bone_voxels": 4})
     shown = facts_html(Result("a.nii", plain, tmp_path, shape=(2, 2, 1)), CLASSES)

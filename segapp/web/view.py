@@ -98,8 +98,8 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
         f"<table class='sa-legend'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
     if result.outcome.range_coverage:
-        share = f"at least {result.outcome.range_coverage:.0%} of new patients' scans"
-        facts.append(f"<p class='sa-note'>Ranges hold the true size in {share}.</p>")
+        share = f"about {result.outcome.range_coverage:.0%} of scans like the training's"
+        facts.append(f"<p class='sa-note'>A range holds the true size in {share}.</p>")
     if not known:
         facts.append("<p class='sa-note'>Spacing unknown: no areas or volumes.</p>")
     facts.append(f"<dl>{_facts(result)}</dl>")
