@@ -46,7 +46,8 @@ def shifted(mask: np.ndarray, _: int, rng: np.random.Generator) -> np.ndarray:
 def swapped(mask: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
     """Only classes that the mask holds, unless it has but one."""
     held = [k for k in range(1, classes) if (mask == k).any()]
-    a, b = rng.choice(held if len(held) > 1 else range(1, classes), 2, replace=False)
+    a = rng.choice(held)
+    b = rng.choice([k for k in (held if len(held) > 1 else range(1, classes)) if k != a])
     return np.where(mask == a, b, np.where(mask == b, a, mask)).astype(mask.dtype)
 
 
@@ -79,8 +80,9 @@ def main() -> None:
         tallies = list(clean)
         spoilt: list[tuple[int, str, int]] = []
         for index in rng.choice(np.flatnonzero([t.matrix[1:].any() for t in clean]), count, False):
-            kind = list(KINDS)[(len(outcomes) + len(spoilt)) % len(KINDS)]
             probabilities, mask = predicted[index]
+            kinds = [k for k in KINDS if k != "classes swapped" or probabilities.shape[1] > 2]
+            kind = kinds[(len(outcomes) + len(spoilt)) % len(kinds)]
             bad = KINDS[kind](mask, probabilities.shape[1], rng)
             tallies[index] = tally(probabilities, bad)
             spoilt.append((index, kind, int((bad != mask).sum())))
@@ -89,7 +91,8 @@ def main() -> None:
             for rank in RANKINGS.values()
         ]
         outcomes += [(kind, size, [index in f for f in found]) for index, kind, size in spoilt]
-    rows = [row(kind, [o for o in outcomes if o[0] == kind]) for kind in KINDS]
+    of_kinds = {kind: [o for o in outcomes if o[0] == kind] for kind in KINDS}
+    rows = [row(kind, of_kind) for kind, of_kind in of_kinds.items() if of_kind]
     large = [o for o in outcomes if o[0] == "a hole" and o[1] >= LARGE]
     rows += [row(f"… of {LARGE} pixels or more", large)] if large else []
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -174,8 +175,9 @@ def check(
     training would need. DIR gets findings.csv, report.json, sheet.png. Exit code 2: errors found.
 
     With --model, masks that a trained model contradicts come first in suspects.csv, each with what
-    is different: shifted, classes swapped, a hole. suspects.png shows the worst beside the model's
-    result. Which of the two is wrong is for you to see; the exit code does not depend on it.
+    is different: classes swapped, a hole, the worst ones also shifted. suspects.png shows the worst
+    beside the model's result. Which of the two is wrong is for you to see; the exit code does not
+    depend on it.
     """
     start_logging()
     out = out or Path("runs") / f"check-{data.resolve().name}"
@@ -209,6 +211,9 @@ def _command_started() -> float:
 
 def main() -> None:
     """Entry point: errors made for users end in one line and their exit code."""
+    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     try:
         app(standalone_mode=True)
     except SegappError as error:

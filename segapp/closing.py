@@ -21,10 +21,11 @@ from segapp.files import write_text
 from segapp.novelty import features, fit_novelty, scan_features
 from segapp.pace import Clock
 from segapp.predict import Predictor
+from segapp.progress import inessential
 from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
 from segapp.report.run import write_run_page
 from segapp.report.timeline import Timeline, shown_cases
-from segapp.report.training import write_comparison, write_curves
+from segapp.report.training import picture_names, write_comparison, write_curves
 from segapp.resume import State
 from segapp.scan import Segmentation
 from segapp.validation import Validation
@@ -68,13 +69,15 @@ def write_results(
     """What the model knows of itself, pictures and the page, then metrics.json, whose being there
     says that the run is finished."""
     plan, out = parts.plan, parts.plan.out
-    write_curves(state.history, plan.classes, out / "curves.png")
-    shown = shown_cases(validation.cases)
+    with inessential("curves.png"):
+        write_curves(state.history, plan.classes, out / "curves.png")
+    shown = picture_names(shown_cases(validation.cases))
     axis, in_the_end = plan.preprocessing.slice_axis, timeline.at_end(state.best_epoch)
 
     def draw(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
         if case in shown:
-            write_comparison(case, segmentation, truth, axis, out / "overlays")
+            with inessential("a validation picture"):
+                write_comparison(segmentation, truth, axis, out / "overlays" / shown[case])
             in_the_end(case, segmentation, truth)
 
     training = plan.dataset.split("train")
@@ -94,7 +97,8 @@ def write_results(
         "starting_weights": state.starting_weights,
         "val": state.best_metrics,
     }
-    write_run_page(plan, info, state.history, figures, shown, timeline)
+    with inessential("report.html"):
+        write_run_page(plan, info, state.history, figures, shown, timeline)
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     miou = state.best_metrics["miou"]
     log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)

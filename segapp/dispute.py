@@ -47,7 +47,9 @@ def reason(
     if piece is not None:
         pairs = metrics.confusion(truth[piece], labels[piece], len(classes))
         told = int(pairs.argmax())
-        hole = " (a hole?)" if told < len(classes) and _is_enclosed(piece, truth) else ""
+        hole = (
+            " (a hole?)" if told < len(classes) and _is_enclosed(piece, truth, len(classes)) else ""
+        )
         said.append(f"{_pair(told, classes)}: {piece.sum()} {unit} in one piece{hole}")
         off = off - pairs
     for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)].tolist():
@@ -69,10 +71,12 @@ def _swap(matrix: np.ndarray, classes: Sequence[SegClass]) -> tuple[float, str]:
     """By how much exchanging two classes in the mask would raise Dice at best, and which."""
     before, best = metrics.mean_dice(matrix), (0.0, "")
     for a, b in combinations(range(1, len(matrix)), 2):
+        if min(matrix[a, b], matrix[b, a]) <= max(matrix[a, a], matrix[b, b]):
+            continue
         order = np.arange(len(matrix))
         order[[a, b]] = b, a
         gain = metrics.mean_dice(matrix[order]) - before
-        if min(matrix[a, b], matrix[b, a]) > max(matrix[a, a], matrix[b, b]) and gain > best[0]:
+        if gain > best[0]:
             best = gain, f"{classes[a].name} and {classes[b].name} swapped? exchanging them"
     return best
 
@@ -150,6 +154,6 @@ def piece_at(
     return pieces == 1 + np.bincount(pieces[around].ravel())[1:].argmax()
 
 
-def _is_enclosed(piece: np.ndarray, truth: np.ndarray) -> bool:
-    ring = ndimage.binary_dilation(piece, _SQUARE) & ~piece
+def _is_enclosed(piece: np.ndarray, truth: np.ndarray, classes: int) -> bool:
+    ring = ndimage.binary_dilation(piece, _SQUARE) & ~piece & (truth < classes)
     return bool(ring.any()) and bool((truth[ring] > 0).mean() >= _ENCLOSED)

@@ -26,7 +26,7 @@ from segapp.formats.listing import is_small
 from segapp.judgement import Calibration, gate_figures, size_coverage
 from segapp.predict import Predictor, most_probable, soft_counts
 from segapp.preprocess import scan_axis, to_slices
-from segapp.progress import track
+from segapp.progress import inessential, track
 from segapp.report.evaluation import Material, write_report
 from segapp.report.pictures import CasePicture, chosen_cases, draw_case
 from segapp.report.scans import noting
@@ -246,8 +246,9 @@ def evaluate_model(
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
     written = write_evaluation(result, split, out, **more)
-    material.pictures = _draw(predictor, info, result)
-    write_report(result, written, info, material, out)
+    with inessential("report.html"):
+        material.pictures = _draw(predictor, info, result)
+        write_report(result, written, info, material, out)
     return written
 
 

@@ -16,6 +16,7 @@ from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
 from segapp.plan import Plan, record_of, withdraw_run
+from segapp.progress import inessential
 from segapp.quality import JUDGED_NAME, Quality, fit_quality, read_judged
 from segapp.report.run import write_folds_page
 from segapp.selection import split_fold
@@ -104,7 +105,8 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
         }
     )
     save_model(plan.out / MODEL_NAME, weights, info)
-    write_folds_page(plan, info, figures, runs)
+    with inessential("report.html"):
+        write_folds_page(plan, info, figures, runs)
     write_text(plan.out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     val = figures["val"]
     log.info(

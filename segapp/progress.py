@@ -40,6 +40,15 @@ def log_to_console() -> None:
     log.propagate = False
 
 
+@contextmanager
+def inessential(what: str) -> Iterator[None]:
+    """A picture or a page that can't be made is an error in the log, and the work goes on."""
+    try:
+        yield
+    except Exception as error:
+        log.error("%s could not be made", what, exc_info=error)
+
+
 def track(items: Iterable[T], what: str) -> Iterator[T]:
     """Go through `items` behind a bar with count and ETA, named `what`."""
     total = len(items) if isinstance(items, Sized) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segapp.cases import Case, image_hash
 from segapp.checkpoint import DataRecord, ModelInfo
-from segapp.errors import DataError
+from segapp.errors import DataError, ScanError
 from segapp.layout import Dataset
 
 log = logging.getLogger("segapp")
@@ -20,7 +20,13 @@ Hashes = Mapping[tuple[Path, ...], str]
 
 def hashes_of(cases: Iterable[Case]) -> Hashes:
     """Each case's images → their hash; those that can't be read are left out."""
-    return {c.images: image_hash(c) for c in cases if all(p.is_file() for p in c.images)}
+    found = {}
+    for case in cases:
+        try:
+            found[case.images] = image_hash(case)
+        except (OSError, ScanError):  # who reads the case says so
+            continue
+    return found
 
 
 def cases_to_measure(

@@ -11,12 +11,14 @@ from conftest import write_png_dataset
 from PIL import Image
 from test_train import run
 
-from segapp import validation
+from segapp import closing, validation
+from segapp.cases import Case
 from segapp.checkpoint import read_info, read_weights, save_model
 from segapp.cli_text import verification_text
 from segapp.errors import ConfigError, DataError
 from segapp.formats import read_scan
 from segapp.predict import Predictor
+from segapp.report.training import picture_names
 from segapp.verify import verify_model
 
 
@@ -140,3 +142,40 @@ def test_the_history_and_the_record_agree(trained) -> None:
     with (out / "history.csv").open(newline="") as file:
         row = next(r for r in csv.DictReader(file) if int(r["epoch"]) == best)
     assert float(row["val_miou"]) == pytest.approx(read_info(out).metrics["miou"], abs=1e-5)
+
+
+def test_a_page_that_can_not_be_made_stops_no_run(
+    png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("too odd to draw")
+
+    for name in ("write_run_page", "write_curves", "write_comparison"):
+        monkeypatch.setattr(closing, name, fail)
+    out = run(png_dataset, tmp_path / "run")
+    assert (out / "metrics.json").is_file()
+    assert read_info(out).quality
+    assert not (out / "report.html").exists()
+    for what in ("report.html", "curves.png", "a validation picture"):
+        assert f"{what} could not be made" in (out / "log.txt").read_text(encoding="utf-8")
+
+
+def test_classes_may_have_any_name(tmp_path: Path) -> None:
+    data = write_png_dataset(tmp_path / "data", 6)
+    (data / "classes.txt").write_text("background\n$x_$\n<b>&{{ }}\n", encoding="utf-8")
+    out = run(data, tmp_path / "run")
+    assert (out / "curves.png").is_file()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;{{ }}" in page
+    assert "<b>&" not in page
+
+
+def test_pictures_have_names_of_their_own() -> None:
+    cases = [
+        Case(name, (Path(name),), Path(name), "p")
+        for name in ("a/b", "a_b", "c", "x/" * 60 + "end", "y/" * 60 + "end")
+    ]
+    names = picture_names(cases)
+    assert list(names.values())[:3] == ["a_b.png", "a_b_2.png", "c.png"]
+    assert len(set(names.values())) == 5
+    assert max(len(name) for name in names.values()) < 70

@@ -54,6 +54,13 @@ def test_a_piece_at_the_edge_is_no_hole() -> None:
     assert "hole" not in reason(truth, square())
 
 
+def test_a_piece_among_ignored_ones_is_no_hole() -> None:
+    truth = np.full((1, 40, 40), IGNORE_INDEX, np.uint8)
+    truth[0, 20:25, 20:26] = 0
+    said = reason(truth, np.ones_like(truth))
+    assert said == "background where the model sees liver: 30 pixels in one piece"
+
+
 def test_classes_swapped() -> None:
     truth = np.array([0, 2, 1], np.uint8)[square()]
     said = reason(truth, square())

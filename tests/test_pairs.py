@@ -52,6 +52,13 @@ def test_what_differs_is_outlined_in_both(tmp_path: Path) -> None:
     assert np.abs(result[low] - 100.0).max() > 20
 
 
+def test_a_frame_thinner_than_a_pixel_is_drawn(tmp_path: Path) -> None:
+    flat = pair((100, 2000))
+    flat.labels[:, :] = 1
+    odd = Pair(flat.image, flat.truth, flat.labels, (slice(0, 1), slice(5, 9)), (0, 255), 0.05)
+    assert YELLOW in colours(drawn(tmp_path, Shown("a", "", odd))[HEADER + MARGIN :])
+
+
 def test_no_outline_where_they_agree(tmp_path: Path) -> None:
     page = drawn(tmp_path, Shown("a", "", pair(differ=False)))
     assert MAGENTA not in colours(page[HEADER + MARGIN :])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +23,7 @@ from segapp.errors import DataError, ModelFileError
 from segapp.files import sha256
 from segapp.scan import Segmentation
 from segapp.seen import hashes_of
-from segapp.suspects import assign, find_judges, judge_cases, review
+from segapp.suspects import Judge, assign, find_judges, judge_cases, review
 from segapp.suspicion import tally
 
 VALUES = np.array([0, 100, 255], np.uint8)  # of the masks, by class
@@ -165,6 +167,24 @@ def test_what_a_model_learned_is_ranked_apart(
     assert rows[3]["case"] == "case3"
     assert found["n_seen"] == 2
     assert "2 of 5 masks were used to train their judge" in caplog.text
+
+
+def test_images_in_an_archive_are_known_by_their_hashes(data: Path, loaded: list[str]) -> None:
+    trained = [image(data, n) for n in (0, 1)]
+    info = info_of(trained)
+    with zipfile.ZipFile(data / "images" / "site.zip", "w") as archive:
+        for n in range(5):
+            archive.write(image(data, n), f"case{n}.png")
+            image(data, n).unlink()
+    (data / "masks").rename(data / "site")
+    (data / "masks").mkdir()
+    (data / "site").rename(data / "masks" / "site")
+    cases = list_cases(data).cases
+    assert len(cases) == len(hashes_of(cases)) == 5
+    judge = Judge(Path("m"), info)
+    assert [s.seen for s in assign(cases, [judge], hashes_of(cases))] == [True] * 2 + [False] * 3
+    gone = replace(cases[0], images=(Path("nowhere.png"),))
+    assert hashes_of([gone]) == {}
 
 
 def test_each_fold_is_loaded_once(data: Path, tmp_path: Path, loaded: list[str]) -> None:

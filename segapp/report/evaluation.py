@@ -83,6 +83,7 @@ def write_report(
         legend=legend(evaluation.classes),
         differences=_DIFFERENCES,
         worst=_case_rows(evaluation),
+        scored=len(ranked(evaluation)),
         names=[c.name for c in evaluation.classes],
         confusion=_confusion_rows(evaluation) if several else [],
         confusion_map=None if several else plots.confusion_map(evaluation),
@@ -96,7 +97,10 @@ def write_report(
         against=_against_rows(result.get("against")),
         failed=[(r.case.name, r.error) for r in evaluation.failed()],
         warnings=Counter(w for r in evaluation.cases for w in r.warnings).most_common(12),
-        fingerprint=fingerprint_rows(material.facts.values(), info.training),
+        fingerprint=fingerprint_rows(
+            [material.facts[n] for r in evaluation.done() if (n := r.case.name) in material.facts],
+            info.training,
+        ),
         card=model_card(info),
         versions=current_versions(),
     )

@@ -103,7 +103,9 @@ def _drawn(pair: Pair, classes: tuple[SegClass, ...]) -> Iterator[Image.Image]:
             ((p.start - c.start) * scale, (p.stop - c.start) * scale - 1)
             for p, c, scale in zip(pair.place, cut, scales, strict=True)
         )
-        ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=_FRAME)
+        ImageDraw.Draw(picture).rectangle(
+            (left, top, max(left, right), max(top, bottom)), outline=_FRAME
+        )
         yield picture
 
 

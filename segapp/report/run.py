@@ -15,7 +15,7 @@ from segapp.report.page import file_uri, number, write_page
 from segapp.report.pictures import legend
 from segapp.report.scans import training_rows
 from segapp.report.timeline import Timeline
-from segapp.report.training import comparison_name, curves_for_page
+from segapp.report.training import curves_for_page
 
 _WIDE, _SMALL = 1100, 240  # pixels of a picture's longer side
 
@@ -25,13 +25,13 @@ def write_run_page(
     info: ModelInfo,
     history: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Any],
-    shown: Sequence[Case],
+    shown: Mapping[Case, str],
     timeline: Timeline,
 ) -> None:
     """Write report.html into the run folder, from what is there.
 
     history: its rows, as in history.csv; figures: what metrics.json will hold; shown: the cases
-    with a picture in overlays/. Raises OutputError.
+    with a picture in overlays/, and its name. Raises OutputError.
     """
     out = plan.out
     write_page(
@@ -49,8 +49,8 @@ def write_run_page(
         ],
         overlays=[
             (case.name, *file_uri(path, _WIDE))
-            for case in shown
-            if (path := out / "overlays" / comparison_name(case)).is_file()
+            for case, name in shown.items()
+            if (path := out / "overlays" / name).is_file()
         ],
         augmentations=_optional(out / "augmentations.png"),
     )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from segapp.data import Samples
 
 _GAP = 4  # pixels between pictures
+_LARGEST = 1024  # pixels of a picture's side
+_LONGEST = 60  # characters of a file name, each of up to four bytes
 _MOST_NAMED = 8  # classes with a line each in a legend
 
 
@@ -35,9 +37,9 @@ def write_curves(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass], pa
     """Loss, IoU of each class and learning rate over the epochs, as one PNG."""
     from matplotlib.figure import Figure  # half a second that only the end of a run pays
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    _draw_curves(figure, rows, classes)
-    with atomic_path(path) as temporary:
+    with drawing(), atomic_path(path) as temporary:
+        figure = Figure(figsize=(13, 4), layout="constrained")
+        _draw_curves(figure, rows, classes)
         figure.savefig(temporary, format="png", dpi=110)
 
 
@@ -108,9 +110,10 @@ def _middle(stack: np.ndarray, channels: int) -> np.ndarray:
 
 
 def write_comparison(
-    case: Case, segmentation: Segmentation, truth: np.ndarray, axis: SliceAxis, folder: Path
+    segmentation: Segmentation, truth: np.ndarray, axis: SliceAxis, path: Path
 ) -> None:
-    """One PNG: the slice with the most true foreground, its mask, the result.
+    """One PNG: the slice with the most true foreground, its mask, the result; each at most 1,024
+    pixels wide and high.
 
     truth: true indices (I, J, K).
     """
@@ -118,15 +121,28 @@ def write_comparison(
     masks = truth_slices(truth, segmentation.scan, axis)
     masks = clear_ignored(masks, segmentation.classes)
     k, window = busiest_slice(masks), display_window(segmentation.scan)
+    step = -(-max(masks[k].shape) // _LARGEST)
     pictures = [
-        draw_slice(images[k], drawn, segmentation.classes, window)
+        draw_slice(
+            images[k][:, ::step, ::step], drawn[::step, ::step], segmentation.classes, window
+        )
         for drawn in (np.zeros_like(masks[k]), masks[k], labels[k])
     ]
-    save_png(_beside(pictures, axis=1), folder / comparison_name(case))
+    save_png(_beside(pictures, axis=1), path)
 
 
-def comparison_name(case: Case) -> str:
-    return f"{case.name.replace('/', '_')}.png"
+def picture_names(cases: Sequence[Case]) -> dict[Case, str]:
+    """A file name for the picture of each case: its name, or the end of a long one, numbered where
+    another one has it."""
+    names: dict[Case, str] = {}
+    for case in cases:
+        stem = name = case.name.replace("/", "_")[-_LONGEST:]
+        number = 1
+        while f"{name}.png" in names.values():
+            number += 1
+            name = f"{stem}_{number}"
+        names[case] = f"{name}.png"
+    return names
 
 
 def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
