@@ -143,7 +143,6 @@ def _judge_model(
             patients.append(case.patient)
 
     result = validation.run(clock, on_segmentation=look)
-    share = validation.share  # sizes are those of whole scans
     judged = [
         Judged(
             r.case.patient,
@@ -153,8 +152,8 @@ def _judge_model(
             share * r.soft,
         )
         for r in result.done()
-        if r.soft is not None
-    ]
+        if r.soft is not None and (share := validation.shares.get(r.case.name, 1.0))
+    ]  # sizes are those of whole scans
     learned = list(_training_looks(cache, training))
     novelty = fit_novelty(
         [*(looks for looks, _ in learned), *scans], [*(name for _, name in learned), *patients]

@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segapp.preprocess import Prepared
-from segapp.resample import resize
 
 _LEVELS = (5, 25, 50, 75, 90, 97)  # percentiles of intensity
 _THUMBNAIL, _WAVES = 16, 5  # pixels a side; the highest order of cosines kept
@@ -37,12 +36,12 @@ def features(image: np.ndarray) -> np.ndarray:
     levels = [_levels(channel[some], _LEVELS) for channel in image]
     grey = np.ascontiguousarray(image.mean(0), np.float32) if len(image) > 1 else image[0]
     spread = float(cv2.meanStdDev(grey)[1][0, 0]) + _TINY
-    edges = np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    edges = cv2.Laplacian(grey, cv2.CV_32F)
     across = cv2.norm(grey[:, 1:], grey[:, :-1], cv2.NORM_L1) + _TINY * grey.size
     along = cv2.norm(grey[1:], grey[:-1], cv2.NORM_L1) + _TINY * grey.size
     texture = [
-        np.log(_levels(edges[some], (50,))[0] / spread + 1e-3),
-        np.log(cv2.mean(edges)[0] / spread + 1e-3),
+        np.log(_levels(np.abs(edges[some]), (50,))[0] / spread + 1e-3),
+        np.log(cv2.norm(edges, cv2.NORM_L1) / edges.size / spread + 1e-3),
         np.log(across / along),
     ]
     small = cv2.resize(grey, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
@@ -65,13 +64,21 @@ def _waves() -> Iterator[tuple[int, int]]:
 
 def scan_features(prepared: Prepared) -> np.ndarray:
     """(n, F) features of up to 32 slices, evenly spaced, at the size that the network sees."""
-    chosen = np.linspace(0, len(prepared) - 1, min(_SLICES, len(prepared))).round().astype(int)
-    return np.stack([features(network_slice(prepared, k)) for k in chosen.tolist()])
+    found = [prepared.network_input(k, k + 1) for k in looked_at(prepared)]
+    return np.stack([features(own_slice(prepared, batch[0])) for batch in found])
 
 
-def network_slice(prepared: Prepared, k: int) -> np.ndarray:
-    """Slice k as the network sees it, without padding and neighbours: (C, H, W)."""
-    return resize(prepared.normalised(k, k + 1), prepared.target)[0]
+def looked_at(prepared: Prepared) -> list[int]:
+    """Which of a scan's slices are described."""
+    most = min(_SLICES, len(prepared))
+    return np.linspace(0, len(prepared) - 1, most).round().astype(int).tolist()
+
+
+def own_slice(prepared: Prepared, network_input: np.ndarray) -> np.ndarray:
+    """(inputs, H', W') of a slice for the network → (C, H, W) without neighbours and padding."""
+    channels = prepared.preprocessing.channels
+    first, (height, width) = prepared.preprocessing.context * channels, prepared.target
+    return network_input[first : first + channels, :height, :width]
 
 
 class Novelty(BaseModel):

@@ -14,11 +14,11 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice, load_engine, slices_at_once
 from segapp.errors import ScanError
 from segapp.likeness import unlike
-from segapp.novelty import scan_features
+from segapp.novelty import features, looked_at, own_slice
 from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices
 from segapp.quality import assess
 from segapp.resample import padded_size
-from segapp.scan import Assessment, Scan, SegClass, Segmentation
+from segapp.scan import Scan, SegClass, Segmentation
 from segapp.tiles import in_tiles
 
 
@@ -64,15 +64,19 @@ class Predictor:
             engine, info.preprocessing, info.classes, info.temperature, info, flips=info.flips
         )
 
-    def probabilities(self, prepared: Prepared) -> Iterator[tuple[int, np.ndarray]]:
+    def probabilities(
+        self, prepared: Prepared, on_input: Callable[[int, np.ndarray], None] = lambda *_: None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Slab by slab: (first slice, probabilities (n, classes, H, W) float32 on the scan's grid).
 
         Slices are counted in the order of `to_slices`. No more slabs are held at a time than the
-        engine computes at once, and two.
+        engine computes at once, and two. on_input(first slice, batch for the network) is called
+        before each is computed, from several threads.
         """
 
         def compute(bounds: tuple[int, int]) -> tuple[int, np.ndarray]:
             batch = prepared.network_input(*bounds)
+            on_input(bounds[0], batch)
             views = (self._logits(batch, view) for view in self._views)
             slab = reduce(np.add, (prepared.probabilities(x, self.temperature) for x in views))
             if len(self._views) > 1:
@@ -110,7 +114,16 @@ class Predictor:
         labels = np.empty((total, 1, height, width), np.uint8)
         confidence = np.empty((total, 1, height, width), np.float16)
         soft = np.zeros((3, len(self.classes)))
-        for start, slab in self.probabilities(prepared):
+        quality = self.info.quality if self.info else None
+        chosen = looked_at(prepared) if quality and quality.novelty else []
+        looks: dict[int, np.ndarray] = {}
+
+        def look(start: int, batch: np.ndarray) -> None:
+            for k in chosen:
+                if start <= k < start + len(batch):
+                    looks[k] = features(own_slice(prepared, batch[k - start]))
+
+        for start, slab in self.probabilities(prepared, look):
             stop = start + len(slab)
             labels[start:stop, 0], best = most_probable(slab)
             if not np.isfinite(best).all():
@@ -126,14 +139,8 @@ class Predictor:
             confidence=from_slices(confidence, *back)[0],
             warnings=(*scan.warnings, *prepared.warnings, *unusual),
             soft=soft,
-            assessment=self._assess(prepared, soft),
+            assessment=assess(quality, soft, [looks[k] for k in chosen]) if quality else None,
         )
-
-    def _assess(self, prepared: Prepared, soft: np.ndarray) -> Assessment | None:
-        quality = self.info.quality if self.info else None
-        if quality is None:
-            return None
-        return assess(quality, soft, scan_features(prepared) if quality.novelty else None)
 
 
 def soft_counts(slab: np.ndarray, labels: np.ndarray, best: np.ndarray) -> np.ndarray:

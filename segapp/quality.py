@@ -177,15 +177,15 @@ def conformal_quantile(
     return float(scores[order[reached[0]]]), promised
 
 
-def assess(quality: Quality, soft: np.ndarray, of_slices: np.ndarray | None) -> Assessment:
-    """Judge a result. soft: see `Segmentation.soft`; of_slices: `scan_features` of the scan.
+def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ()) -> Assessment:
+    """Judge a result. soft: see `Segmentation.soft`; looks: `features` of some of its slices.
 
     Beyond what training knows an estimate has no ground: there it is divided by the unlikeness, and
     there are no ranges.
     """
     unlikeness, what = None, ""
-    if quality.novelty and of_slices is not None:
-        unlikeness, what = quality.novelty.unlikeness(of_slices)
+    if quality.novelty and len(looks):
+        unlikeness, what = quality.novelty.unlikeness(np.stack(looks))
     expected, dice = expected_dice(soft) + quality.offset, None
     if not np.isnan(expected):
         dice = float(np.clip(expected, 0, 1)) / max(1.0, unlikeness or 0.0)

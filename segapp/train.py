@@ -128,7 +128,7 @@ def fit(parts: Parts, started: float) -> None:
     if s.train.budget_minutes:
         validation.fit_into(60 * s.train.budget_minutes)
     axis = plan.preprocessing.slice_axis
-    timeline = Timeline(out / "overlays" / "progress", validation.cases, axis, validation.share)
+    timeline = Timeline(out / "overlays" / "progress", validation.cases, axis, validation.every)
     scale = stage_scale(s.train.progressive, schedule.done)
     batches = batches_at(parts, scale, state.step)
 

@@ -35,7 +35,7 @@ class Validation:
         self._room = _KEPT_BYTES
         self._last_end: float | None = None
         self.every = 1  # takes each n-th slice of volumes, or each n-th single image
-        self.share = 1  # of a volume's slices one in so many is taken
+        self.shares: dict[str, float] = {}  # case → what its voxels that are taken count for each
         self.seconds = 0.0  # of one run over all cases
 
     def fit_into(self, budget_seconds: float) -> None:
@@ -57,7 +57,6 @@ class Validation:
         self.seconds /= self.every
         whole = slices == 1 or self._predictor.preprocessing.context  # neighbours must stay
         self.cases = self.cases[:: self.every] if whole else self.cases
-        self.share = 1 if whole else self.every
         self._kept.clear()
         self._room = _KEPT_BYTES
         what = "cases" if whole else "slices"
@@ -91,7 +90,9 @@ class Validation:
         scan, mask = read_case(case)
         if not self._predictor.preprocessing.context:
             along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
+            whole = scan.shape[along]
             scan, mask = (every_nth(each, along, self.every) for each in (scan, mask))
+            self.shares[case.name] = whole / scan.shape[along]
         self._room -= scan.voxels.nbytes + mask.voxels.nbytes
         if self._room > 0:
             self._kept[case.name] = (scan, mask)

@@ -92,7 +92,7 @@ def test_the_fit_by_hand() -> None:
     doubtful = 20 + 22 - 2 * 15 + 1
     assert quality.margins[1].factor == pytest.approx(10 / doubtful)
     assert quality.margins[1].promised == pytest.approx(2 / 3)
-    found = assess(quality, SOFT, None)
+    found = assess(quality, SOFT)
     assert found.estimated_dice == pytest.approx(expected + offset)
     assert found.ranges[1] == pytest.approx((10, 30))
     assert (found.review, found.unlikeness) == ((), None)
@@ -103,14 +103,14 @@ def test_what_is_marked_for_review() -> None:
     quality = fit_quality(cases, 2, None, patients_declared=True)
     worse = SOFT.copy()
     worse[2, 1] = 12
-    (reason,) = assess(quality, worse, None).review
+    (reason,) = assess(quality, worse).review
     assert reason.startswith("estimated Dice 0.56")
     nothing = np.array([[100.0, 0.0], [99.0, 1.0], [99.0, 0.0]])
-    found = assess(quality, nothing, None)
+    found = assess(quality, nothing)
     assert found.estimated_dice is None
     assert found.review == ("nothing was found; every validation case holds something",)
     sometimes = fit_quality([*cases, judged("z", true=0)], 2, None, patients_declared=True)
-    assert assess(sometimes, nothing, None).review == ()
+    assert assess(sometimes, nothing).review == ()
 
 
 def test_a_patient_of_many_poor_cases_does_not_set_the_limit() -> None:
@@ -141,7 +141,7 @@ def test_an_unlike_scan_is_marked_and_its_estimate_falls() -> None:
 
 def test_without_validation_cases_nothing_is_promised() -> None:
     quality = fit_quality([], 2, None, patients_declared=False)
-    found = assess(quality, SOFT, None)
+    found = assess(quality, SOFT)
     assert found.ranges == (None, None)
     assert found.review == ()
     assert found.estimated_dice == pytest.approx(expected_dice(SOFT))
