@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from segapp import metrics
-from segapp.predict import most_probable
+from segapp.predict import most_probable, soft_counts
 
 _LEAST = 1e-6  # probability: no single pixel can surprise by more than 13.8
 _RADIUS = 3.0  # pixels, of slices up to _SIZE, where contours differ by less between any two people
@@ -25,17 +25,15 @@ class Tally:
     """A mask and a model's probabilities compared; the tallies of two slabs can be added.
 
     What the mask ignores counts nowhere. matrix: (classes, classes) int64 confusion, rows the mask.
-    mass: (classes,) sums of the probabilities; sure: (classes,) of these, what lies where the class
-    is the result. score: how suspect the mask is, in nats: its surprise, -log p(its class) less
-    what the model expects of that (the entropy), averaged around the pixel where it is greatest
-    (Gaussian, sigma 3 pixels in the slice); of volumes in the worst slice. peak: that pixel's
-    (slice, row, column). One mean over a whole mask would drown a hole in the doubts along its
-    contours.
+    soft: see `soft_counts`. score: how suspect the mask is, in nats: its surprise, -log p(its
+    class) less what the model expects of that (the entropy), averaged around the pixel where it is
+    greatest (Gaussian, sigma 3 pixels in the slice); of volumes in the worst slice. peak: that
+    pixel's (slice, row, column). One mean over a whole mask would drown a hole in the doubts along
+    its contours.
     """
 
     matrix: np.ndarray
-    mass: np.ndarray
-    sure: np.ndarray
+    soft: np.ndarray
     score: float
     peak: tuple[int, int, int]
     slices: int
@@ -48,8 +46,7 @@ class Tally:
             peak = (self.slices + k, row, column)
         return Tally(
             self.matrix + other.matrix,
-            self.mass + other.mass,
-            self.sure + other.sure,
+            self.soft + other.soft,
             *(score, peak, self.slices + other.slices),
         )
 
@@ -61,9 +58,10 @@ class Tally:
     @property
     def expected_dice(self) -> float:
         """The same, of a mask that is what the model's probabilities say: for each class
-        2 sure / (result + mass), a ratio of expectations; NaN without any foreground."""
+        2 Σ p [chosen] / (Σ p + Σ [chosen]), a ratio of expectations; NaN without any foreground."""
         held = self.matrix.sum(0) + self.matrix.sum(1) > 0
-        expected = metrics.ratio(2 * self.sure, self.matrix.sum(0) + self.mass)
+        chosen, expected, both = self.soft
+        expected = metrics.ratio(2 * both, chosen + expected)
         return float(metrics.mean_of_known(np.where(held, expected, np.nan)[1:]))
 
 
@@ -71,21 +69,18 @@ def tally(probabilities: np.ndarray, truth: np.ndarray) -> Tally:
     """Compare a mask with a model's probabilities: (n, classes, H, W) float32 and class indices
     (n, H, W), beyond the classes where the mask ignores. No slices, or all ignored: zeros."""
     classes = probabilities.shape[1]
-    labels, _ = most_probable(probabilities)
+    labels, best = most_probable(probabilities)
     counted = truth < classes
-    mass, sure = np.zeros(classes), np.zeros(classes)
     surprise = np.zeros(truth.shape, np.float32)
     for index in range(classes):
         p = np.where(counted, probabilities[:, index], 0)
-        mass[index] = p.sum(dtype=np.float64)
-        sure[index] = p[labels == index].sum(dtype=np.float64)
         surprise -= ((truth == index) - p) * np.log(np.maximum(p, _LEAST))
     sigma = radius(truth.shape)
     around = ndimage.gaussian_filter(surprise, (0, sigma, sigma), mode="constant")
     peak = np.unravel_index(around.argmax(), around.shape) if around.size else (0, 0, 0)
     return Tally(
         metrics.confusion(truth, labels, classes),
-        *(mass, sure),
+        soft_counts(probabilities * counted[:, None], np.where(counted, labels, classes), best),
         float(around[peak]) if around.size else 0.0,
         (int(peak[0]), int(peak[1]), int(peak[2])),
         len(truth),

@@ -21,8 +21,8 @@ def mask(*labels: int) -> np.ndarray:
 def test_sums_by_hand() -> None:
     t = tally(slab((0.75, 0.25), (0.25, 0.75), (0.5, 0.5)), mask(0, 1, 1))
     assert t.matrix.tolist() == [[1, 0], [1, 1]]
-    assert t.mass.tolist() == [1.5, 1.5]
-    assert t.sure.tolist() == [1.25, 0.75]
+    assert t.soft[1].tolist() == [1.5, 1.5]
+    assert t.soft[2].tolist() == [1.25, 0.75]
     assert t.dice == pytest.approx(2 / 3)
     assert t.expected_dice == pytest.approx(2 * 0.75 / (1 + 1.5))
 
@@ -101,7 +101,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     ignoring = tally(p, mask(0, 1, IGNORE_INDEX))
     certain = slab((0.9, 0.1), (0.3, 0.7), (1.0, 0.0))  # nothing to be surprised by either
     assert ignoring.score == pytest.approx(tally(certain, mask(0, 1, 0)).score)
-    assert ignoring.mass.tolist() == pytest.approx([1.2, 0.8])
+    assert ignoring.soft[1].tolist() == pytest.approx([1.2, 0.8])
     assert tally(p[:0], mask(0, 1, 1)[:0]).score == 0
     nothing = tally(p, mask(*[IGNORE_INDEX] * 3))
     assert (nothing.score, nothing.matrix.sum()) == (0, 0)
