@@ -360,6 +360,7 @@ def test_find_lr_prints_a_suggestion_and_trains_nothing(png_dataset: Path, monke
 # compare
 
 
+@pytest.mark.slow
 def test_compare_trains_each_run_in_a_process_and_goes_on_after_a_failed_one(
     png_dataset: Path, tmp_path: Path
 ) -> None:

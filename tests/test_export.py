@@ -202,6 +202,7 @@ def test_an_export_of_other_weights_is_not_used(run, tmp_path, caplog):
         Predictor.load(other, "cpu", "openvino")
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
     import segapp.export
 
@@ -223,6 +224,7 @@ def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
     assert read_export(tmp_path / "new").parity.agreement < 0.9
 
 
+@pytest.mark.slow
 def test_eight_bits(run, labelled, tmp_path):
     record = export_model(run, tmp_path / "int8", int8=True, calibrate=labelled, unequal=True)
     assert record.precision == "int8"
@@ -234,6 +236,7 @@ def test_eight_bits(run, labelled, tmp_path):
     assert type(Predictor.load(tmp_path / "int8").engine).__name__ == "OpenVinoEngine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
 def test_onnx(run, labelled, tmp_path, int8):
     out = tmp_path / "onnx"

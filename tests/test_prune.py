@@ -135,6 +135,7 @@ def test_amounts_are_shares(text: str) -> None:
         shares(text)
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_model(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned"
     result = prune_model(run, run.parent / "data", out, [0.5], minutes=0.05)

@@ -297,6 +297,7 @@ def load_in_subprocess(tmp_path, endpoint, *tasks):
     return [(float(seconds), origin) for seconds, origin in lines], done.stderr
 
 
+@pytest.mark.slow
 def test_imagenet_weights_from_the_hub_then_from_its_cache(tmp_path):
     given = random_encoder("resnet34")
     save_file(given, tmp_path / "model.safetensors")
@@ -343,6 +344,7 @@ def test_imagenet_weights_from_the_hub_then_from_its_cache(tmp_path):
     check(1)
 
 
+@pytest.mark.slow
 def test_unreachable_hubs(tmp_path):
     def load(name, endpoint, *sources):
         folder = tmp_path / name
