@@ -100,13 +100,13 @@ def test_a_result_to_review_says_so_first(tmp_path):
     assert shown.index("Review this result") < shown.index("<table")
     assert "unlike &lt;the&gt; training" in shown
     assert "2.50–6.00" in shown
-    assert "Range, pixels" in shown
-    assert "A range holds the true size in about 67%" in shown
+    assert shown.count("<small>") == 1
+    assert "Small: a range that holds the true size in about 67%" in shown
     assert "<dt>Estimated Dice</dt><dd>0.41</dd>" in shown
     plain = Outcome(tmp_path / "a.nii", tmp_path / "o.nii", sizes={"bone_voxels": 4})
     shown = facts_html(Result("a.nii", plain, tmp_path, shape=(2, 2, 1)), CLASSES)
     assert "Review" not in shown
-    assert "Range" not in shown
+    assert "<small>" not in shown
 
 
 def test_exactly_the_documented_endpoints_are_public(bands):

@@ -81,15 +81,14 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
         colour = "#{:02x}{:02x}{:02x}".format(*c.colour)
         count = sizes.get(f"{c.name}_voxels", 0)
         swatch = f'<span class="sa-swatch" style="background:{colour}"></span>'
-        rows += f'<tr><th scope="row">{swatch}{escape(c.name)}</th><td>{count:,.0f}</td>'
-        rows += f"<td>{_rounded(sizes[f'{c.name}_{known}'])} {unit}</td>" if known else ""
+        cells = [f"{count:,.0f}"]
+        cells += [f"{_rounded(sizes[f'{c.name}_{known}'])} {unit}"] if known else []
         name = f"{c.name}_{known or 'voxels'}"
         if f"{name}_low" in sizes:
             ends = (_rounded(sizes[f"{name}_{end}"]) for end in ("low", "high"))
-            rows += f"<td class='sa-range'>{'–'.join(ends)}</td>"
-        rows += "</tr>"
-    if any(column.endswith("_low") for column in sizes):
-        head += f"<th>Range, {unit or counted.lower()}</th>"
+            cells[-1] += f"<small>{'–'.join(ends)}</small>"
+        rows += f'<tr><th scope="row">{swatch}{escape(c.name)}</th>'
+        rows += "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     facts = []
     if result.outcome.status == "review":
         why = f"<strong>Review this result:</strong> {escape(result.outcome.reason)}"
@@ -99,7 +98,7 @@ def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
     )
     if result.outcome.range_coverage:
         share = f"about {result.outcome.range_coverage:.0%} of scans like the training's"
-        facts.append(f"<p class='sa-note'>A range holds the true size in {share}.</p>")
+        facts.append(f"<p class='sa-note'>Small: a range that holds the true size in {share}.</p>")
     if not known:
         facts.append("<p class='sa-note'>Spacing unknown: no areas or volumes.</p>")
     facts.append(f"<dl>{_facts(result)}</dl>")
