@@ -120,9 +120,7 @@ def _facts(result: Result) -> str:
     if result.outcome.estimated_dice is not None:
         found.append(("Estimated Dice", f"{result.outcome.estimated_dice:.2f}"))
     if result.outcome.unlikeness is not None:
-        found.append(
-            ("Unlike the training scans", f"{result.outcome.unlikeness:.2g} (1 is unusual)")
-        )
+        found.append(("Unlikeness (limit 1)", f"{result.outcome.unlikeness:.2g}"))
     found.append(("Time", f"{result.outcome.seconds:.1f} s"))
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in found)
 
