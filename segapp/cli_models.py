@@ -71,7 +71,7 @@ def predict(
     Formats are told by content: PNG, JPEG, BMP, TIFF, NIfTI, NRRD, MetaImage and DICOM, whose
     files are grouped into series. Results lie on each scan's own grid and hold the values of the
     training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
-    others go on.
+    others go on. A result that the model itself has reason to doubt has the status review there.
     """
     start_logging()
     with quick_start():
