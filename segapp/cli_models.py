@@ -132,7 +132,8 @@ def evaluate(
     else:
         typer.echo(evaluation_table(result))
         typer.echo(f"each case: {out / 'cases.csv'}   this table: {out / 'summary.json'}")
-        typer.echo(f"all of it, with pictures: {out / 'report.html'}")
+        if (out / "report.html").is_file():
+            typer.echo(f"all of it, with pictures: {out / 'report.html'}")
     raise typer.Exit(1 if result["n_failed"] else 0)
 
 

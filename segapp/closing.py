@@ -143,17 +143,13 @@ def _judge_model(
             patients.append(case.patient)
 
     result = validation.run(clock, on_segmentation=look)
-    judged = [
-        Judged(
-            r.case.patient,
-            share * r.matrix.sum(1),
-            share * r.matrix.sum(0),
-            metrics.mean_dice(r.matrix),
-            share * r.soft,
-        )
-        for r in result.done()
-        if r.soft is not None and (share := validation.shares.get(r.case.name, 1.0))
-    ]  # sizes are those of whole scans
+    judged = []
+    for r in result.done():
+        assert r.soft is not None, "a Predictor's segmentations have it"
+        share = validation.shares.get(r.case.name, 1.0)  # sizes are those of whole scans
+        true, predicted = share * r.matrix.sum(1), share * r.matrix.sum(0)
+        dice = metrics.mean_dice(r.matrix)
+        judged.append(Judged(r.case.patient, true, predicted, dice, share * r.soft))
     learned = list(_training_looks(cache, training))
     novelty = fit_novelty(
         [*(looks for looks, _ in learned), *scans], [*(name for _, name in learned), *patients]

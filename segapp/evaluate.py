@@ -246,6 +246,7 @@ def evaluate_model(
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
     written = write_evaluation(result, split, out, **more)
+    (out / "report.html").unlink(missing_ok=True)  # an older one would belie the figures
     with inessential("report.html"):
         material.pictures = _draw(predictor, info, result)
         write_report(result, written, info, material, out)

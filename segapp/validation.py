@@ -43,7 +43,7 @@ class Validation:
         budget, from then on take every n-th slice of volumes, or every n-th single image."""
         slices = 1
         for case in self.cases[:2]:  # the first also warms up
-            scan, _ = self.read(case)
+            scan, _ = self._read(case)
             along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
             slices = scan.shape[along]
             few = every_nth(scan, along, math.ceil(slices / _TRIED))
@@ -75,7 +75,7 @@ class Validation:
         began = clock.elapsed()
         result = evaluate_cases(
             *(self._predictor, self.cases, self._ignore, self._merged),
-            read=self.read,
+            read=self._read,
             **kwargs,
         )
         for failed in result.failed():
@@ -84,7 +84,7 @@ class Validation:
         self.seconds = self._last_end - began
         return result
 
-    def read(self, case: Case) -> tuple[Scan, Scan]:
+    def _read(self, case: Case) -> tuple[Scan, Scan]:
         if case.name in self._kept:
             return self._kept[case.name]
         scan, mask = read_case(case)

@@ -150,6 +150,23 @@ def test_evaluate_says_how_the_model_judged(judging: Path) -> None:
     json.loads(first)
 
 
+def test_a_page_that_can_not_be_made_leaves_the_figures_and_no_older_page(
+    judging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_model(Path("m"), judging / "data", None, judging / "out")
+    assert (judging / "out" / "report.html").is_file()
+    figures = (judging / "out" / "summary.json").read_bytes()
+    (judging / "out" / "summary.json").unlink()
+
+    def fail(*_: object) -> None:
+        raise ValueError("too odd to draw")
+
+    monkeypatch.setattr(evaluate, "write_report", fail)
+    evaluate_model(Path("m"), judging / "data", None, judging / "out")
+    assert (judging / "out" / "summary.json").read_bytes() == figures
+    assert not (judging / "out" / "report.html").exists()
+
+
 def test_a_scan_to_review_says_so_in_the_table(judging: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (24, 32)).astype(np.uint8)
     Image.fromarray(pixels).save(judging / "odd.png")
