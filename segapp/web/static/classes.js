@@ -1,0 +1,105 @@
+// The classes: what is drawn, in which colour, and how large each is.
+
+import { byId, make, number, problem, significant } from "./dom.js";
+import { scaleColour } from "./slices.js";
+import { setOverlay } from "./state.js";
+
+export function buildClasses(reader) {
+  const rows = reader.meta.classes.map((segClass, label) => classRow(reader, segClass, label));
+  byId("class-list").append(...rows.slice(1).map((row) => row.element));
+  reader.showMeasures = (measures) => fillMeasures(rows, measures);
+  byId("measures-note").textContent = "Measuring…";
+
+  const showAll = (shown) => () => {
+    reader.shown = reader.shown.map((_, label) => label > 0 && shown);
+    reader.tell("overlay");
+  };
+  byId("show-all").addEventListener("click", showAll(true));
+  byId("show-none").addEventListener("click", showAll(false));
+  byId("all-or-none").hidden = rows.length < 4;
+
+  const [overlay, style, opacity, heat] = ["overlay", "style", "opacity", "heat"].map(byId);
+  overlay.addEventListener("change", () => setOverlay(reader, { overlay: overlay.checked }));
+  style.addEventListener("change", () => setOverlay(reader, { style: style.value }));
+  opacity.addEventListener("input", () =>
+    setOverlay(reader, { opacity: opacity.valueAsNumber / 100 }),
+  );
+  heat.addEventListener("change", () => setOverlay(reader, { heat: heat.checked }));
+  drawScale(byId("heat-scale"));
+
+  const follow = () => {
+    overlay.checked = reader.overlay;
+    style.value = reader.style;
+    opacity.value = Math.round(reader.opacity * 100);
+    heat.checked = reader.heat;
+    byId("heat-row").hidden = !reader.confidence;
+    byId("heat-legend").hidden = !reader.heat;
+    rows.forEach((row, label) => {
+      row.box.checked = reader.shown[label];
+      row.colour.value = reader.colours[label];
+    });
+  };
+  reader.on("overlay", follow);
+  follow();
+}
+
+function classRow(reader, { name }, label) {
+  const box = make("input", { type: "checkbox", "aria-label": `Show ${name}` });
+  box.dataset.label = label;
+  box.addEventListener("change", () => {
+    reader.shown[label] = box.checked;
+    reader.tell("overlay");
+  });
+  const colour = make("input", { type: "color", "aria-label": `Colour of ${name}` });
+  colour.addEventListener("input", () => {
+    reader.colours[label] = colour.value;
+    reader.tell("overlay");
+  });
+  const size = make("span", { className: "size" });
+  const more = make("span", { className: "more quiet" });
+  const title = make("span", { className: "class-name", textContent: name });
+  return { box, colour, size, more, element: make("li", {}, box, colour, title, size, more) };
+}
+
+function fillMeasures(rows, measures) {
+  const unit = measures.unit ?? "voxels";
+  measures.classes.forEach((figures, n) => {
+    const row = rows[n + 1];
+    if (!row) return;
+    const known = figures.size !== null && figures.size !== undefined;
+    row.size.textContent = known
+      ? `${significant(figures.size)} ${unit}`
+      : `${number(figures.voxels)} voxels`;
+    const more = [];
+    if (figures.low !== null && figures.low !== undefined) {
+      const digits = known ? significant : number;
+      more.push(`${digits(figures.low)}–${digits(figures.high)} ${unit}`);
+    }
+    if (known) more.push(`${number(figures.voxels)} voxels`);
+    const { components, mean } = figures;
+    if (Number.isFinite(components)) {
+      more.push(`${number(components)} ${components === 1 ? "piece" : "pieces"}`);
+    }
+    if (Number.isFinite(mean)) more.push(`mean ${significant(mean)}`);
+    row.more.textContent = more.join(" · ");
+  });
+  byId("measures-note").textContent = measures.note ?? "";
+}
+
+/** Asks for the measures in the background; the pictures need none. */
+export async function loadMeasures(reader, ask) {
+  try {
+    reader.showMeasures(await ask());
+  } catch (error) {
+    byId("measures-note").textContent = "";
+    problem(`Not measured: ${error.message}`);
+  }
+}
+
+function drawScale(canvas) {
+  const context = canvas.getContext("2d");
+  for (let x = 0; x < canvas.width; x++) {
+    context.fillStyle = scaleColour(x / (canvas.width - 1));
+    context.fillRect(x, 0, 1, canvas.height);
+  }
+}

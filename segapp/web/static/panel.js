@@ -1,0 +1,107 @@
+// What the page says about the result, and the readout below the panes.
+
+import { byId, make } from "./dom.js";
+import { fileVoxel, flatIndex, planeTitle, position, positionText } from "./geometry.js";
+import { pictureOf } from "./pane.js";
+import { voxelInView } from "./pointer.js";
+import { setSlice, sliceCount, sliceOf } from "./state.js";
+
+export function buildAbout(reader) {
+  const { meta } = reader;
+  byId("name").textContent = meta.name;
+  byId("model").textContent = meta.model ? `Model: ${meta.model}` : "No model: the scan alone.";
+  if (meta.status === "review") {
+    byId("review").hidden = false;
+    byId("review").append(
+      make("strong", { textContent: "Review this result." }),
+      make("span", { textContent: ` ${meta.reason}` }),
+    );
+  }
+  byId("warnings").hidden = !meta.warnings.length;
+  byId("warnings").append(...meta.warnings.map((textContent) => make("li", { textContent })));
+  for (const [term, value] of meta.facts) {
+    byId("facts").append(
+      make("dt", { textContent: term }), make("dd", { textContent: value }),
+    );
+  }
+  byId("about").hidden = !meta.facts.length;
+}
+
+export function buildTakeAway(reader) {
+  const links = reader.meta.downloads.map(({ kind, label }) => {
+    const href = `download/${encodeURIComponent(kind)}`;
+    return make("li", {}, make("a", { href, download: "", textContent: label }));
+  });
+  byId("downloads").append(...links);
+  byId("picture").addEventListener("click", async () => {
+    const pane = reader.panes.find(({ name }) => name === reader.main);
+    const href = URL.createObjectURL(await pictureOf(pane));
+    // The scan's name may be a patient's: the picture is named for what it shows.
+    make("a", { href, download: `${pane.name}-${pane.slice + 1}.png` }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 10_000);
+  });
+}
+
+export function buildSlider(reader) {
+  const slider = byId("slider");
+  slider.addEventListener("input", () => setSlice(reader, reader.main, slider.valueAsNumber));
+  const follow = () => {
+    const count = sliceCount(reader, reader.main);
+    byId("slices").hidden = count < 2;
+    slider.max = count - 1;
+    slider.value = sliceOf(reader, reader.main);
+    const title = planeTitle(reader.main, Boolean(reader.meta.affine));
+    byId("slider-label").textContent = title;
+    byId("slice-number").textContent = `${sliceOf(reader, reader.main) + 1} / ${count}`;
+  };
+  slider.addEventListener("focus", () => (reader.active = reader.main));
+  reader.on("cursor", follow);
+  reader.on("main", follow);
+  follow();
+}
+
+export function buildReadout(reader) {
+  const { meta } = reader;
+  const readout = byId("readout");
+  const item = (term) => {
+    const value = make("b");
+    readout.append(make("span", {}, `${term} `, value));
+    return value;
+  };
+  const place = meta.affine ? item("Position") : null;
+  const voxel = item("Voxel");
+  const value = item("Intensity");
+  const label = meta.classes.length ? item("Class") : null;
+  const sure = meta.has_confidence && meta.classes.length ? item("Confidence") : null;
+  const follow = () => {
+    const index = voxelInView(reader);
+    const at = flatIndex(reader.shape, index);
+    const values = meta.rgb ? [0, 1, 2].map((n) => reader.image[3 * at + n]) : [reader.image[at]];
+    const text = values.map((x) => stored(x, meta.dtype));
+    const ijk = fileVoxel(meta, index);
+    if (place) place.textContent = positionText(position(meta, index));
+    voxel.textContent = ijk.join(", ");
+    value.textContent = text.join(", ");
+    readout.dataset.voxel = ijk.join(",");
+    readout.dataset.value = text.join(",");
+    if (label && reader.labels) {
+      label.textContent = meta.classes[reader.labels[at]]?.name ?? String(reader.labels[at]);
+      readout.dataset.class = label.textContent;
+    }
+    if (sure) sure.textContent = reader.confidence ? percent(reader.confidence[at]) : "…";
+  };
+  for (const kind of ["cursor", "pointer", "labels", "confidence"]) reader.on(kind, follow);
+  follow();
+}
+
+const percent = (confidence) => `${Math.round((100 * confidence) / 255)} %`;
+
+/** A float32 in as few digits as tell it from its neighbours: 0.1, not 0.10000000149011612. */
+function stored(x, dtype) {
+  if (dtype !== "float32" || !Number.isFinite(x)) return String(x);
+  for (let digits = 1; digits < 10; digits++) {
+    const short = Number(x.toPrecision(digits));
+    if (Math.fround(short) === x) return String(short);
+  }
+  return String(x);
+}

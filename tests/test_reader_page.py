@@ -1,0 +1,624 @@
+"""The reader's page in a real browser, over a server that knows hand-made results."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from browser import open_page
+from PIL import Image
+
+from segapp.preprocess import ordering, to_slices
+
+STATIC = Path(__file__).parents[1] / "segapp" / "web" / "static"
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'"
+)
+CLASSES = [
+    {"name": "background", "value": 0, "colour": "#000000"},
+    {"name": "bone", "value": 100, "colour": "#ff0000"},
+    {"name": "<b>skin</b>", "value": 200, "colour": "#00ff00"},
+]
+BONE, SKIN = 1, 2
+
+# Refuses one address in the page itself: a 4xx over the wire is a console error in Chromium.
+REFUSE = """(() => {
+    const known = window.fetch;
+    window.restore = () => { window.fetch = known; };
+    window.fetch = async (address, options) => address === "%s"
+        ? new Response(JSON.stringify({detail: "%s"}), {status: %s}) : known(address, options);
+})()"""
+
+pytestmark = pytest.mark.browser
+
+
+class Fake:
+    """One result at /reader/t/0/: what it answers, and what it was asked."""
+
+    def __init__(self, image: np.ndarray, labels: np.ndarray | None = None, **meta: Any) -> None:
+        shape = image.shape[:3]
+        self.meta = {
+            "name": "<i>scan</i>.nii.gz",
+            "model": "brain",
+            "shape": shape,
+            "rgb": image.ndim == 4,
+            "dtype": str(image.dtype),
+            "spacing_mm": [1, 1, 1],
+            "to_voxel": np.eye(4).tolist(),
+            "affine": np.diag([-1.0, -1, 1, 1]).tolist(),
+            "main": "axial",
+            "start": [n // 2 for n in shape],
+            "window": [0, 255],
+            "ct": False,
+            "classes": [] if labels is None else CLASSES,
+            "status": "ok",
+            "reason": "",
+            "warnings": ["<u>Careful</u>"],
+            "facts": [["Size", " × ".join(map(str, shape))]],
+            "corrected": False,
+            "has_confidence": labels is not None,
+            "downloads": [{"kind": "csv", "label": "Measurements (CSV)"}],
+            "can_keep": True,
+            "keep_note": "kept in corrections/",
+        } | meta
+        self.image = np.ascontiguousarray(image)
+        self.labels = None if labels is None else np.ascontiguousarray(labels, np.uint8)
+        self.reference = np.zeros(shape, np.uint8)
+        self.confidence = np.full(shape, 255, np.uint8)
+        self.posted: list[tuple[str, bytes]] = []
+        self.asked: list[str] = []
+
+    def measures(self) -> dict[str, Any]:
+        assert self.labels is not None
+        figures = {"size": 1.5, "low": 1.0, "high": 2.0, "components": 3, "mean": 45.2}
+        counts = [(self.labels == n).sum().item() for n in (BONE, SKIN)]
+        classes = [
+            {"name": c["name"], "voxels": n, **figures}
+            for c, n in zip(CLASSES[1:], counts, strict=True)
+        ]
+        return {"unit": "ml", "note": "Small: a range", "classes": classes}
+
+    def get(self, path: str) -> tuple[int, str, bytes]:
+        if path.startswith("/reader/static/"):
+            file = STATIC / Path(path).name
+            return 200, KINDS[file.suffix], file.read_bytes()
+        name = path.removeprefix("/reader/t/0/")
+        arrays = {"image": self.image, "labels": self.labels, "reference": self.reference}
+        arrays["confidence"] = self.confidence
+        if name == "":
+            return 200, "text/html", (STATIC / "reader.html").read_bytes()
+        if name == "meta.json":
+            return 200, "application/json", json.dumps(self.meta).encode()
+        if name == "measures.json":
+            return 200, "application/json", json.dumps(self.measures()).encode()
+        array = arrays.get(name.removesuffix(".bin"))
+        if array is None:
+            return 404, "application/json", b'{"detail": "unknown"}'
+        return 200, "application/octet-stream", array.tobytes()
+
+    def change(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        name = path.removeprefix("/reader/t/0/")
+        self.posted.append((f"{method} {name}", body))
+        answer: dict[str, Any] = {}
+        if name == "labels":
+            if method == "POST":
+                shape = self.meta["shape"]
+                self.labels = np.frombuffer(body, np.uint8).reshape(shape)
+            answer = self.measures()
+        elif name.startswith("reference"):
+            answer = {"name": "<s>m</s>.png", "dice": {"bone": 0.5, "<b>skin</b>": None}}
+            answer["warnings"] = []
+        elif name == "case":
+            answer = {"folder": "corrections/brain", "case": "a", "cases": 3, "note": "A note."}
+            answer["command"] = "segapp train data.root=corrections/brain"
+        return 200, "application/json", json.dumps(answer).encode()
+
+
+@contextmanager
+def served(fake: Fake) -> Iterator[str]:
+    """The address of the fake's page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Security-Policy", POLICY)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            fake.asked.append(self.path)
+            self.answer(*fake.get(self.path))
+
+        def change(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.answer(*fake.change(self.command, self.path, body))
+
+        do_POST = do_DELETE = change
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/reader/t/0/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def reader(fake: Fake, **size: int) -> Iterator[Any]:
+    """The page, once everything is loaded; fails on any console error or foreign request."""
+    with served(fake) as address, open_page(lambda url: url.startswith(address[:22])) as page:
+        page.set_viewport_size({"width": 1280, "height": 800} | size)
+        page.goto(address)
+        page.wait_for_selector("html[data-state=ready]", state="attached")
+        if fake.labels is not None:
+            page.wait_for_selector("html[data-complete=true]", state="attached")
+        settle(page)
+        yield page
+        page.evaluate("window.onbeforeunload = null")
+
+
+def settle(page: Any) -> None:
+    """Until what was asked for has been drawn."""
+    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+
+
+class View:
+    """Where a pane's voxels are on the screen: fitted, not zoomed, isotropic by default."""
+
+    def __init__(self, page: Any, plane: str, rows: int, cols: int, down=1.0, across=1.0) -> None:
+        self.page, self.plane = page, plane
+        self.box = page.locator(f"canvas[data-plane={plane}]").bounding_box()
+        width, height = self.box["width"], self.box["height"]
+        fit = min(width / (cols * across), height / (rows * down))
+        self.down, self.across = fit * down, fit * across
+        self.top = (height - rows * self.down) / 2
+        self.left = (width - cols * self.across) / 2
+
+    def inside(self, row: float, col: float) -> tuple[float, float]:
+        """x, y within the canvas of the centre of a voxel."""
+        return self.left + (col + 0.5) * self.across, self.top + (row + 0.5) * self.down
+
+    def at(self, row: float, col: float) -> tuple[float, float]:
+        x, y = self.inside(row, col)
+        return self.box["x"] + x, self.box["y"] + y
+
+    def hover(self, row: float, col: float) -> dict[str, str]:
+        """What the readout says of a voxel."""
+        self.page.mouse.move(*self.at(row, col))
+        settle(self.page)
+        return self.page.eval_on_selector("#readout", "e => ({...e.dataset})")
+
+    def colour(self, row: float, col: float) -> list[int]:
+        settle(self.page)
+        script = """([plane, x, y]) => {
+            const canvas = document.querySelector(`canvas[data-plane=${plane}]`);
+            const scale = canvas.width / canvas.clientWidth;
+            const at = [Math.floor(x * scale), Math.floor(y * scale), 1, 1];
+            return [...canvas.getContext('2d').getImageData(...at).data].slice(0, 3);
+        }"""
+        return self.page.evaluate(script, [self.plane, *self.inside(row, col)])
+
+    @property
+    def slice(self) -> int:
+        settle(self.page)
+        selector = f"canvas[data-plane={self.plane}]"
+        return int(self.page.eval_on_selector(selector, "e => e.dataset.slice"))
+
+
+def near(colour: list[int], expected: tuple[int, ...], tolerance: int = 3) -> bool:
+    return all(abs(a - b) <= tolerance for a, b in zip(colour, expected, strict=True))
+
+
+def two_classes() -> Fake:
+    """(6, 12, 16): grey 100; on slice 3 bone in rows 2–5, columns 2–5, skin in columns 8–11."""
+    image = np.full((6, 12, 16), 100, np.int16)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[3, 2:6, 2:6], labels[3, 2:6, 8:12] = BONE, SKIN
+    return Fake(image, labels)
+
+
+def set_opacity(page: Any, percent: int) -> None:
+    page.locator("#opacity").fill(str(percent))
+
+
+def test_slices_scroll_by_wheel_keys_and_slider():
+    image = np.zeros((9, 12, 16), np.uint8)
+    image[:] = 20 * np.arange(9)[:, None, None]
+    with reader(Fake(image)) as page:
+        view = View(page, "axial", 12, 16)
+        assert view.slice == 4
+        assert near(view.colour(3, 3), (80, 80, 80))
+        page.mouse.move(*view.at(3, 3))
+        page.mouse.wheel(0, 100)
+        assert view.slice == 5
+        assert near(view.colour(3, 3), (100, 100, 100))
+        page.mouse.wheel(0, -100)
+        for key, expected in (
+            *(("ArrowDown", 5), ("PageDown", 6), ("ArrowUp", 5), ("PageUp", 4)),
+            *(("End", 8), ("ArrowDown", 8), ("Home", 0)),
+        ):
+            page.keyboard.press(key)
+            assert view.slice == expected, key
+        page.locator("#slider").fill("7")
+        assert view.slice == 7
+        assert page.locator("#slice-number").inner_text() == "8 / 9"
+        coronal = View(page, "coronal", 9, 16)
+        page.mouse.move(*coronal.at(4, 4))
+        page.keyboard.press("Home")
+        assert (coronal.slice, view.slice) == (0, 7)
+        # Head up: the first row of a coronal picture is the last slice.
+        assert near(coronal.colour(0, 8), (160, 160, 160))
+        assert near(coronal.colour(8, 8), (0, 0, 0))
+
+
+def test_a_click_moves_the_other_planes_and_a_double_click_enlarges():
+    image = np.arange(6 * 12 * 16, dtype=np.uint16).reshape(6, 12, 16)
+    with reader(Fake(image, window=[0, 1151])) as page:
+        views = {
+            "axial": View(page, "axial", 12, 16),
+            "coronal": View(page, "coronal", 6, 16),
+            "sagittal": View(page, "sagittal", 6, 12),
+        }
+        page.mouse.click(*views["axial"].at(2, 13))
+        assert [v.slice for v in views.values()] == [3, 2, 13]
+        page.mouse.click(*views["sagittal"].at(0, 7))
+        assert [v.slice for v in views.values()] == [5, 7, 13]
+        page.mouse.dblclick(*views["sagittal"].at(1, 7))
+        assert View(page, "sagittal", 6, 12).box["width"] > 1.5 * views["sagittal"].box["width"]
+        assert page.locator("#slider-label").inner_text() == "Sagittal"
+        page.get_by_role("button", name="Enlarge axial").click()
+        assert View(page, "axial", 12, 16).box == views["axial"].box
+
+
+def test_pixels_have_the_true_proportions():
+    image = np.zeros((1, 10, 10), np.uint8)
+    image[0, :, 4:6] = 200
+    with reader(Fake(image, spacing_mm=[1, 1, 3])) as page:
+        view = View(page, "axial", 10, 10, down=1, across=3)
+        assert math.isclose(view.across, 3 * view.down)
+        assert near(view.colour(5, 4.5), (200, 200, 200))
+        assert near(view.colour(5, 3), (0, 0, 0), 60)
+        assert page.locator("canvas[data-plane]").count() == 1
+        assert page.locator("#slices").is_hidden()
+
+
+def test_presets_and_numbers_set_the_window():
+    image = np.full((1, 8, 8), 40, np.int16)
+    image[0, :, :4] = -160
+    with reader(Fake(image, ct=True, window=[-160, 40])) as page:
+        view = View(page, "axial", 8, 8)
+        assert page.locator("#width").input_value() == "400"  # CT: soft tissue at first
+        assert near(view.colour(4, 6), (128, 128, 128))
+        assert near(view.colour(4, 1), (0, 0, 0))
+        page.keyboard.press("0")
+        assert near(view.colour(4, 6), (255, 255, 255))
+        page.locator("#preset").select_option(label="CT: bone (4)")
+        assert page.locator("#centre").input_value() == "480"
+        page.locator("#width").fill("1000")
+        page.locator("#width").blur()
+        expected = 255 * (40 + 20) / 1000
+        assert near(view.colour(4, 6), (expected,) * 3)
+        assert page.locator("#preset").input_value() == "own"
+        page.mouse.move(*view.at(4, 4))
+        page.mouse.down(button="right")
+        x, y = view.at(4, 4)
+        page.mouse.move(x + 100, y)
+        page.mouse.up(button="right")
+        assert float(page.locator("#width").input_value()) == 1000 + 100 * 200 / 400
+
+
+def test_classes_are_drawn_hidden_and_recoloured():
+    fake = two_classes()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        set_opacity(page, 50)
+        assert near(view.colour(3, 3), (178, 50, 50))
+        assert near(view.colour(3, 9), (50, 178, 50))
+        assert near(view.colour(8, 8), (100, 100, 100))
+        page.get_by_label("Show bone").uncheck()
+        assert near(view.colour(3, 3), (100, 100, 100))
+        page.get_by_label("Show bone").check()
+        page.get_by_label("Colour of bone").fill("#0000ff")
+        assert near(view.colour(3, 3), (50, 50, 178))
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("Space")
+        assert near(view.colour(3, 3), (100, 100, 100))
+        page.keyboard.press("Space")
+        page.keyboard.press("o")  # outline only
+        assert near(view.colour(3, 3), (100, 100, 100))
+        assert near(view.colour(3, 1.5), (0, 0, 255), 90)  # on the border of columns 1 and 2
+        rows = page.locator("#class-list li").all_inner_texts()
+        assert rows[0].split("\n") == ["bone", "1.50 ml", rows[0].split("\n")[2]]
+        assert "1.00–2.00 ml" in rows[0]
+        assert "3 pieces" in rows[0]
+        assert "16 voxels" in rows[0]
+        kept = page.evaluate("JSON.stringify(localStorage)")
+        assert json.loads(json.loads(kept)["reader"]) == {"opacity": 0.5, "style": "outline"}
+
+
+def test_unsure_voxels_light_up():
+    fake = two_classes()
+    fake.confidence[3, 3, 3] = 128
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        set_opacity(page, 100)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("c")
+        assert near(view.colour(3, 3), (253, 231, 37), 6)  # half unsure: the scale's bright end
+        assert near(view.colour(3, 4), (100, 100, 100))
+        assert page.locator("#heat-legend").is_visible()
+
+
+def test_the_readout_tells_what_the_file_holds_at_that_voxel():
+    """An oblique scan with its axes permuted and flipped."""
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(-1000, 3000, (7, 9, 11)).astype(np.int16)
+    axes = np.array([[0, 0, -3.0], [1.5, 0, 0], [0, -2.0, 0]])  # i forwards, j down, k to the left
+    angle = 0.2
+    turn = np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+    affine = np.eye(4)
+    affine[:3, :3] = np.vstack([turn, [0, 0, 1]]) @ axes
+    affine[:3, 3] = 10, -20, 30
+    display = to_slices(voxels[None], affine, "axial")[:, 0]
+    order, flips = ordering(affine, "axial")
+    to_voxel = np.zeros((4, 4))
+    to_voxel[3, 3] = 1
+    for n, axis in enumerate(order):
+        to_voxel[axis, n] = -1 if n in flips else 1
+        to_voxel[axis, 3] = voxels.shape[axis] - 1 if n in flips else 0
+    steps = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
+    geometry = {"spacing_mm": steps.tolist(), "to_voxel": to_voxel.tolist()}
+    with reader(Fake(display, affine=affine.tolist(), **geometry)) as page:
+        k, h, w = display.shape
+        for plane, rows, cols, down, across in (
+            *(("axial", h, w, 1, 2), ("coronal", k, w, 0, 2), ("sagittal", k, h, 0, 1)),
+        ):
+            view = View(page, plane, rows, cols, steps[down], steps[across])
+            seen = set()
+            for row, col in ((0, 0), (rows - 1, cols - 1), (2, 5), (4, 1)):
+                told = view.hover(row, col)
+                at = tuple(map(int, told["voxel"].split(",")))
+                seen.add(at)
+                assert int(told["value"]) == voxels[at]
+            assert len(seen) == 4
+        position = page.locator("#readout").inner_text()
+        x, y, z = nib.affines.apply_affine(affine, at)
+        for (plus, minus), mm in zip(("RL", "AP", "SI"), (x, y, z), strict=True):
+            assert f"{plus if mm >= 0 else minus} {abs(mm):.1f}" in position
+
+
+def test_rgb_and_float32_are_told_as_stored():
+    image = np.zeros((1, 6, 8, 3), np.uint8)
+    image[0, 1:4, 2:5] = 10, 200, 30
+    with reader(Fake(image, affine=None, spacing_mm=None)) as page:
+        view = View(page, "axial", 6, 8)
+        assert view.hover(2, 3)["value"] == "10,200,30"
+        assert near(view.colour(2, 3), (10, 200, 30))
+        assert "Position" not in page.locator("#readout").inner_text()
+    image = np.full((1, 6, 8), np.float32(0.1))
+    image[0, 0, 0] = np.nan
+    with reader(Fake(image, window=[0, 0.2])) as page:
+        view = View(page, "axial", 6, 8)
+        assert view.hover(3, 3)["value"] == "0.1"
+        assert view.hover(0, 0)["value"] == "NaN"
+        assert near(view.colour(3, 3), (128, 128, 128))
+
+
+def test_brush_and_eraser_change_exactly_the_voxels_within_their_radius():
+    fake = two_classes()
+    before = fake.labels.copy()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.locator("#radius").fill("1.5")
+        page.locator("#brush-class").select_option(label="<b>skin</b>")
+        page.mouse.click(*view.at(8, 4))
+        rows, cols = np.mgrid[:12, :16]
+        painted = before.copy()
+        painted[3][(rows - 8) ** 2 + (cols - 4) ** 2 <= 1.5**2] = SKIN
+        page.mouse.move(*view.at(8, 9))
+        page.mouse.down()
+        page.mouse.move(*view.at(8, 12))
+        page.mouse.up()
+        along = np.clip(cols, 9, 12)
+        painted[3][(rows - 8) ** 2 + (cols - along) ** 2 <= 1.5**2] = SKIN
+        assert "not saved" in page.locator("#dirty").inner_text()
+        page.keyboard.press("e")
+        page.mouse.click(*view.at(3, 3))
+        erased = painted.copy()
+        erased[3][(rows - 3) ** 2 + (cols - 3) ** 2 <= 1.5**2] = 0
+        assert save(page, fake) == erased.tobytes()
+        assert page.locator("#dirty").inner_text() == "A saved correction."
+        page.keyboard.press("Control+z")
+        assert save(page, fake) == painted.tobytes()
+        page.keyboard.press("Control+z")
+        page.keyboard.press("Control+z")
+        assert page.locator("#undo").is_disabled()
+        assert save(page, fake) == before.tobytes()
+        page.keyboard.press("Control+Shift+z")
+        page.get_by_role("button", name="Redo").click()
+        page.get_by_role("button", name="Redo").click()
+        assert save(page, fake) == erased.tobytes()
+
+
+def save(page: Any, fake: Fake) -> bytes:
+    count = len(fake.posted)
+    with page.expect_response(lambda answer: answer.url.endswith("/labels")):
+        page.get_by_role("button", name="Save correction").click()
+    page.wait_for_selector("#dirty:not(.marked)")
+    assert len(fake.posted) == count + 1
+    assert fake.posted[-1][0] == "POST labels"
+    return fake.posted[-1][1]
+
+
+def test_the_brush_is_round_in_millimetres_in_any_plane():
+    image = np.zeros((8, 10, 12), np.int16)
+    labels = np.zeros(image.shape, np.uint8)
+    fake = Fake(image, labels, spacing_mm=[2, 1, 1])
+    with reader(fake) as page:
+        view = View(page, "coronal", 8, 12, down=2)
+        page.mouse.move(*view.at(3, 6))
+        page.keyboard.press("b")
+        page.locator("#radius").fill("2.5")
+        page.mouse.click(*view.at(3, 6))
+        k, w = np.mgrid[:8, :12]
+        expected = labels.copy()
+        expected[:, 5][(2 * (k - 4)) ** 2 + (w - 6) ** 2 <= 2.5**2] = BONE
+        assert save(page, fake) == expected.tobytes()
+
+
+def test_a_correction_is_discarded_kept_and_refused_in_words():
+    fake = two_classes()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.mouse.click(*view.at(8, 8))
+        page.evaluate(REFUSE % ("labels", "<b>They do not fit.</b>", 422))
+        page.get_by_role("button", name="Save correction").click()
+        page.wait_for_selector("#problem:visible")
+        assert "<b>They do not fit.</b>" in page.locator("#problem").inner_text()
+        assert "not saved yet" in page.locator("#dirty").inner_text()
+        page.evaluate("restore()")
+        page.get_by_role("button", name="Discard…").click()
+        page.get_by_role("button", name="Discard", exact=True).click()
+        page.wait_for_selector("#discard:disabled")
+        assert fake.posted[-1][0] == "DELETE labels"
+        assert view.hover(8, 8)["class"] == "background"
+        page.mouse.click(*view.at(9, 9))
+        page.get_by_role("button", name="Keep as training case").click()
+        page.wait_for_selector("#kept code")
+        assert [name for name, _ in fake.posted[-2:]] == ["POST labels", "POST case"]
+        assert "3 cases" in page.locator("#kept").inner_text()
+        assert page.locator("#kept code").inner_text().startswith("segapp train")
+
+
+def test_a_mask_is_compared_voxel_by_voxel():
+    fake = two_classes()
+    fake.reference[3, 4:8, 2:6] = BONE
+    fake.reference[3, 2:6, 8:12] = SKIN
+    fake.reference[3, 0, 0] = 255
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        set_opacity(page, 100)
+        page.get_by_text("Compare", exact=True).click()
+        mask = {"name": "a b&c.png", "mimeType": "image/png", "buffer": b"mask"}
+        page.locator("#reference").set_input_files(mask)
+        page.wait_for_selector("#comparison:visible")
+        assert fake.posted == [("POST reference?name=a%20b%26c.png", b"mask")]
+        assert near(view.colour(4, 3), (0, 158, 115))  # agreement
+        assert near(view.colour(6, 2), (230, 97, 0))  # missed, on a stripe
+        assert near(view.colour(2, 2), (86, 180, 233))  # extra, on a dot
+        assert near(view.colour(3, 9), (0, 158, 115))
+        assert near(view.colour(0, 0), (100, 100, 100))
+        page.locator("#compare-class").select_option(label="bone")
+        assert near(view.colour(3, 9), (100, 100, 100))
+        dice = page.locator("#dice tr").all_inner_texts()
+        assert [row.split("\t") for row in dice] == [
+            ["bone", "0.500"],
+            ["<b>skin</b>", "in neither"],
+        ]
+        page.get_by_label("Show the comparison").uncheck()
+        assert near(view.colour(3, 3), (255, 0, 0))
+
+
+def test_nothing_is_asked_for_after_loading():
+    fake = two_classes()
+    with reader(fake) as page:
+        assert sorted(fake.asked) == sorted({*fake.asked})  # each thing once
+        before = list(fake.asked)
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(5, 5))
+        for key in "0 1 2 3 4 5 + - o o o c c x x r End Home b e n".split():
+            page.keyboard.press(key)
+        page.mouse.wheel(0, 100)
+        page.keyboard.press("?")
+        assert page.locator("#help").is_visible()
+        page.keyboard.press("Escape")
+        assert fake.asked == before
+
+
+def test_what_a_file_says_is_shown_as_text():
+    fake = two_classes()
+    fake.meta |= {"status": "review", "reason": "<img src=x>", "model": "<b>m</b>"}
+    with reader(fake) as page:
+        assert page.locator("h1").inner_text() == "<i>scan</i>.nii.gz"
+        assert page.locator("#review").inner_text() == "Review this result. <img src=x>"
+        assert "<u>Careful</u>" in page.locator("#warnings").inner_text()
+        assert page.locator("main :is(i, u, img, s)").count() == 0
+        assert page.locator("#class-list").inner_text().count("<b>skin</b>") == 1
+        link = page.get_by_role("link", name="Measurements (CSV)")
+        assert link.get_attribute("href") == "download/csv"
+        assert page.title() == "Reader"
+
+
+def test_the_picture_is_named_for_its_plane(tmp_path):
+    with reader(two_classes()) as page:
+        with page.expect_download() as caught:
+            page.get_by_role("button", name="Picture of this view (PNG)").click()
+        assert caught.value.suggested_filename == "axial-4.png"
+        picture = Image.open(io.BytesIO(Path(caught.value.path()).read_bytes()))
+        box = page.locator("canvas[data-plane=axial]").bounding_box()
+        assert picture.size == (round(box["width"]), round(box["height"]))
+
+
+def test_without_a_model_there_is_nothing_to_correct():
+    with reader(Fake(np.zeros((4, 6, 8), np.uint8), model=None)) as page:
+        for part in ("#classes", "#correct", "#compare", "button[data-tool=brush]"):
+            assert page.locator(part).is_hidden()
+        page.keyboard.press("b")
+        assert page.locator("button[data-tool=navigate]").get_attribute("aria-pressed") == "true"
+
+
+def test_a_result_that_is_no_longer_kept_says_so():
+    fake = Fake(np.zeros((1, 2, 2), np.uint8))
+    with served(fake) as address, open_page(lambda url: url.startswith(address[:22])) as page:
+        page.add_init_script(REFUSE % ("meta.json", "unknown", 404))
+        page.goto(address)
+        page.wait_for_selector("html[data-state=gone]", state="attached")
+        said = page.locator("#gone").inner_text()
+        assert said == "This result is no longer kept. Drop the scan again."
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    fake = two_classes()
+    fake.meta |= {"status": "review", "reason": "Unlike the training scans."}
+    with reader(fake) as page:
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        # axe is a script of its own, which the page's policy rightly refuses.
+        found = axe.Axe().run(page).response["violations"]
+        assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (950, 720), (768, 1024)])
+def test_the_panes_need_no_scrolling(width, height):
+    with reader(two_classes(), width=width, height=height) as page:
+        for plane in ("axial", "coronal", "sagittal"):
+            box = page.locator(f"canvas[data-plane={plane}]").bounding_box()
+            assert box["y"] + box["height"] <= height
+            assert box["x"] + box["width"] <= width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
