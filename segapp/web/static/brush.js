@@ -1,7 +1,7 @@
 // Brush and eraser: a stroke changes labels of one slice and can be undone as a whole.
 
 import { sliceLayout } from "./geometry.js";
-import { sliceOf } from "./state.js";
+import { setSlice, sliceOf } from "./state.js";
 
 const MOST_STROKES = 200;
 
@@ -64,12 +64,25 @@ export function endStroke(reader) {
   reader.tell("correction");
 }
 
+/** Takes back what an unfinished stroke has painted, as if it had not begun. */
+export function cancelStroke(reader) {
+  const stroke = reader.history.open;
+  reader.history.open = null;
+  if (!stroke) return;
+  takeBack(reader, stroke);
+  reader.tell("labels");
+}
+
+function takeBack(reader, { indices, before }) {
+  indices.forEach((at, n) => (reader.labels[at] = before[n]));
+}
+
 export function undo(reader) {
   const stroke = reader.history.done.pop();
   if (!stroke) return;
-  stroke.indices.forEach((at, n) => (reader.labels[at] = stroke.before[n]));
+  takeBack(reader, stroke);
   reader.history.undone.push(stroke);
-  changed(reader);
+  changed(reader, stroke);
 }
 
 export function redo(reader) {
@@ -77,10 +90,11 @@ export function redo(reader) {
   if (!stroke) return;
   for (const at of stroke.indices) reader.labels[at] = stroke.label;
   reader.history.done.push(stroke);
-  changed(reader);
+  changed(reader, stroke);
 }
 
-function changed(reader) {
+function changed(reader, { pane, slice }) {
+  setSlice(reader, pane.name, slice); // nothing changes out of sight
   reader.dirty = true;
   reader.tell("labels");
   reader.tell("correction");

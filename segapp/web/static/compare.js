@@ -11,9 +11,17 @@ export function buildCompare(reader) {
   reader.meta.classes.slice(1).forEach(({ name }, n) => {
     choice.append(make("option", { value: n + 1, textContent: name }));
   });
-  file.addEventListener("change", () => {
-    if (file.files.length) load(reader, file.files[0]).finally(() => (file.value = ""));
+  let mask = null;
+  file.addEventListener("change", async () => {
+    const [chosen] = file.files;
+    if (!chosen) return;
+    if (await load(reader, chosen)) {
+      mask = chosen;
+      setOverlay(reader, { comparing: true, overlay: true });
+    }
+    file.value = ""; // so that the same file can be chosen again
   });
+  reader.on("saved", () => mask && load(reader, mask)); // its Dice is another now
   toggle.addEventListener("change", () => setOverlay(reader, { comparing: toggle.checked }));
   choice.addEventListener("change", () => {
     setOverlay(reader, { compareLabel: choice.value ? Number(choice.value) : null });
@@ -25,6 +33,7 @@ export function buildCompare(reader) {
   showLegend(reader);
 }
 
+/** Whether the mask fits and is in place. */
 async function load(reader, file) {
   problem("");
   try {
@@ -33,14 +42,16 @@ async function load(reader, file) {
       `reference?name=${name}`, "POST", file, "application/octet-stream",
     );
     reader.reference = await getArray("reference.bin", "uint8", reader.labels.length);
-    showAnswer(reader, answer);
-    setOverlay(reader, { comparing: true, overlay: true });
+    showAnswer(answer);
+    reader.tell("labels");
+    return true;
   } catch (error) {
     problem(`The mask was not compared: ${error.message}`);
+    return false;
   }
 }
 
-function showAnswer(reader, { name, dice, warnings }) {
+function showAnswer({ name, dice, warnings }) {
   byId("comparison").hidden = false;
   byId("reference-name").textContent = `Mask: ${name}`;
   byId("reference-warnings").replaceChildren(

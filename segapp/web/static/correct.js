@@ -23,7 +23,9 @@ export function buildCorrect(reader) {
     if (reader.tool === "brush" || reader.tool === "eraser") byId("correct").open = true;
   });
   window.addEventListener("beforeunload", (event) => {
-    if (reader.dirty) event.preventDefault();
+    if (!reader.dirty) return;
+    event.preventDefault();
+    event.returnValue = true; // what older browsers go by
   });
   showState(reader);
 }
@@ -39,7 +41,7 @@ function brushSettings(reader) {
   });
   const [least, most, step] = radiusRange(reader);
   Object.assign(radius, { min: least, max: most, step });
-  radius.value = 4 * step;
+  radius.value = Math.max(2, Math.round(most / step / 8)) * step;
   const unit = reader.meta.spacing_mm ? "mm" : "pixels";
   const follow = () => {
     reader.brush.radius = radius.valueAsNumber;
@@ -89,6 +91,7 @@ async function save(reader) {
   reader.dirty = done.at(-1) !== sent || done.length + undone.length !== strokes;
   reader.corrected = true;
   reader.showMeasures(measures);
+  reader.tell("saved");
 }
 
 async function discard(reader) {
@@ -98,6 +101,7 @@ async function discard(reader) {
   reader.dirty = reader.corrected = false;
   reader.showMeasures(measures);
   reader.tell("labels");
+  reader.tell("saved");
 }
 
 async function keep(reader) {

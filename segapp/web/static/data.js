@@ -54,14 +54,14 @@ export async function getArray(address, dtype, count, onBytes = () => {}) {
     const { done, value } = await stream.read();
     if (done) break;
     if (received + value.length > total) {
-      throw new Refused(0, `${address} holds more than the ${total} bytes expected.`);
+      throw new Refused(0, `The data is longer than the ${total} bytes expected.`);
     }
     bytes.set(value, received);
     received += value.length;
     onBytes(received, total);
   }
   if (received !== total) {
-    throw new Refused(0, `${address} ended after ${received} of ${total} bytes. Load it again.`);
+    throw new Refused(0, `The data ended after ${received} of ${total} bytes. Load the page again.`);
   }
   return new Kind(bytes.buffer);
 }

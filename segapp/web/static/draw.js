@@ -1,6 +1,6 @@
 // Which panes are drawn again after which change: at most once a screen refresh.
 
-import { drawPane, fitPane } from "./pane.js";
+import { drawPane, fitPane, followCursor } from "./pane.js";
 
 /** Draws the reader's panes whenever something they show has changed. */
 export function startDrawing(reader) {
@@ -28,6 +28,7 @@ export function startDrawing(reader) {
   for (const [kind, parts] of Object.entries(changes)) {
     reader.on(kind, () => reader.redraw(...parts));
   }
+  reader.on("cursor", () => reader.panes.forEach((pane) => followCursor(reader, pane)));
   const sizes = new ResizeObserver(() => {
     for (const pane of reader.panes) fitPane(pane);
     draw(); // at once: a resized canvas is blank until it is drawn

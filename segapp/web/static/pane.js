@@ -106,6 +106,16 @@ function keepInView(reader, pane) {
   pane.stale.view = true;
 }
 
+/** A zoomed pane goes along when another pane takes the crosshair out of its sight. */
+export function followCursor(reader, pane) {
+  if (pane.zoom <= 1 || pane.name === reader.active) return;
+  const [row, col] = placeOf(pane.plane, reader.shape, reader.cursor);
+  const [x, y] = toScreen(reader, pane, row + 0.5, col + 0.5);
+  if (x >= 0 && x <= pane.width && y >= 0 && y <= pane.height) return;
+  pane.centre = [row + 0.5, col + 0.5];
+  pane.stale.view = true;
+}
+
 export function resetView(reader, pane) {
   pane.zoom = 1;
   pane.centre = [reader.shape[pane.plane.rows] / 2, reader.shape[pane.plane.cols] / 2];
@@ -246,7 +256,7 @@ function drawLetters({ markContext: context, letters, width, height }) {
   const places = {
     left: [12, height / 2],
     right: [width - 12, height / 2],
-    top: [width / 2, 14],
+    top: [width / 2, width < 340 ? 40 : 14], // below the caption of a narrow pane
     bottom: [width / 2, height - 12],
   };
   for (const [side, [x, y]] of Object.entries(places)) {

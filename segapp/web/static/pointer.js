@@ -1,6 +1,6 @@
 // Mouse, pen and touch on a pane.
 
-import { endStroke, paint, startStroke } from "./brush.js";
+import { cancelStroke, endStroke, paint, startStroke } from "./brush.js";
 import { indexAt } from "./geometry.js";
 import { panBy, toSlice, voxelAt, zoomBy } from "./pane.js";
 import { moveCursor, setMain, setWindow, sliceOf, stepSlice } from "./state.js";
@@ -67,7 +67,12 @@ export function watchPane(reader, pane) {
     canvas.setPointerCapture(event.pointerId);
     touches.set(event.pointerId, place(event));
     reader.active = pane.name;
-    if (touches.size > 1) return finish(); // a second finger: pinch from here on
+    if (touches.size > 1) {
+      // A second finger: a pinch from here on, and what the first has painted was not meant.
+      cancelStroke(reader);
+      drag = null;
+      return;
+    }
     const action = actionOf(event, reader.tool);
     if (!action) return;
     event.preventDefault();
@@ -129,7 +134,7 @@ export function watchPane(reader, pane) {
   });
   pane.enlarge.addEventListener("click", () => setMain(reader, pane.name));
 
-  canvas.addEventListener(
+  pane.element.addEventListener(
     "wheel",
     (event) => {
       event.preventDefault();

@@ -54,6 +54,7 @@ function loadVoxels(meta, address) {
 }
 
 async function loadLabels(meta) {
+  byId("loading-text").textContent = "Loading the result…";
   try {
     return await getArray("labels.bin", "uint8", voxelCount(meta));
   } catch (error) {

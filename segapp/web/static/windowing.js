@@ -22,9 +22,7 @@ export const choosePreset = (reader, n) => setWindow(reader, ...limits(reader, n
 
 export function buildWindowing(reader) {
   const [preset, width, centre] = ["preset", "width", "centre"].map(byId);
-  const names = PRESETS.map(({ name }, n) =>
-    make("option", { value: n, textContent: n ? `${name} (${n})` : `${name} (0)` }),
-  );
+  const names = PRESETS.map(({ name }, n) => make("option", { value: n, textContent: name }));
   preset.append(...names, make("option", { value: "own", textContent: "Own", hidden: true }));
   preset.addEventListener("change", () => choosePreset(reader, Number(preset.value)));
 
