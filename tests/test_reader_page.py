@@ -6,7 +6,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,6 +91,9 @@ class Fake:
         return {"unit": "ml", "note": "Small: a range", "classes": classes}
 
     def get(self, path: str) -> tuple[int, str, bytes]:
+        if path == "/frame":
+            page = '<link rel="icon" href="data:,"><p>Above</p><iframe src="/reader/t/0/"></iframe>'
+            return 200, "text/html", page.encode()
         if path.startswith("/reader/static/"):
             file = STATIC / Path(path).name
             return 200, KINDS[file.suffix], file.read_bytes()
@@ -135,7 +138,8 @@ def served(fake: Fake) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Security-Policy", POLICY)
+            if self.path.startswith("/reader/"):
+                self.send_header("Content-Security-Policy", POLICY)
             self.end_headers()
             self.wfile.write(body)
 
@@ -163,10 +167,15 @@ def served(fake: Fake) -> Iterator[str]:
         thread.join()
 
 
+def is_from(address: str) -> Callable[[str], bool]:
+    origin = address.removesuffix("reader/t/0/")
+    return lambda url: url.startswith((origin, "data:", "blob:"))
+
+
 @contextmanager
 def reader(fake: Fake, **size: int) -> Iterator[Any]:
     """The page, once everything is loaded; fails on any console error or foreign request."""
-    with served(fake) as address, open_page(lambda url: url.startswith(address[:22])) as page:
+    with served(fake) as address, open_page(is_from(address)) as page:
         page.set_viewport_size({"width": 1280, "height": 800} | size)
         page.goto(address)
         page.wait_for_selector("html[data-state=ready]", state="attached")
@@ -174,7 +183,6 @@ def reader(fake: Fake, **size: int) -> Iterator[Any]:
             page.wait_for_selector("html[data-complete=true]", state="attached")
         settle(page)
         yield page
-        page.evaluate("window.onbeforeunload = null")
 
 
 def settle(page: Any) -> None:
@@ -324,7 +332,84 @@ def test_presets_and_numbers_set_the_window():
         x, y = view.at(4, 4)
         page.mouse.move(x + 100, y)
         page.mouse.up(button="right")
-        assert float(page.locator("#width").input_value()) == 1000 + 100 * 200 / 400
+        assert float(page.locator("#width").input_value()) == pytest.approx(
+            1000 + 100 * math.sqrt(200 * 1000) / 400, abs=0.01
+        )
+
+
+def test_zoom_keeps_the_voxel_under_the_pointer_and_reset_fits_again():
+    image = np.arange(12 * 16, dtype=np.int16).reshape(1, 12, 16)
+    with reader(Fake(image)) as page:
+        view = View(page, "axial", 12, 16)
+        told = view.hover(3, 12)
+        page.keyboard.down("Control")
+        for _ in range(6):
+            page.mouse.wheel(0, -100)
+        page.keyboard.up("Control")
+        assert view.hover(3, 12) == told
+        assert view.hover(11, 0)["voxel"] != "0,11,0"  # much further away now
+        assert page.locator("canvas[data-plane=axial]").get_attribute("data-slice") == "0"
+        page.keyboard.press("r")
+        assert view.hover(11, 0)["voxel"] == "0,11,0"
+        page.keyboard.down("Shift")
+        page.mouse.down()
+        page.mouse.move(*view.at(9, 2))
+        page.mouse.up()
+        page.keyboard.up("Shift")
+        assert view.hover(9, 2)["voxel"] == "0,11,0"  # moved along with the pointer
+
+
+def test_two_fingers_zoom_and_paint_nothing():
+    fake = two_classes()
+    before = fake.labels.copy()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.get_by_role("button", name="Brush").click()
+        touch = page.context.new_cdp_session(page)
+
+        def fingers(kind: str, *cols: tuple[int, float]) -> None:
+            points = [dict(zip("xy", view.at(6, col), strict=True), id=n) for n, col in cols]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        fingers("touchStart", (0, 6))
+        fingers("touchStart", (0, 6), (1, 9))
+        for step in range(1, 4):
+            fingers("touchMove", (0, 6 - step), (1, 9 + step))
+        fingers("touchEnd")
+        # Three columns apart have become nine: what lay at 6 and 9 is now at 3 and 12.
+        assert view.hover(6, 3)["voxel"] == "3,6,6"
+        assert view.hover(6, 12)["voxel"] == "3,6,9"
+        assert page.locator("#undo").is_disabled()
+        page.mouse.click(*view.at(11, 3))
+        assert save(page, fake) != before.tobytes()  # the brush itself works
+
+
+def test_in_a_frame_keys_work_where_the_pointer_is():
+    fake = two_classes()
+    with served(fake) as address, open_page(is_from(address)) as page:
+        page.goto(address.replace("/reader/t/0/", "/frame"))
+        page.mouse.click(20, 20)
+        frame = page.frames[1]
+        frame.wait_for_selector("html[data-complete=true]", state="attached")
+        canvas = frame.locator("canvas[data-plane=axial]")
+        canvas.hover()
+        page.keyboard.press("Home")
+        frame.wait_for_selector("canvas[data-plane=axial][data-slice='0']")
+
+
+def test_unsaved_changes_are_not_left_without_asking():
+    with reader(two_classes()) as page:
+        asked = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+        page.reload()
+        page.wait_for_selector("html[data-complete=true]", state="attached")
+        assert asked == []
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.mouse.click(*view.at(8, 8))
+        page.reload()
+        assert asked == ["beforeunload"]
 
 
 def test_classes_are_drawn_hidden_and_recoloured():
@@ -593,7 +678,7 @@ def test_without_a_model_there_is_nothing_to_correct():
 
 def test_a_result_that_is_no_longer_kept_says_so():
     fake = Fake(np.zeros((1, 2, 2), np.uint8))
-    with served(fake) as address, open_page(lambda url: url.startswith(address[:22])) as page:
+    with served(fake) as address, open_page(is_from(address)) as page:
         page.add_init_script(REFUSE % ("meta.json", "unknown", 404))
         page.goto(address)
         page.wait_for_selector("html[data-state=gone]", state="attached")

@@ -2,12 +2,13 @@
 
 import { byId, make, number, problem, significant } from "./dom.js";
 import { scaleColour } from "./slices.js";
-import { setOverlay } from "./state.js";
+import { setHeat, setOverlay } from "./state.js";
 
 export function buildClasses(reader) {
   const rows = reader.meta.classes.map((segClass, label) => classRow(reader, segClass, label));
   byId("class-list").append(...rows.slice(1).map((row) => row.element));
-  reader.showMeasures = (measures) => fillMeasures(rows, measures);
+  const counted = reader.meta.affine ? "voxels" : "pixels";
+  reader.showMeasures = (measures) => fillMeasures(rows, measures, counted);
   byId("measures-note").textContent = "Measuring…";
 
   const showAll = (shown) => () => {
@@ -24,7 +25,7 @@ export function buildClasses(reader) {
   opacity.addEventListener("input", () =>
     setOverlay(reader, { opacity: opacity.valueAsNumber / 100 }),
   );
-  heat.addEventListener("change", () => setOverlay(reader, { heat: heat.checked }));
+  heat.addEventListener("change", () => setHeat(reader, heat.checked));
   drawScale(byId("heat-scale"));
 
   const follow = () => {
@@ -61,21 +62,21 @@ function classRow(reader, { name }, label) {
   return { box, colour, size, more, element: make("li", {}, box, colour, title, size, more) };
 }
 
-function fillMeasures(rows, measures) {
-  const unit = measures.unit ?? "voxels";
+function fillMeasures(rows, measures, counted) {
   measures.classes.forEach((figures, n) => {
     const row = rows[n + 1];
     if (!row) return;
     const known = figures.size !== null && figures.size !== undefined;
     row.size.textContent = known
-      ? `${significant(figures.size)} ${unit}`
-      : `${number(figures.voxels)} voxels`;
+      ? `${significant(figures.size)} ${measures.unit}`
+      : `${number(figures.voxels)} ${counted}`;
     const more = [];
     if (figures.low !== null && figures.low !== undefined) {
-      const digits = known ? significant : number;
-      more.push(`${digits(figures.low)}–${digits(figures.high)} ${unit}`);
+      const text = known ? significant : (count) => number(Math.round(count));
+      const unit = known ? ` ${measures.unit}` : "";
+      more.push(`${text(figures.low)}–${text(figures.high)}${unit}`);
     }
-    if (known) more.push(`${number(figures.voxels)} voxels`);
+    if (known) more.push(`${number(figures.voxels)} ${counted}`);
     const { components, mean } = figures;
     if (Number.isFinite(components)) {
       more.push(`${number(components)} ${components === 1 ? "piece" : "pieces"}`);

@@ -36,6 +36,7 @@ export function buildCompare(reader) {
 /** Whether the mask fits and is in place. */
 async function load(reader, file) {
   problem("");
+  byId("compare-status").textContent = "Reading the mask…";
   try {
     const name = encodeURIComponent(file.name);
     const answer = await send(
@@ -48,6 +49,8 @@ async function load(reader, file) {
   } catch (error) {
     problem(`The mask was not compared: ${error.message}`);
     return false;
+  } finally {
+    byId("compare-status").textContent = "";
   }
 }
 

@@ -20,7 +20,11 @@ export function buildCorrect(reader) {
   byId("keep-note").textContent = reader.meta.keep_note ?? "";
   reader.on("correction", () => showState(reader));
   reader.on("tool", () => {
-    if (reader.tool === "brush" || reader.tool === "eraser") byId("correct").open = true;
+    if (reader.tool !== "brush" && reader.tool !== "eraser") return;
+    const section = byId("correct");
+    section.open = true;
+    const below = section.offsetTop + section.offsetHeight - byId("side").clientHeight;
+    if (byId("side").scrollTop < below) byId("side").scrollTop = below;
   });
   window.addEventListener("beforeunload", (event) => {
     if (!reader.dirty) return;
@@ -60,9 +64,8 @@ function showState(reader) {
   byId("discard").disabled = busy || !(dirty || corrected);
   byId("keep").disabled = busy || !reader.meta.can_keep;
   const saved = corrected ? "A saved correction." : "The model's own result.";
-  byId("dirty").textContent = dirty
-    ? "Changed, not saved yet. Sizes are those before the change."
-    : saved;
+  const unsaved = "Changed, not saved yet. Sizes are those before the change.";
+  byId("dirty").textContent = busy ? "Working…" : dirty ? unsaved : saved;
   byId("dirty").classList.toggle("marked", dirty);
 }
 

@@ -4,7 +4,7 @@ import { redo, undo } from "./brush.js";
 import { byId } from "./dom.js";
 import { resetView, zoomBy } from "./pane.js";
 import {
-  setOverlay, setSlice, setTool, sliceCount, stepSlice, STYLES, toggleCrosshair,
+  setHeat, setOverlay, setSlice, setTool, sliceCount, stepSlice, STYLES, toggleCrosshair,
 } from "./state.js";
 import { choosePreset } from "./windowing.js";
 
@@ -38,7 +38,7 @@ export function watchKeys(reader) {
     "−": () => zoom(0.8),
     " ": withLabels(() => setOverlay(reader, { overlay: !reader.overlay })),
     o: withLabels(() => setOverlay(reader, { style: nextStyle() })),
-    c: () => reader.confidence && setOverlay(reader, { heat: !reader.heat }),
+    c: () => reader.confidence && setHeat(reader, !reader.heat),
     x: () => toggleCrosshair(reader),
     n: () => setTool(reader, "navigate"),
     b: () => setTool(reader, "brush"),

@@ -143,7 +143,8 @@ export function drawPane(reader, pane) {
     pane.slice = slice;
     Object.assign(stale, { image: true, overlay: true, outline: true });
     const count = sliceCount(reader, pane.name);
-    pane.caption.textContent = `${pane.title} ${slice + 1} / ${count}`;
+    const isPicture = count === 1 && !pane.letters;
+    pane.caption.textContent = isPicture ? "" : `${pane.title} ${slice + 1} / ${count}`;
     pane.canvas.setAttribute("aria-label", `${pane.title}, slice ${slice + 1} of ${count}`);
   }
   if (!pane.width || !pane.height) return;

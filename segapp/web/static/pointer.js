@@ -12,6 +12,12 @@ function actionOf(event, tool) {
   return event.button === 0 ? tool : null;
 }
 
+/** Intensity for a pixel of a window drag: finer in a narrow window, coarser in a wide scan. */
+function windowUnit(reader) {
+  const [automatic, current] = [reader.meta.window, reader.window].map(([low, high]) => high - low);
+  return Math.sqrt(Math.max(automatic, current / 100) * current) / 400;
+}
+
 export function watchPane(reader, pane) {
   const { canvas } = pane;
   const touches = new Map(); // pointer id → [x, y]
@@ -41,11 +47,9 @@ export function watchPane(reader, pane) {
       reader.tell("view");
     },
     window: (_, dx, dy) => {
-      // The pane's width in pixels stands for about the automatic window's width.
-      const unit = (reader.meta.window[1] - reader.meta.window[0] || 1) / 400;
       const [low, high] = reader.window;
-      const width = Math.max(unit / 10, high - low + dx * unit);
-      const centre = (low + high) / 2 + dy * unit;
+      const width = Math.max(drag.unit / 10, high - low + dx * drag.unit);
+      const centre = (low + high) / 2 + dy * drag.unit;
       setWindow(reader, centre - width / 2, centre + width / 2);
     },
     brush: (event) => stroke(event),
@@ -76,7 +80,7 @@ export function watchPane(reader, pane) {
     const action = actionOf(event, reader.tool);
     if (!action) return;
     event.preventDefault();
-    drag = { action, last: place(event), at: null };
+    drag = { action, last: place(event), at: null, unit: windowUnit(reader) };
     if (action === "brush") startStroke(reader, pane, reader.brush.label);
     if (action === "eraser") startStroke(reader, pane, 0);
     if (action !== "move" && action !== "window") actions[action](event, 0, 0);

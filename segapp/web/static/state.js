@@ -92,6 +92,10 @@ export function setOverlay(reader, changes) {
   reader.tell("overlay");
 }
 
+/** What the model is unsure of is part of the overlay: asked for, it is shown. */
+export const setHeat = (reader, heat) =>
+  setOverlay(reader, { heat, overlay: reader.overlay || heat });
+
 export function toggleCrosshair(reader) {
   reader.crosshair = !reader.crosshair;
   reader.tell("crosshair");
