@@ -1,252 +1,32 @@
-"""The reader's page in a real browser, over a server that knows hand-made results."""
+"""The reader's page in a real browser: what it shows, and how it is moved through."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from browser import open_page
 from PIL import Image
+from reader_page import (
+    REFUSE,
+    Fake,
+    View,
+    is_from,
+    near,
+    reader,
+    served,
+    set_opacity,
+    two_classes,
+)
 
 from segapp.preprocess import ordering, to_slices
 
-STATIC = Path(__file__).parents[1] / "segapp" / "web" / "static"
-KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'"
-)
-CLASSES = [
-    {"name": "background", "value": 0, "colour": "#000000"},
-    {"name": "bone", "value": 100, "colour": "#ff0000"},
-    {"name": "<b>skin</b>", "value": 200, "colour": "#00ff00"},
-]
-BONE, SKIN = 1, 2
-
-# Refuses one address in the page itself: a 4xx over the wire is a console error in Chromium.
-REFUSE = """(() => {
-    const known = window.fetch;
-    window.restore = () => { window.fetch = known; };
-    window.fetch = async (address, options) => address === "%s"
-        ? new Response(JSON.stringify({detail: "%s"}), {status: %s}) : known(address, options);
-})()"""
-
 pytestmark = pytest.mark.browser
-
-
-class Fake:
-    """One result at /reader/t/0/: what it answers, and what it was asked."""
-
-    def __init__(self, image: np.ndarray, labels: np.ndarray | None = None, **meta: Any) -> None:
-        shape = image.shape[:3]
-        self.meta = {
-            "name": "<i>scan</i>.nii.gz",
-            "model": "brain",
-            "shape": shape,
-            "rgb": image.ndim == 4,
-            "dtype": str(image.dtype),
-            "spacing_mm": [1, 1, 1],
-            "to_voxel": np.eye(4).tolist(),
-            "affine": np.diag([-1.0, -1, 1, 1]).tolist(),
-            "main": "axial",
-            "start": [n // 2 for n in shape],
-            "window": [0, 255],
-            "ct": False,
-            "classes": [] if labels is None else CLASSES,
-            "status": "ok",
-            "reason": "",
-            "warnings": ["<u>Careful</u>"],
-            "facts": [["Size", " × ".join(map(str, shape))]],
-            "corrected": False,
-            "has_confidence": labels is not None,
-            "downloads": [{"kind": "csv", "label": "Measurements (CSV)"}],
-            "can_keep": True,
-            "keep_note": "kept in corrections/",
-        } | meta
-        self.image = np.ascontiguousarray(image)
-        self.labels = None if labels is None else np.ascontiguousarray(labels, np.uint8)
-        self.reference = np.zeros(shape, np.uint8)
-        self.confidence = np.full(shape, 255, np.uint8)
-        self.posted: list[tuple[str, bytes]] = []
-        self.asked: list[str] = []
-
-    def measures(self) -> dict[str, Any]:
-        assert self.labels is not None
-        figures = {"size": 1.5, "low": 1.0, "high": 2.0, "components": 3, "mean": 45.2}
-        counts = [(self.labels == n).sum().item() for n in (BONE, SKIN)]
-        classes = [
-            {"name": c["name"], "voxels": n, **figures}
-            for c, n in zip(CLASSES[1:], counts, strict=True)
-        ]
-        return {"unit": "ml", "note": "Small: a range", "classes": classes}
-
-    def get(self, path: str) -> tuple[int, str, bytes]:
-        if path == "/frame":
-            page = '<link rel="icon" href="data:,"><p>Above</p><iframe src="/reader/t/0/"></iframe>'
-            return 200, "text/html", page.encode()
-        if path.startswith("/reader/static/"):
-            file = STATIC / Path(path).name
-            return 200, KINDS[file.suffix], file.read_bytes()
-        name = path.removeprefix("/reader/t/0/")
-        arrays = {"image": self.image, "labels": self.labels, "reference": self.reference}
-        arrays["confidence"] = self.confidence
-        if name == "":
-            return 200, "text/html", (STATIC / "reader.html").read_bytes()
-        if name == "meta.json":
-            return 200, "application/json", json.dumps(self.meta).encode()
-        if name == "measures.json":
-            return 200, "application/json", json.dumps(self.measures()).encode()
-        array = arrays.get(name.removesuffix(".bin"))
-        if array is None:
-            return 404, "application/json", b'{"detail": "unknown"}'
-        return 200, "application/octet-stream", array.tobytes()
-
-    def change(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
-        name = path.removeprefix("/reader/t/0/")
-        self.posted.append((f"{method} {name}", body))
-        answer: dict[str, Any] = {}
-        if name == "labels":
-            if method == "POST":
-                shape = self.meta["shape"]
-                self.labels = np.frombuffer(body, np.uint8).reshape(shape)
-            answer = self.measures()
-        elif name.startswith("reference"):
-            answer = {"name": "<s>m</s>.png", "dice": {"bone": 0.5, "<b>skin</b>": None}}
-            answer["warnings"] = []
-        elif name == "case":
-            answer = {"folder": "corrections/brain", "case": "a", "cases": 3, "note": "A note."}
-            answer["command"] = "segapp train data.root=corrections/brain"
-        return 200, "application/json", json.dumps(answer).encode()
-
-
-@contextmanager
-def served(fake: Fake) -> Iterator[str]:
-    """The address of the fake's page."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            if self.path.startswith("/reader/"):
-                self.send_header("Content-Security-Policy", POLICY)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            fake.asked.append(self.path)
-            self.answer(*fake.get(self.path))
-
-        def change(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.answer(*fake.change(self.command, self.path, body))
-
-        do_POST = do_DELETE = change
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/reader/t/0/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def is_from(address: str) -> Callable[[str], bool]:
-    origin = address.removesuffix("reader/t/0/")
-    return lambda url: url.startswith((origin, "data:", "blob:"))
-
-
-@contextmanager
-def reader(fake: Fake, **size: int) -> Iterator[Any]:
-    """The page, once everything is loaded; fails on any console error or foreign request."""
-    with served(fake) as address, open_page(is_from(address)) as page:
-        page.set_viewport_size({"width": 1280, "height": 800} | size)
-        page.goto(address)
-        page.wait_for_selector("html[data-state=ready]", state="attached")
-        if fake.labels is not None:
-            page.wait_for_selector("html[data-complete=true]", state="attached")
-        settle(page)
-        yield page
-
-
-def settle(page: Any) -> None:
-    """Until what was asked for has been drawn."""
-    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
-
-
-class View:
-    """Where a pane's voxels are on the screen: fitted, not zoomed, isotropic by default."""
-
-    def __init__(self, page: Any, plane: str, rows: int, cols: int, down=1.0, across=1.0) -> None:
-        self.page, self.plane = page, plane
-        self.box = page.locator(f"canvas[data-plane={plane}]").bounding_box()
-        width, height = self.box["width"], self.box["height"]
-        fit = min(width / (cols * across), height / (rows * down))
-        self.down, self.across = fit * down, fit * across
-        self.top = (height - rows * self.down) / 2
-        self.left = (width - cols * self.across) / 2
-
-    def inside(self, row: float, col: float) -> tuple[float, float]:
-        """x, y within the canvas of the centre of a voxel."""
-        return self.left + (col + 0.5) * self.across, self.top + (row + 0.5) * self.down
-
-    def at(self, row: float, col: float) -> tuple[float, float]:
-        x, y = self.inside(row, col)
-        return self.box["x"] + x, self.box["y"] + y
-
-    def hover(self, row: float, col: float) -> dict[str, str]:
-        """What the readout says of a voxel."""
-        self.page.mouse.move(*self.at(row, col))
-        settle(self.page)
-        return self.page.eval_on_selector("#readout", "e => ({...e.dataset})")
-
-    def colour(self, row: float, col: float) -> list[int]:
-        settle(self.page)
-        script = """([plane, x, y]) => {
-            const canvas = document.querySelector(`canvas[data-plane=${plane}]`);
-            const scale = canvas.width / canvas.clientWidth;
-            const at = [Math.floor(x * scale), Math.floor(y * scale), 1, 1];
-            return [...canvas.getContext('2d').getImageData(...at).data].slice(0, 3);
-        }"""
-        return self.page.evaluate(script, [self.plane, *self.inside(row, col)])
-
-    @property
-    def slice(self) -> int:
-        settle(self.page)
-        selector = f"canvas[data-plane={self.plane}]"
-        return int(self.page.eval_on_selector(selector, "e => e.dataset.slice"))
-
-
-def near(colour: list[int], expected: tuple[int, ...], tolerance: int = 3) -> bool:
-    return all(abs(a - b) <= tolerance for a, b in zip(colour, expected, strict=True))
-
-
-def two_classes() -> Fake:
-    """(6, 12, 16): grey 100; on slice 3 bone in rows 2–5, columns 2–5, skin in columns 8–11."""
-    image = np.full((6, 12, 16), 100, np.int16)
-    labels = np.zeros(image.shape, np.uint8)
-    labels[3, 2:6, 2:6], labels[3, 2:6, 8:12] = BONE, SKIN
-    return Fake(image, labels)
-
-
-def set_opacity(page: Any, percent: int) -> None:
-    page.locator("#opacity").fill(str(percent))
 
 
 def test_slices_scroll_by_wheel_keys_and_slider():
@@ -359,31 +139,6 @@ def test_zoom_keeps_the_voxel_under_the_pointer_and_reset_fits_again():
         assert view.hover(9, 2)["voxel"] == "0,11,0"  # moved along with the pointer
 
 
-def test_two_fingers_zoom_and_paint_nothing():
-    fake = two_classes()
-    before = fake.labels.copy()
-    with reader(fake) as page:
-        view = View(page, "axial", 12, 16)
-        page.get_by_role("button", name="Brush").click()
-        touch = page.context.new_cdp_session(page)
-
-        def fingers(kind: str, *cols: tuple[int, float]) -> None:
-            points = [dict(zip("xy", view.at(6, col), strict=True), id=n) for n, col in cols]
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-        fingers("touchStart", (0, 6))
-        fingers("touchStart", (0, 6), (1, 9))
-        for step in range(1, 4):
-            fingers("touchMove", (0, 6 - step), (1, 9 + step))
-        fingers("touchEnd")
-        # Three columns apart have become nine: what lay at 6 and 9 is now at 3 and 12.
-        assert view.hover(6, 3)["voxel"] == "3,6,6"
-        assert view.hover(6, 12)["voxel"] == "3,6,9"
-        assert page.locator("#undo").is_disabled()
-        page.mouse.click(*view.at(11, 3))
-        assert save(page, fake) != before.tobytes()  # the brush itself works
-
-
 def test_in_a_frame_keys_work_where_the_pointer_is():
     fake = two_classes()
     with served(fake) as address, open_page(is_from(address)) as page:
@@ -395,21 +150,6 @@ def test_in_a_frame_keys_work_where_the_pointer_is():
         canvas.hover()
         page.keyboard.press("Home")
         frame.wait_for_selector("canvas[data-plane=axial][data-slice='0']")
-
-
-def test_unsaved_changes_are_not_left_without_asking():
-    with reader(two_classes()) as page:
-        asked = []
-        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
-        page.reload()
-        page.wait_for_selector("html[data-complete=true]", state="attached")
-        assert asked == []
-        view = View(page, "axial", 12, 16)
-        page.mouse.move(*view.at(8, 8))
-        page.keyboard.press("b")
-        page.mouse.click(*view.at(8, 8))
-        page.reload()
-        assert asked == ["beforeunload"]
 
 
 def test_classes_are_drawn_hidden_and_recoloured():
@@ -507,125 +247,6 @@ def test_rgb_and_float32_are_told_as_stored():
         assert view.hover(3, 3)["value"] == "0.1"
         assert view.hover(0, 0)["value"] == "NaN"
         assert near(view.colour(3, 3), (128, 128, 128))
-
-
-def test_brush_and_eraser_change_exactly_the_voxels_within_their_radius():
-    fake = two_classes()
-    before = fake.labels.copy()
-    with reader(fake) as page:
-        view = View(page, "axial", 12, 16)
-        page.mouse.move(*view.at(8, 8))
-        page.keyboard.press("b")
-        page.locator("#radius").fill("1.5")
-        page.locator("#brush-class").select_option(label="<b>skin</b>")
-        page.mouse.click(*view.at(8, 4))
-        rows, cols = np.mgrid[:12, :16]
-        painted = before.copy()
-        painted[3][(rows - 8) ** 2 + (cols - 4) ** 2 <= 1.5**2] = SKIN
-        page.mouse.move(*view.at(8, 9))
-        page.mouse.down()
-        page.mouse.move(*view.at(8, 12))
-        page.mouse.up()
-        along = np.clip(cols, 9, 12)
-        painted[3][(rows - 8) ** 2 + (cols - along) ** 2 <= 1.5**2] = SKIN
-        assert "not saved" in page.locator("#dirty").inner_text()
-        page.keyboard.press("e")
-        page.mouse.click(*view.at(3, 3))
-        erased = painted.copy()
-        erased[3][(rows - 3) ** 2 + (cols - 3) ** 2 <= 1.5**2] = 0
-        assert save(page, fake) == erased.tobytes()
-        assert page.locator("#dirty").inner_text() == "A saved correction."
-        page.keyboard.press("Control+z")
-        assert save(page, fake) == painted.tobytes()
-        page.keyboard.press("Control+z")
-        page.keyboard.press("Control+z")
-        assert page.locator("#undo").is_disabled()
-        assert save(page, fake) == before.tobytes()
-        page.keyboard.press("Control+Shift+z")
-        page.get_by_role("button", name="Redo").click()
-        page.get_by_role("button", name="Redo").click()
-        assert save(page, fake) == erased.tobytes()
-
-
-def save(page: Any, fake: Fake) -> bytes:
-    count = len(fake.posted)
-    with page.expect_response(lambda answer: answer.url.endswith("/labels")):
-        page.get_by_role("button", name="Save correction").click()
-    page.wait_for_selector("#dirty:not(.marked)")
-    assert len(fake.posted) == count + 1
-    assert fake.posted[-1][0] == "POST labels"
-    return fake.posted[-1][1]
-
-
-def test_the_brush_is_round_in_millimetres_in_any_plane():
-    image = np.zeros((8, 10, 12), np.int16)
-    labels = np.zeros(image.shape, np.uint8)
-    fake = Fake(image, labels, spacing_mm=[2, 1, 1])
-    with reader(fake) as page:
-        view = View(page, "coronal", 8, 12, down=2)
-        page.mouse.move(*view.at(3, 6))
-        page.keyboard.press("b")
-        page.locator("#radius").fill("2.5")
-        page.mouse.click(*view.at(3, 6))
-        k, w = np.mgrid[:8, :12]
-        expected = labels.copy()
-        expected[:, 5][(2 * (k - 4)) ** 2 + (w - 6) ** 2 <= 2.5**2] = BONE
-        assert save(page, fake) == expected.tobytes()
-
-
-def test_a_correction_is_discarded_kept_and_refused_in_words():
-    fake = two_classes()
-    with reader(fake) as page:
-        view = View(page, "axial", 12, 16)
-        page.mouse.move(*view.at(8, 8))
-        page.keyboard.press("b")
-        page.mouse.click(*view.at(8, 8))
-        page.evaluate(REFUSE % ("labels", "<b>They do not fit.</b>", 422))
-        page.get_by_role("button", name="Save correction").click()
-        page.wait_for_selector("#problem:visible")
-        assert "<b>They do not fit.</b>" in page.locator("#problem").inner_text()
-        assert "not saved yet" in page.locator("#dirty").inner_text()
-        page.evaluate("restore()")
-        page.get_by_role("button", name="Discard…").click()
-        page.get_by_role("button", name="Discard", exact=True).click()
-        page.wait_for_selector("#discard:disabled")
-        assert fake.posted[-1][0] == "DELETE labels"
-        assert view.hover(8, 8)["class"] == "background"
-        page.mouse.click(*view.at(9, 9))
-        page.get_by_role("button", name="Keep as training case").click()
-        page.wait_for_selector("#kept code")
-        assert [name for name, _ in fake.posted[-2:]] == ["POST labels", "POST case"]
-        assert "3 cases" in page.locator("#kept").inner_text()
-        assert page.locator("#kept code").inner_text().startswith("segapp train")
-
-
-def test_a_mask_is_compared_voxel_by_voxel():
-    fake = two_classes()
-    fake.reference[3, 4:8, 2:6] = BONE
-    fake.reference[3, 2:6, 8:12] = SKIN
-    fake.reference[3, 0, 0] = 255
-    with reader(fake) as page:
-        view = View(page, "axial", 12, 16)
-        set_opacity(page, 100)
-        page.get_by_text("Compare", exact=True).click()
-        mask = {"name": "a b&c.png", "mimeType": "image/png", "buffer": b"mask"}
-        page.locator("#reference").set_input_files(mask)
-        page.wait_for_selector("#comparison:visible")
-        assert fake.posted == [("POST reference?name=a%20b%26c.png", b"mask")]
-        assert near(view.colour(4, 3), (0, 158, 115))  # agreement
-        assert near(view.colour(6, 2), (230, 97, 0))  # missed, on a stripe
-        assert near(view.colour(2, 2), (86, 180, 233))  # extra, on a dot
-        assert near(view.colour(3, 9), (0, 158, 115))
-        assert near(view.colour(0, 0), (100, 100, 100))
-        page.locator("#compare-class").select_option(label="bone")
-        assert near(view.colour(3, 9), (100, 100, 100))
-        dice = page.locator("#dice tr").all_inner_texts()
-        assert [row.split("\t") for row in dice] == [
-            ["bone", "0.500"],
-            ["<b>skin</b>", "in neither"],
-        ]
-        page.get_by_label("Show the comparison").uncheck()
-        assert near(view.colour(3, 3), (255, 0, 0))
 
 
 def test_nothing_is_asked_for_after_loading():

@@ -190,7 +190,7 @@ function drawOverlay(reader, pane, layout) {
       stale.overlay = false;
     }
     context.imageSmoothingEnabled = false;
-    context.globalAlpha = comparing ? Math.max(reader.opacity, 0.4) : reader.opacity;
+    context.globalAlpha = comparing ? Math.max(reader.opacity, 0.75) : reader.opacity;
     context.drawImage(pane.overlay.canvas, 0, 0);
     context.globalAlpha = 1;
   }

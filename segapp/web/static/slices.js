@@ -44,13 +44,14 @@ export function fillTable(pixels, values, layout, table) {
 
 // Colours that people with any colour vision tell apart (Okabe and Ito), with a pattern each.
 export const COMPARED = [
-  { name: "agreement", colour: "#009e73", pattern: "plain" },
+  { name: "agreement", colour: "#009e73", pattern: "faint" }, // the differences stand out
   { name: "missed: only in the mask", colour: "#e66100", pattern: "stripes" },
   { name: "extra: only in this result", colour: "#56b4e9", pattern: "dots" },
   { name: "another class", colour: "#f0e442", pattern: "plain" },
 ];
 const inPattern = {
   plain: () => true,
+  faint: () => false,
   stripes: (row, col) => (row + col) % 4 < 2,
   dots: (row, col) => ((row | col) & 1) === 0,
 };

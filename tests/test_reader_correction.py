@@ -1,0 +1,181 @@
+"""The reader's page in a real browser: correcting a result and comparing it with a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from reader_page import (
+    AGREEMENT,
+    BONE,
+    REFUSE,
+    SKIN,
+    Fake,
+    View,
+    near,
+    reader,
+    set_opacity,
+    two_classes,
+)
+
+pytestmark = pytest.mark.browser
+
+
+def save(page: Any, fake: Fake) -> bytes:
+    count = len(fake.posted)
+    with page.expect_response(lambda answer: answer.url.endswith("/labels")):
+        page.get_by_role("button", name="Save correction").click()
+    page.wait_for_selector("#dirty:not(.marked)")
+    assert len(fake.posted) == count + 1
+    assert fake.posted[-1][0] == "POST labels"
+    return fake.posted[-1][1]
+
+
+def test_brush_and_eraser_change_exactly_the_voxels_within_their_radius():
+    fake = two_classes()
+    before = fake.labels.copy()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.locator("#radius").fill("1.5")
+        page.locator("#brush-class").select_option(label="<b>skin</b>")
+        page.mouse.click(*view.at(8, 4))
+        rows, cols = np.mgrid[:12, :16]
+        painted = before.copy()
+        painted[3][(rows - 8) ** 2 + (cols - 4) ** 2 <= 1.5**2] = SKIN
+        page.mouse.move(*view.at(8, 9))
+        page.mouse.down()
+        page.mouse.move(*view.at(8, 12))
+        page.mouse.up()
+        along = np.clip(cols, 9, 12)
+        painted[3][(rows - 8) ** 2 + (cols - along) ** 2 <= 1.5**2] = SKIN
+        assert "not saved" in page.locator("#dirty").inner_text()
+        page.keyboard.press("e")
+        page.mouse.click(*view.at(3, 3))
+        erased = painted.copy()
+        erased[3][(rows - 3) ** 2 + (cols - 3) ** 2 <= 1.5**2] = 0
+        assert save(page, fake) == erased.tobytes()
+        assert page.locator("#dirty").inner_text() == "A saved correction."
+        page.keyboard.press("Control+z")
+        assert save(page, fake) == painted.tobytes()
+        page.keyboard.press("Control+z")
+        page.keyboard.press("Control+z")
+        assert page.locator("#undo").is_disabled()
+        assert save(page, fake) == before.tobytes()
+        page.keyboard.press("Control+Shift+z")
+        page.get_by_role("button", name="Redo").click()
+        page.get_by_role("button", name="Redo").click()
+        assert save(page, fake) == erased.tobytes()
+
+
+def test_the_brush_is_round_in_millimetres_in_any_plane():
+    image = np.zeros((8, 10, 12), np.int16)
+    labels = np.zeros(image.shape, np.uint8)
+    fake = Fake(image, labels, spacing_mm=[2, 1, 1])
+    with reader(fake) as page:
+        view = View(page, "coronal", 8, 12, down=2)
+        page.mouse.move(*view.at(3, 6))
+        page.keyboard.press("b")
+        page.locator("#radius").fill("2.5")
+        page.mouse.click(*view.at(3, 6))
+        k, w = np.mgrid[:8, :12]
+        expected = labels.copy()
+        expected[:, 5][(2 * (k - 4)) ** 2 + (w - 6) ** 2 <= 2.5**2] = BONE
+        assert save(page, fake) == expected.tobytes()
+
+
+def test_two_fingers_zoom_and_paint_nothing():
+    fake = two_classes()
+    before = fake.labels.copy()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.get_by_role("button", name="Brush").click()
+        touch = page.context.new_cdp_session(page)
+
+        def fingers(kind: str, *cols: tuple[int, float]) -> None:
+            points = [dict(zip("xy", view.at(6, col), strict=True), id=n) for n, col in cols]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        fingers("touchStart", (0, 6))
+        fingers("touchStart", (0, 6), (1, 9))
+        for step in range(1, 4):
+            fingers("touchMove", (0, 6 - step), (1, 9 + step))
+        fingers("touchEnd")
+        # Three columns apart have become nine: what lay at 6 and 9 is now at 3 and 12.
+        assert view.hover(6, 3)["voxel"] == "3,6,6"
+        assert view.hover(6, 12)["voxel"] == "3,6,9"
+        assert page.locator("#undo").is_disabled()
+        page.mouse.click(*view.at(11, 3))
+        assert save(page, fake) != before.tobytes()  # the brush itself works
+
+
+def test_unsaved_changes_are_not_left_without_asking():
+    with reader(two_classes()) as page:
+        asked = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+        page.reload()
+        page.wait_for_selector("html[data-complete=true]", state="attached")
+        assert asked == []
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.mouse.click(*view.at(8, 8))
+        page.reload()
+        assert asked == ["beforeunload"]
+
+
+def test_a_correction_is_discarded_kept_and_refused_in_words():
+    fake = two_classes()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.mouse.click(*view.at(8, 8))
+        page.evaluate(REFUSE % ("labels", "<b>They do not fit.</b>", 422))
+        page.get_by_role("button", name="Save correction").click()
+        page.wait_for_selector("#problem:visible")
+        assert "<b>They do not fit.</b>" in page.locator("#problem").inner_text()
+        assert "not saved yet" in page.locator("#dirty").inner_text()
+        page.evaluate("restore()")
+        page.get_by_role("button", name="Discard…").click()
+        page.get_by_role("button", name="Discard", exact=True).click()
+        page.wait_for_selector("#discard:disabled")
+        assert fake.posted[-1][0] == "DELETE labels"
+        assert view.hover(8, 8)["class"] == "background"
+        page.mouse.click(*view.at(9, 9))
+        page.get_by_role("button", name="Keep as training case").click()
+        page.wait_for_selector("#kept code")
+        assert [name for name, _ in fake.posted[-2:]] == ["POST labels", "POST case"]
+        assert "3 cases" in page.locator("#kept").inner_text()
+        assert page.locator("#kept code").inner_text().startswith("segapp train")
+
+
+def test_a_mask_is_compared_voxel_by_voxel():
+    fake = two_classes()
+    fake.reference[3, 4:8, 2:6] = BONE
+    fake.reference[3, 2:6, 8:12] = SKIN
+    fake.reference[3, 0, 0] = 255
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        set_opacity(page, 100)
+        page.get_by_text("Compare", exact=True).click()
+        mask = {"name": "a b&c.png", "mimeType": "image/png", "buffer": b"mask"}
+        page.locator("#reference").set_input_files(mask)
+        page.wait_for_selector("#comparison:visible")
+        assert fake.posted == [("POST reference?name=a%20b%26c.png", b"mask")]
+        assert near(view.colour(4, 3), AGREEMENT)
+        assert near(view.colour(6, 2), (230, 97, 0))  # missed, on a stripe
+        assert near(view.colour(2, 2), (86, 180, 233))  # extra, on a dot
+        assert near(view.colour(3, 9), AGREEMENT)
+        assert near(view.colour(0, 0), (100, 100, 100))
+        page.locator("#compare-class").select_option(label="bone")
+        assert near(view.colour(3, 9), (100, 100, 100))
+        dice = page.locator("#dice tr").all_inner_texts()
+        assert [row.split("\t") for row in dice] == [
+            ["bone", "0.500"],
+            ["<b>skin</b>", "in neither"],
+        ]
+        page.get_by_label("Show the comparison").uncheck()
+        assert near(view.colour(3, 3), (255, 0, 0))
