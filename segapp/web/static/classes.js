@@ -45,7 +45,8 @@ export function buildClasses(reader) {
 }
 
 function classRow(reader, { name }, label) {
-  const box = make("input", { type: "checkbox", "aria-label": `Show ${name}` });
+  const id = `show-${label}`;
+  const box = make("input", { type: "checkbox", id, "aria-label": `Show ${name}` });
   box.dataset.label = label;
   box.addEventListener("change", () => {
     reader.shown[label] = box.checked;
@@ -58,7 +59,7 @@ function classRow(reader, { name }, label) {
   });
   const size = make("span", { className: "size" });
   const more = make("span", { className: "more quiet" });
-  const title = make("span", { className: "class-name", textContent: name });
+  const title = make("label", { className: "class-name", for: id, textContent: name });
   return { box, colour, size, more, element: make("li", {}, box, colour, title, size, more) };
 }
 
