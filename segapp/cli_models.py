@@ -268,19 +268,44 @@ def prune(
 
 def web_app(
     models: Annotated[
-        list[Path],
-        typer.Argument(metavar="MODEL", help="A run folder or a model.safetensors; exactly one."),
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Run folders, model.safetensors or exported folders. None: scans are only shown.",
+        ),
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than 127.0.0.1 let the network in.")
+        str,
+        typer.Option(help="Address to listen on; any but 127.0.0.1 needs --auth-file."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names and bcrypt hashes of who may use the app, as htpasswd -B writes them; "
+            "python -m segapp.web.users FILE NAME adds one.",
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that visitors may have segmented on the server; may be given again. "
+            "Corrections are kept in DIR/corrections of the first one, without any in "
+            "./corrections (with another --host nowhere).",
+        ),
+    ] = None,
 ) -> None:
-    """Open the web app: drop scans, look at the result slice by slice, download it."""
+    """Open the web app: drop scans, read and correct them, measure, download, segment folders.
+
+    It listens to this machine alone unless told otherwise, and asks nothing of the network. What a
+    visitor dropped and got is deleted when the tab is closed.
+    """
     start_logging()
     from segapp.web.app import launch
 
-    launch(models, host, port)
+    launch(models or [], host, port, auth_file, root or [])
 
 
 @contextmanager

@@ -1,125 +1,77 @@
-"""The web app: its handlers, its API over a socket, and the page in a real browser."""
+"""The web app's handlers and sessions, without a server."""
 
 from __future__ import annotations
 
-import base64
-import io
+import csv
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
-import nibabel as nib
 import numpy as np
 import pytest
-from browser import open_page
 from dicom_files import write_series
 from PIL import Image
+from web import CLASSES, Bands, bands, last, request, write_scans
 
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
-from segapp.outcomes import Outcome
-from segapp.predict import Predictor
-from segapp.preprocess import Preprocessing
-from segapp.scan import make_classes
-from segapp.web.app import build_app, launch, serve
+from segapp.web.app import launch, start
+from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
-from segapp.web.session import Result, Session, SessionClosed, private_root
-from segapp.web.view import display_size, draw, facts_html, failures_html
-
-REPO = Path(__file__).parents[1]
-CLASSES = make_classes(["background", "bone", "skin"], [0, 100, 200])
-
-
-class Bands:
-    """An engine to reckon with: below 50 background, below 150 bone, above it skin."""
-
-    batch_size, calls_at_once, precision = 4, 1, "fp32"
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        band = np.digitize(batch[:, 0], (50, 150))
-        return 10 * np.eye(3, dtype=np.float32)[band].transpose(0, 3, 1, 2)
+from segapp.web.page import build_page
+from segapp.web.session import Session, Sessions, Stopped, private_root
+from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
+from segapp.web.work import watched
 
 
-@pytest.fixture
-def bands() -> Predictor:
-    as_it_is = Preprocessing(
-        channels=1, stride=1, normalisation="imagenet", shift=(0.0,), scale=(1.0,)
-    )
-    return Predictor(Bands(), as_it_is, CLASSES)
-
-
-def write_scans(folder: Path) -> tuple[Path, Path, Path]:
-    """A PNG of 8 × 6 with 4 pixels of bone and 2 of skin, a volume, and a text named like a PNG.
-
-    The volume has 8 × 6 × 5 voxels of 10 × 10 × 20 mm = 2 ml: 6 of skin on slice 4, 1 on slice 2.
-    """
-    folder.mkdir(exist_ok=True)
-    pixels = np.zeros((6, 8), np.uint8)
-    pixels[1, :4], pixels[4, 2:4] = 100, 200
-    Image.fromarray(pixels).save(folder / "hand.png")
-    voxels = np.zeros((8, 6, 5), np.uint8)
-    voxels[1:4, 2:4, 3], voxels[0, 0, 1] = 200, 200
-    nib.save(nib.Nifti1Image(voxels, np.diag([-10.0, -10, 20, 1])), folder / "head.nii.gz")
-    (folder / "notes.png").write_text("not an image")
-    return folder / "hand.png", folder / "head.nii.gz", folder / "notes.png"
-
-
-def request(tab: str) -> gr.Request:
-    return SimpleNamespace(session_hash=tab)  # type: ignore[return-value]
-
-
-def quiet(*_: object, **__: object) -> None:
+def quiet(*_: object) -> None:
     pass
 
 
-def test_a_result_to_review_says_so_first(tmp_path):
-    outcome = Outcome(
-        tmp_path / "a.nii",
-        tmp_path / "o.nii",
-        status="review",
-        reason="2.1 times as unlike <the> training scans",
-        sizes={
-            **{"background_voxels": 9, "bone_voxels": 4, "bone_voxels_low": 2.5},
-            **{"bone_voxels_high": 6.0, "skin_voxels": 0},
-        },
-        estimated_dice=0.412,
-        unlikeness=2.1,
-        range_coverage=2 / 3,
-    )
-    shown = facts_html(Result("a.nii", outcome, tmp_path, shape=(2, 2, 1)), CLASSES)
-    assert shown.index("Review this result") < shown.index("<table")
-    assert "unlike &lt;the&gt; training" in shown
-    assert "2.50–6.00" in shown
-    assert shown.count("<small>") == 1
-    assert "Small: a range that holds the true size in about 67%" in shown
-    assert "<dt>Estimated Dice</dt><dd>0.41</dd>" in shown
-    plain = Outcome(tmp_path / "a.nii", tmp_path / "o.nii", sizes={"bone_voxels": 4})
-    shown = facts_html(Result("a.nii", plain, tmp_path, shape=(2, 2, 1)), CLASSES)
-    assert "Review" not in shown
-    assert "<small>" not in shown
+@pytest.fixture
+def sessions(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    found = Sessions(root)
+    yield found
+    found.close_all()
 
 
-def test_exactly_the_documented_endpoints_are_public(bands):
-    info = build_app(bands, "hands").get_api_info()["named_endpoints"]
-    assert set(info) == {"/segment", "/slice"}
-    names = [p["parameter_name"] for p in info["/slice"]["parameters"]]
-    assert names == ["result", "slice", "opacity"]
+@pytest.fixture
+def handlers(sessions) -> Handlers:
+    return Handlers({"hands": bands()}, [], sessions)
 
 
-def test_a_bad_file_is_named_and_the_others_go_on(bands, tmp_path):
-    handlers = Handlers(bands, [])
+def read(paths, root: Path, predictor=None, channel_files: int = 1) -> Session:
+    """A session in which `paths` are segmented."""
+    session = Session(root)
+    entries = session.gather(list(paths), channel_files)
+    session.segment(predictor or bands(), "hands", entries, quiet, threading.Event())
+    return session
+
+
+def test_exactly_the_documented_endpoints_are_public(handlers):
+    page = build_page(handlers, FolderHandlers(handlers, []))
+    info = page.get_api_info()["named_endpoints"]
+    assert set(info) == {"/segment", "/slice", "/batch"}
+    names = {n: [p["parameter_name"] for p in e["parameters"]] for n, e in info.items()}
+    assert names["/segment"] == ["files", "model"]
+    assert names["/slice"] == ["result", "slice", "opacity"]
+    assert names["/batch"] == ["files", "folder", "model"]
+
+
+def test_a_bad_file_is_named_and_the_others_go_on(handlers, tmp_path):
     files = [str(path) for path in write_scans(tmp_path)]
-    outputs, summary, session = handlers.segment(files, None, request("tab"), quiet)
+    outputs, summary = last(handlers.segment(files, "hands", request("tab")))
 
     assert [Path(o).name for o in outputs] == ["hand.png", "head.nii.gz"]
     hand, head, notes = summary["results"]
@@ -131,40 +83,83 @@ def test_a_bad_file_is_named_and_the_others_go_on(bands, tmp_path):
     assert notes["status"] == "failed"
     assert str(tmp_path) not in str(summary)
 
-    failures = failures_html(session.results)
-    assert "notes.png" in failures
-    assert "hand.png" not in failures
-    assert session.zip is not None
-    assert zipfile.ZipFile(session.zip).namelist() == ["hand.png", "head.nii.gz"]
-    session.close()
+    session = handlers.sessions.of_tab("tab", "")
+    assert [text for text, _ in choices(session)] == [
+        "✓ hand.png",
+        "✓ head.nii.gz",
+        "✗ notes.png – failed",
+    ]
+    assert "is not a PNG" in reader_html(session, 2)
+    assert f"/reader/{session.token}/1/" in reader_html(session, 1)
 
 
-def test_facts_name_classes_sizes_and_what_is_unknown(bands, tmp_path):
-    session = Session(private_root())
-    hand, head, _ = write_scans(tmp_path)
-    session.segment(bands, session.gather([hand, head], 1), quiet)
-    flat, volume = (facts_html(result, CLASSES) for result in session.results)
-    assert "Spacing unknown" in flat
-    assert "ml" not in flat.replace("html", "")
-    assert "14.0 ml" in volume
-    assert "10 × 10 × 20 mm" in volume
-    assert "bone" in volume
-    session.close()
+def test_names_are_escaped_wherever_they_stand(tmp_path):
+    path = write_scans(tmp_path)[0]
+    evil = path.rename(tmp_path / '"><img src=x onerror=alert(1)>.png')
+    (tmp_path / "<b>.png").write_text("no")
+    session = read([evil, tmp_path / "<b>.png"], tmp_path)
+    assert "<img" not in reader_html(session, 0)
+    assert "<b>" not in reader_html(session, 1)
+    assert "<b>" not in progress_html(0.5, "<b>", 10)
 
 
-def test_a_picture_has_square_pixels_and_shows_the_image_at_opacity_0(bands, tmp_path):
-    session = Session(private_root())
-    _, head, _ = write_scans(tmp_path)
-    session.segment(bands, session.gather([head], 1), quiet)
+def test_the_grid_of_the_reader_leads_back_to_the_files_voxels(tmp_path):
+    """Display (k, h, w) goes to head, back and left, whatever way the file lies."""
+    import nibabel as nib
+
+    voxels = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)  # i: P, j: S, k: R
+    affine = np.array([[0, 0, 5.0, 1], [-3, 0, 0, 2], [0, 4, 0, 3], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "turned.nii")
+    session = read([tmp_path / "turned.nii"], tmp_path)
     result = session.results[0]
-    plain, half, whole = (draw(result, CLASSES, 4, opacity) for opacity in (0, 0.5, 1))
+    grid = result.grid
+    assert (grid.shape, grid.spacing_mm) == ((3, 2, 4), (4, 3, 5))
+    image = np.fromfile(result.folder / "image.bin", "<i2").reshape(grid.shape)
+    for k, h, w in np.ndindex(grid.shape):
+        i, j, m, _ = (grid.to_voxel @ (k, h, w, 1)).astype(int)
+        assert image[k, h, w] == voxels[i, j, m]
+    head, back, left = (affine @ grid.to_voxel @ step for step in np.eye(4)[:3])
+    assert head.tolist() == [0, 0, 4, 0]
+    assert back.tolist() == [0, -3, 0, 0]
+    assert left.tolist() == [-5, 0, 0, 0]
+    assert np.array_equal(result.labels(), read_scan(tmp_path / "turned.nii").voxels[0] > 50)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sent"),
+    [("uint8", "u1"), ("int16", "<i2"), ("uint16", "<u2"), ("float32", "<f4"), ("int32", "<f8")],
+)
+def test_the_reader_gets_the_values_as_they_are(dtype, sent, tmp_path):
+    import nibabel as nib
+
+    voxels = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    voxels[0, 0, 0] = 2**30 + 1 if dtype == "int32" else 100
+    nib.save(nib.Nifti1Image(voxels, np.diag([-1.0, -1, 1, 1])), tmp_path / "a.nii")
+    result = read([tmp_path / "a.nii"], tmp_path).results[0]
+    found = np.fromfile(result.folder / "image.bin", sent)
+    assert found[0] == voxels[0, 0, 0]
+    assert np.dtype(sent) == np.dtype(result.facts["dtype"])
+    assert sorted(found) == sorted(voxels.ravel())
+
+
+def test_colour_images_keep_their_colours(tmp_path):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[1, 2] = (200, 100, 50)
+    Image.fromarray(pixels).save(tmp_path / "rgb.png")
+    result = read([tmp_path / "rgb.png"], tmp_path).results[0]
+    sent = np.fromfile(result.folder / "image.bin", np.uint8).reshape(1, 4, 5, 3)
+    assert np.array_equal(sent[0], pixels)
+
+
+def test_a_picture_has_square_pixels_and_shows_the_image_at_opacity_0(tmp_path):
+    result = read([write_scans(tmp_path)[1]], tmp_path).results[0]
+    plain, half, whole = (draw(result, 4, opacity) for opacity in (0, 0.5, 1))
     assert plain.shape == (576, 768, 3)  # 6 × 8 voxels
     assert (plain == plain[..., :1]).all()  # grey
     colours = {tuple(colour) for colour in whole.reshape(-1, 3)[::7]}
     assert CLASSES[2].colour in colours
     assert not np.array_equal(half, plain)
-    assert not draw(result, CLASSES, 3, 1).any()  # nothing on slice 3
-    session.close()
+    assert not draw(result, 3, 1).any()  # nothing on slice 3
 
 
 @pytest.mark.parametrize(
@@ -181,69 +176,205 @@ def test_display_size(rows, columns, aspect, size):
     assert display_size(rows, columns, aspect) == size
 
 
-def test_a_session_is_private_and_goes_with_its_tab(bands, tmp_path):
-    handlers = Handlers(bands, [])
-    hand, head, _ = write_scans(tmp_path)
-    _, _, first = handlers.segment([str(hand)], None, request("a"), quiet)
-    _, _, other = handlers.segment([str(head)], None, request("b"), quiet)
+def test_times_for_people():
+    said = [duration(s) for s in (0.2, 8, 100, 3600, 4800)]
+    assert said == ["1 s", "8 s", "2 min", "1 h 0 min", "1 h 20 min"]
+    assert "about 30 s left" in progress_html(0.25, "x", 10)
+    assert "left" not in progress_html(0, "x", 10)
+
+
+def test_scans_join_the_worklist_and_clearing_deletes_them(handlers, tmp_path):
+    hand, head, notes = write_scans(tmp_path / "in")
+    updates = list(handlers.read([str(hand)], "hands", request("a")))
+    assert any("iframe" in str(u[-1]) for u in updates)
+    last(handlers.read([str(head), str(notes)], "hands", request("a")))
+    session = handlers.sessions.of_tab("a", "")
+    assert [r.name for r in session.results] == ["hand.png", "head.nii.gz", "notes.png"]
+    assert "1 ready, 1 failed" in str(
+        list(handlers.read([str(hand), str(notes)], "hands", request("b")))
+    )
+    handlers.clear(request("a"))
+    assert not session.folder.exists()
+    assert handlers.sessions.of_tab("a", "") is None
+    assert handlers.sessions.of_tab("b", "") is not None
+    with pytest.raises(gr.Error, match="no longer kept"):
+        handlers.show(0, request("a"))
+
+
+def test_a_session_is_private_and_goes_with_its_tab(handlers, tmp_path):
+    hand, head, _ = write_scans(tmp_path / "in")
+    sessions = handlers.sessions
+    last(handlers.segment([str(hand)], "hands", request("a")))
+    last(handlers.segment([str(head)], "hands", request("b")))
+    first, other = sessions.of_tab("a", ""), sessions.of_tab("b", "")
     for folder in (private_root(), first.folder, other.folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
-    _, _, second = handlers.segment([str(head)], first, request("a"), quiet)
-    assert not first.folder.exists()  # new scans replace the old ones
+    last(handlers.segment([str(head)], "hands", request("a")))
+    second = sessions.of_tab("a", "")
+    assert not first.folder.exists()  # programs get the results of their last call
     handlers.unload(request("a"))
     assert not second.folder.exists()
     assert other.folder.exists()
     with pytest.raises(gr.Error, match="no longer kept"):
-        handlers.view(second, 0, 1, 50)
-    other.close()
-    assert hand.exists()  # only uploads are ours to delete
+        handlers.slice(0, 1, 0.5, request("a"))
+    assert hand.exists()
 
 
-def test_uploads_go_with_the_session_unless_they_came_again(bands):
-    folder = private_root() / "upload"
-    hand, head, _ = write_scans(folder)
-    time.sleep(0.05)
-    session = Session(private_root())
-    session.segment(bands, session.gather([hand, head], 1), quiet)
-    time.sleep(0.05)
-    os.utime(head)  # somebody uploaded the same file, and waits in the queue
-    session.close()
-    assert not hand.exists()
-    assert head.exists()
-    shutil.rmtree(folder)
+def test_a_session_belongs_to_one_browser(sessions):
+    mine = sessions.open("tab", "anna")
+    assert sessions.of_tab("tab", "anna") is mine
+    assert sessions.of_tab("tab", "bert") is None
+    assert sessions.of_token(mine.token, "bert") is None
+    assert sessions.of_token(mine.token, "anna") is mine
+    theirs = sessions.open("tab", "bert")  # the same tab's name, by chance or by guessing
+    sessions.leave("tab", "bert")
+    assert (mine.closed, theirs.closed) == (False, True)
+    (mine.folder / "out").mkdir()
+    for name in ("out/a.nii.gz", "scan1/image.bin"):
+        path = mine.folder / name
+        assert sessions.may_read(path, "anna") == name.startswith("out")
+        assert not sessions.may_read(path, "bert")
+    assert not sessions.may_read(Path("/etc/passwd"), "anna")
 
 
-def test_closing_the_tab_stops_its_prediction(bands, tmp_path):
-    session = Session(private_root())
-    _, head, _ = write_scans(tmp_path)
-    with pytest.raises(SessionClosed):
-        session.segment(bands, session.gather([head], 1), lambda *_: session.close())
+def test_what_nobody_uses_any_more_is_closed(sessions):
+    old, new = sessions.open("a", "", kept_s=50), sessions.open("b", "", kept_s=150)
+    old.used -= 100
+    new.used -= 100
+    sessions.sweep()
+    assert (old.closed, new.closed) == (True, False)
+    assert not old.folder.exists()
+    assert sessions.all() == [new]
+
+
+def test_closing_the_tab_stops_its_prediction(tmp_path):
+    session = Session(tmp_path)
+    entries = session.gather([write_scans(tmp_path / "in")[1]], 1)
+    stop = session.stop
+    with pytest.raises(Stopped):
+        session.segment(bands(), "hands", entries, lambda *_: session.close(), stop)
     assert not session.folder.exists()
 
 
-def test_a_bug_fails_one_file_and_logs_no_names(bands, tmp_path, caplog):
-    hand = write_scans(tmp_path)[0]
+class Slow(Bands):
+    """Takes 50 ms a slice, and counts."""
+
+    batch_size = 1
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        time.sleep(0.05)
+        return super().__call__(batch)
+
+
+def test_who_goes_away_frees_the_engine(sessions, tmp_path):
+    """Gradio closes the generator of an event whose visitor cancels or is gone."""
+    import nibabel as nib
+
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 100), np.uint8), np.eye(4)), tmp_path / "long.nii")
+    engine = Slow()
+    handlers = Handlers({"hands": bands(engine)}, [], sessions)
+    events = handlers.segment([str(tmp_path / "long.nii")], "hands", request("a"))
+    next(events)
+    session = sessions.of_tab("a", "")
+    began = time.perf_counter()
+    events.close()
+    assert time.perf_counter() - began < 2
+    count = engine.calls
+    assert 0 < count < 20
+    time.sleep(0.2)
+    assert engine.calls == count
+    assert not session.folder.exists()
+
+
+def test_work_that_fails_fails_where_it_is_watched():
+    def broken(report, stop) -> None:
+        report(0.5, "half")
+        raise OSError(28, "No space left")
+
+    with pytest.raises(OSError, match="No space"):
+        last(watched(broken, threading.Event()))
+
+
+def test_a_full_disk_is_told_without_places(handlers, tmp_path, monkeypatch):
+    hand = write_scans(tmp_path / "in")[0]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(Session, "segment", full)
+    with pytest.raises(gr.Error, match="can't store results") as raised:
+        last(handlers.segment([str(hand)], "hands", request("a")))
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_a_bug_fails_one_file_and_logs_no_names(tmp_path, caplog):
+    hand = write_scans(tmp_path / "in")[0]
 
     class Broken(Bands):
         def __call__(self, batch):
             raise KeyError(hand.name)
 
-    session = Session(private_root())
-    broken = Predictor(Broken(), bands.preprocessing, CLASSES)
-    session.segment(broken, session.gather([hand], 1), quiet)
+    session = read([hand], tmp_path, bands(Broken()))
     assert "unexpected KeyError" in session.results[0].outcome.reason
     assert "KeyError" in caplog.text
     assert "hand.png" not in caplog.text
-    session.close()
 
 
-def test_uploads_of_one_name_do_not_overwrite_each_other(bands, tmp_path):
+def test_without_a_model_scans_are_only_shown(sessions, tmp_path):
+    handlers = Handlers({}, [], sessions)
+    hand, head, _ = write_scans(tmp_path / "in")
+    last(handlers.read([str(hand), str(head)], "", request("a")))
+    results = sessions.of_tab("a", "").results
+    assert [r.ok for r in results] == [True, True]
+    assert not (results[0].folder / "labels.bin").exists()
+    assert results[1].summary(1)["output"] is None
+    with pytest.raises(gr.Error, match="without a model"):
+        last(handlers.segment([str(hand)], "", request("a")))
+    page = build_page(handlers, FolderHandlers(handlers, []))
+    assert "segapp train data.root=DIR" in str(page.get_config_file())
+
+
+def test_two_models_are_told_apart(sessions, tmp_path):
+    class Nothing(Bands):
+        def __call__(self, batch):
+            return super().__call__(np.zeros_like(batch))
+
+    handlers = Handlers({"hands": bands(), "nothing": bands(Nothing())}, [], sessions)
+    hand = str(write_scans(tmp_path / "in")[0])
+    _, summary = last(handlers.segment([hand], "nothing", request("a")))
+    assert summary["results"][0]["sizes"]["bone_voxels"] == 0
+    _, summary = last(handlers.segment([hand], "hands", request("a")))
+    assert summary["results"][0]["sizes"]["bone_voxels"] == 4
+    with pytest.raises(gr.Error, match="no model 'feet'; there are hands, nothing"):
+        last(handlers.segment([hand], "feet", request("a")))
+
+
+def test_corrections_are_checked_and_can_be_undone(tmp_path):
+    result = read([write_scans(tmp_path / "in")[0]], tmp_path).results[0]
+    found = result.labels()
+    with pytest.raises(ScanError, match="got 5 labels, the scan has 48 voxels"):
+        result.correct(bytes(5))
+    with pytest.raises(ScanError, match="got class 3, the last is 2"):
+        result.correct(bytes([3] * 48))
+    assert not result.corrected
+    result.correct(bytes([1] * 48))
+    assert result.corrected
+    assert (result.labels() == 1).all()
+    assert result.outcome_of(result.segmentation()).sizes["bone_voxels"] == 48
+    result.restore()
+    assert np.array_equal(result.labels(), found)
+
+
+def test_uploads_of_one_name_do_not_overwrite_each_other(tmp_path):
     one, two = write_scans(tmp_path / "1")[0], write_scans(tmp_path / "2")[0]
-    session = Session(private_root())
-    session.segment(bands, session.gather([one, two], 1), quiet)
-    assert [path.name for path in session.outputs] == ["hand.png", "hand_2.png"]
-    session.close()
+    session = read([one, two], tmp_path)
+    outputs = [r.outcome.output.name for r in session.results]
+    assert outputs == ["hand.png", "hand_2.png"]
 
 
 def test_uploads_become_scans(tmp_path):
@@ -274,7 +405,7 @@ def test_voxels_of_a_header_are_no_upload_of_their_own(tmp_path):
     assert read_scan(entry.paths).shape == (2, 3, 4)
 
 
-def test_dicom_uploads_are_grouped_into_series(bands, tmp_path):
+def test_dicom_uploads_are_grouped_into_series(tmp_path):
     volume = np.full((3, 6, 8), 100, np.int16)
     slices = write_series(tmp_path / "a", volume, seed="a")
     for n, path in enumerate(write_series(tmp_path / "b", volume, seed="b", SeriesNumber=8)):
@@ -282,225 +413,162 @@ def test_dicom_uploads_are_grouped_into_series(bands, tmp_path):
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         for path in write_series(tmp_path / "c", volume, seed="c"):
             archive.write(path, f"study/{path.name}")
-    session = Session(private_root())
-    entries = session.gather([*slices, tmp_path / "c.zip"], 1)
-    assert [entry.name for entry in entries] == ["scan_series3", "scan_series8", "study"]
-    session.segment(bands, entries, quiet)
+    session = read([*slices, tmp_path / "c.zip"], tmp_path)
+    names = ["scan_series3", "scan_series8", "study"]
+    assert [result.name for result in session.results] == names
     assert [result.shape for result in session.results] == [(8, 6, 3)] * 3
-    assert [path.name for path in session.outputs] == [f"{entry.name}.nii.gz" for entry in entries]
-    assert [result.name for result in session.results] == [entry.name for entry in entries]
-    session.close()
+    outputs = [result.outcome.output.name for result in session.results]
+    assert outputs == [f"{name}.nii.gz" for name in names]
 
 
-def test_examples_come_from_the_models_own_data(bands, tmp_path, monkeypatch):
+def test_an_archive_cannot_reach_out_of_its_place(tmp_path):
+    """Archives are read where they are; the names in them are names, not places."""
+    hand = write_scans(tmp_path / "in")[0]
+    evil = tmp_path / "evil.zip"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.write(hand, "../../../outside.png")
+        archive.write(hand, "/absolute.png")
+    before = set(tmp_path.rglob("*"))
+    session = read([evil], tmp_path / "in")
+    made = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(session.folder) for path in made)
+    for result in session.results:
+        output = result.outcome.output
+        assert output is None or output.parent == session.folder / "out"
+
+
+def test_a_folder_on_the_server_becomes_one_archive(handlers, tmp_path):
+    root = tmp_path / "archive"
+    write_scans(root / "study")
+    folders = FolderHandlers(handlers, [root])
+    assert folders.choices() == [str(root), str(root / "study")]
+    (path,), summary = last(folders.batch(None, str(root), "hands", request("a")))
+    assert summary == {"scans": 3, "ok": 2, "failed": 1}
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(archive.namelist())
+        table = archive.read("predictions.csv").decode()
+    assert names == ["predictions.csv", "study/hand.png", "study/head.nii.gz"]
+    assert str(tmp_path) not in table
+    rows = {row["file"]: row for row in csv.DictReader(table.splitlines())}
+    assert rows["study/hand.png"]["output"] == "study/hand.png"
+    assert rows["study/notes.png"]["status"] == "failed"
+    assert rows["study/head.nii.gz"]["skin_ml"] == "14"
+    (again,), _ = last(folders.batch(None, "study", "hands", request("a")))  # below a root
+    assert Path(again).exists()
+
+
+@pytest.mark.parametrize("place", ["/etc", "..", "study/../../other", "nowhere", "link"])
+def test_no_other_folder_is_read(handlers, tmp_path, place):
+    root = tmp_path / "archive"
+    write_scans(root / "study")
+    write_scans(tmp_path / "other")
+    (root / "link").symlink_to(tmp_path / "other")
+    folders = FolderHandlers(handlers, [root])
+    with pytest.raises(gr.Error, match="is not below"):
+        last(folders.batch(None, place, "hands", request("a")))
+    with pytest.raises(gr.Error, match="is not below"):
+        last(FolderHandlers(handlers, []).batch(None, str(root), "hands", request("a")))
+
+
+def test_many_uploads_become_a_table_and_an_archive(handlers, tmp_path):
+    folders = FolderHandlers(handlers, [])
+    files = [str(path) for path in write_scans(tmp_path / "in")]
+    _, status, _, table, download = last(folders.run(None, files, "hands", request("a")))
+    assert "2 ok, 1 failed" in status
+    assert table.index("notes.png") < table.index("hand.png")  # what needs a look comes first
+    assert str(handlers.sessions.root) not in table
+    assert download.value
+    *_, problem, _, _, _ = list(folders.run(None, None, "hands", request("a")))[-1]
+    assert "Choose a folder or drop scans" in problem
+
+
+def test_a_stopped_batch_keeps_what_is_done(sessions, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for n in range(40):
+        Image.new("L", (8, 8), 100).save(folder / f"{n:02}.png")
+    handlers = Handlers({"hands": bands(Slow())}, [], sessions)
+    folders = FolderHandlers(handlers, [folder])
+    events = folders.run(str(folder), None, "hands", request("a"))
+    while " of 40" not in str(update := next(events)) or "0 of 40" in str(update):
+        pass
+    closing = threading.Thread(target=events.close)
+    closing.start()
+    status, _, _, download = folders.stop(request("a"))
+    closing.join()
+    assert "Stopped with" in status
+    with zipfile.ZipFile(download.value["path"]) as archive:
+        done = [name for name in archive.namelist() if name.endswith(".png")]
+    assert 0 < len(done) < 40
+
+
+def test_examples_come_from_the_models_own_data(tmp_path, monkeypatch):
+    predictor = bands()
     monkeypatch.chdir(tmp_path)
-    assert find_examples(bands) == []
-    bands.info = SimpleNamespace(data=SimpleNamespace(root=str(tmp_path / "set")))
+    assert find_examples(predictor) == []
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root=str(tmp_path / "set")))
     for n in range(12):
         path = tmp_path / f"set/test/images/{n:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(path)
     shutil.copy(write_scans(tmp_path / "scans")[1], tmp_path / "set")
-    assert [e.name for e in find_examples(bands)] == ["02", "06", "10", "head"]
-    assert find_examples(bands, own_data=False) == []
+    assert [e.name for e in find_examples(predictor)] == ["02", "06", "10", "head"]
+    assert find_examples(predictor, own_data=False) == []
 
 
-def test_launch_takes_one_model():
-    with pytest.raises(ConfigError, match="exactly one model, got 2"):
-        launch([Path("a"), Path("b")], "127.0.0.1", 0)
+def test_an_example_is_read_by_its_model(sessions, tmp_path):
+    entry = Entry("hand", (write_scans(tmp_path)[0],))
+    handlers = Handlers({"hands": bands()}, [("hands", entry)], sessions)
+    last(handlers.read_example(0, request("a")))
+    assert sessions.of_tab("a", "").results[0].outcome.status == "ok"
 
 
-def test_a_port_in_use_is_a_clear_error(bands):
+def test_others_get_in_only_with_a_password():
+    with pytest.raises(ConfigError, match="--auth-file"):
+        launch([], "0.0.0.0")
+    with pytest.raises(ConfigError, match="no such folder"):
+        launch([], roots=[Path("nowhere")])
+
+
+def test_models_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="another model called a"):
+        launch([tmp_path / "1/a/model.safetensors", tmp_path / "2/a/model.safetensors"])
+
+
+def test_a_port_in_use_is_a_clear_error():
+    import socket
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port}: can't listen"):
-            serve(build_app(bands, "hands"), "127.0.0.1", port, block=False)
+            start({"hands": bands()}, port=port)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A run folder with an untrained network."""
-    import torch
-
-    from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
-    from segapp.model import build_network
-
-    torch.manual_seed(0)
-    architecture = Architecture(
-        name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """A folder whose lock nobody holds goes; one of a living process, or of others, stays."""
+    code = (
+        "import os, sys; from segapp.web.session import private_root; r = private_root();"
+        "(r / 'scan').write_text('x'); print(r, flush=True);"
+        "sys.stdin.readline() if sys.argv[1] == 'wait' else os._exit(9)"
     )
-    network = build_network(**architecture.model_dump())
-    run = tmp_path_factory.mktemp("model") / "hands"
-    info = ModelInfo(
-        architecture=architecture,
-        preprocessing=Preprocessing(channels=1, normalisation="zscore"),
-        classes=CLASSES,
-        settings={},
-        metrics={},
-        starting_weights="none",
-        data=DataRecord(root="none"),
-    )
-    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    save_model(run / "model.safetensors", weights, info)
-    return run
+    where = {**os.environ, "TMPDIR": str(tmp_path)}
 
+    def process(how: str) -> tuple[subprocess.Popen, Path]:
+        command = [sys.executable, "-c", code, how]
+        pipe = subprocess.PIPE
+        started = subprocess.Popen(command, env=where, stdin=pipe, stdout=pipe, text=True)
+        assert started.stdout
+        return started, Path(started.stdout.readline().strip())
 
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory) -> tuple[Path, Path]:
-    """A PNG and a volume, of noise: an untrained network finds every class in it somewhere."""
-    folder = tmp_path_factory.mktemp("scans")
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (64, 48), np.uint8)).save(folder / "slice.png")
-    voxels = rng.integers(0, 255, (48, 64, 9)).astype(np.int16)
-    nib.save(nib.Nifti1Image(voxels, np.diag([-1.0, -1, 3, 1])), folder / "volume.nii.gz")
-    return folder / "slice.png", folder / "volume.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def url(model, scans) -> Iterator[str]:
-    app = build_app(Predictor.load(model, "cpu"), "hands", [Entry("slice", (scans[0],))])
-    yield serve(app, "127.0.0.1", None, block=False)
-    app.close()
-
-
-@pytest.fixture(scope="module")
-def from_command_line(model, scans, tmp_path_factory) -> Path:
-    """What `segapp predict` writes for the same scans."""
-    out = tmp_path_factory.mktemp("predicted")
-    command = [sys.executable, "-m", "segapp.cli", "predict", str(model)]
-    command += [*map(str, scans), "--out", str(out), "--device", "cpu"]
-    subprocess.run(command, check=True, cwd=REPO, capture_output=True)
-    return out
-
-
-def sessions() -> set[Path]:
-    """Open sessions' folders (Gradio keeps uploads beside them, named by longer hashes)."""
-    return {p for p in private_root().iterdir() if p.is_dir() and len(p.name) == 32}
-
-
-def test_the_api_answers_with_what_predict_writes(url, scans, from_command_line):
-    from gradio_client import Client, handle_file
-
-    before = sessions()
-    client = Client(url, verbose=False)
-    try:
-        outputs, summary = client.predict([handle_file(s) for s in scans], api_name="/segment")
-        for output, scan in zip(outputs, scans, strict=True):
-            assert Path(output).name == scan.name
-            assert Path(output).read_bytes() == (from_command_line / scan.name).read_bytes()
-        assert [r["status"] for r in summary["results"]] == ["ok", "ok"]
-        assert summary["results"][1]["slices"] == 9
-
-        picture = client.predict(1, 5, 0.5, api_name="/slice")
-        assert Image.open(picture).size == (576, 768)
-        with pytest.raises(Exception, match="slice is 1 to 9"):
-            client.predict(1, 10, 0.5, api_name="/slice")
-        assert len(sessions() - before) == 1
-        stranger = Client(url, verbose=False)
-        with pytest.raises(Exception, match="no longer kept"):
-            stranger.predict(0, 1, 0.5, api_name="/slice")
-        stranger.close()
-    finally:
-        client.close()
-
-
-@pytest.fixture
-def page(url):
-    """The app in Chromium; fails on any request to another host and on any console error."""
-    with open_page(is_local) as page:
-        page.goto(url)
-        yield page
-
-
-def is_local(address: str) -> bool:
-    return address.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:"))
-
-
-def shown_picture(page) -> np.ndarray:
-    source = page.locator("#view img").get_attribute("src")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))), np.int16)
-
-
-def colourful(picture: np.ndarray) -> bool:
-    return bool((np.ptp(picture, axis=2) > 40).mean() > 0.01)
-
-
-def wait_for_caption(page, text: str) -> None:
-    page.locator("#view figcaption", has_text=text).wait_for()
-
-
-def take_picture_of(page, name: str) -> None:
-    if folder := os.environ.get("SEGAPP_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
-@pytest.mark.browser
-def test_a_reader_drops_a_volume_scrolls_and_downloads(page, scans, from_command_line):
-    image, volume = scans
-    take_picture_of(page, "app-empty")
-    page.set_input_files("#scans input[type=file]", [image, volume])
-    wait_for_caption(page, "slice.png")
-    page.locator("#facts", has_text="Spacing unknown").wait_for()
-    assert not page.locator("#slice").is_visible()
-    assert colourful(shown_picture(page))
-    take_picture_of(page, "app-image")
-
-    page.get_by_role("radio", name="volume.nii.gz").check()
-    wait_for_caption(page, "volume.nii.gz, slice")
-    facts = page.locator("#facts").inner_text()
-    assert "bone" in facts
-    assert "ml" in facts
-    assert "1 × 1 × 3 mm" in facts
-
-    slider = page.locator("#slice input[type=range]")
-    start = int(slider.input_value())
-    step, key = (1, "ArrowRight") if start < 9 else (-1, "ArrowLeft")
-    first = shown_picture(page)
-    slider.press(key)
-    wait_for_caption(page, f"slice {start + step} of 9")
-    moved = shown_picture(page)
-    assert not np.array_equal(moved, first)
-    page.locator("#view img").hover()
-    page.mouse.wheel(0, -100 * step)  # back again
-    wait_for_caption(page, f"slice {start} of 9")
-
-    source = page.locator("#view img").get_attribute("src")
-    page.locator("#opacity input[type=range]").press("Home")
-    page.wait_for_function("s => document.querySelector('#view img').src != s", arg=source)
-    plain = shown_picture(page)
-    assert not colourful(plain)
-    assert colourful(moved)
-    take_picture_of(page, "app-volume")
-
-    with page.expect_download() as download:
-        page.locator("#download").click()
-    assert download.value.suggested_filename == volume.name
-    expected = (from_command_line / volume.name).read_bytes()
-    assert download.value.path().read_bytes() == expected
-    with page.expect_download() as download:
-        page.locator("#download-all").click()
-    with zipfile.ZipFile(download.value.path()) as archive:
-        assert archive.read(image.name) == (from_command_line / image.name).read_bytes()
-
-
-@pytest.mark.browser
-def test_a_bad_file_gets_a_line_and_an_example_a_click(page, tmp_path):
-    (tmp_path / "notes.png").write_text("not an image")
-    page.set_input_files("#scans input[type=file]", [tmp_path / "notes.png"])
-    page.locator("#failures", has_text="notes.png").wait_for()
-    assert str(private_root()) not in page.content()
-    assert not page.locator("#download").is_visible()
-    before = sessions()
-    page.locator("#examples").get_by_text("slice.png").click()
-    wait_for_caption(page, "slice.png")
-    assert "notes.png" not in page.locator("#failures").inner_text()
-    take_picture_of(page, "app-example")
-
-    mine = sessions() - before
-    assert len(mine) == 1
-    page.goto("about:blank")
-    deadline = time.monotonic() + 30
-    while mine & sessions() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not mine & sessions()
+    killed, orphan = process("die")
+    killed.wait()
+    assert orphan.exists()
+    (tmp_path / "segapp-of-somebody").mkdir()
+    alive, kept = process("wait")
+    assert not orphan.exists()
+    last_one, _ = process("die")
+    last_one.wait()
+    assert kept.exists()
+    assert (tmp_path / "segapp-of-somebody").exists()
+    alive.communicate("\n")
+    assert not kept.exists()

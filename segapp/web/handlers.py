@@ -1,155 +1,200 @@
-"""What the app's events call, and the scans it offers to try."""
+"""What the app's events call."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import gradio as gr
 
+from segapp.errors import SegappError
 from segapp.formats import Entry
 from segapp.predict import Predictor
 from segapp.report.overlay import save_png
-from segapp.web.session import Result, Session, SessionClosed, private_root
-from segapp.web.view import EMPTY_VIEW, draw, facts_html, failures_html, view_html
+from segapp.web.guard import browser_of
+from segapp.web.result import Result, log_bug
+from segapp.web.session import CALL_SECONDS, PAGE_SECONDS, Report, Session, Sessions
+from segapp.web.view import choices, draw, note_html, progress_html, reader_html
+from segapp.web.work import State, watched
 
 log = logging.getLogger("segapp")
 
 
 class Handlers:
-    """Holds the predictor, the examples and, for `unload`, the open session of each tab."""
+    """Holds the models by name, the examples (a model's name and a scan) and the sessions."""
 
-    def __init__(self, predictor: Predictor, examples: Sequence[Entry]):
-        self.predictor = predictor
+    def __init__(
+        self,
+        models: Mapping[str, Predictor],
+        examples: Sequence[tuple[str, Entry]],
+        sessions: Sessions,
+    ):
+        self.models = dict(models)
         self.examples = list(examples)
-        self.open: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self.sessions = sessions
+
+    # -- what programs call ----------------------------------------------------------------------
 
     def segment(
-        self,
-        files: list[str] | None,
-        session: Session | None,
-        request: gr.Request,
-        progress=gr.Progress(),
-    ):
-        """Uploaded paths → paths of the label files, a summary, the new session."""
-        uploads = [Path(file) for file in files or []]
-        return self._segment(uploads, [], session, request, progress)
-
-    def segment_example(
-        self,
-        index: int,
-        session: Session | None,
-        request: gr.Request,
-        progress=gr.Progress(),
-    ):
-        return self._segment([], [self.examples[index]], session, request, progress)
-
-    def _segment(
-        self,
-        uploads: list[Path],
-        examples: list[Entry],
-        previous: Session | None,
-        request: gr.Request,
-        progress: gr.Progress,
-    ) -> tuple[list[str], dict[str, Any], Session]:
-        close(previous)
+        self, files: list[str] | None, model: str | None, request: gr.Request
+    ) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """Uploaded paths → paths of the label files and a summary; until then how far it is."""
+        if not self.models:
+            raise error("The app was started without a model.")
+        session = self.open(request, CALL_SECONDS)
+        finished = False
         try:
-            session = self.open[request.session_hash or ""] = Session(private_root())
-            channel_files = self.predictor.preprocessing.channel_files
-            entries = session.gather(uploads, channel_files) + examples
-            session.segment(self.predictor, entries, lambda part, what: progress(part, desc=what))
-        except SessionClosed as error:
-            raise _error("The page was closed.") from error
-        except OSError as error:
-            log.error("a session's folder can't be written (%s)", error.strerror)
-            raise _error("The server can't store results at the moment.") from error
-        summary = {"results": [r.summary(index) for index, r in enumerate(session.results)]}
-        return [str(path) for path in session.outputs], summary, session
+            for state in self._run(session, files or [], [], model):
+                if state.stopped:
+                    raise error("Stopped.")
+                yield [], {"progress": round(state.share, 3), "doing": state.said}
+            finished = True
+        finally:
+            if not finished:  # nobody can ask for what it has
+                self.sessions.close(request.session_hash or "", browser_of(request))
+        results = session.results
+        outputs = [str(r.outcome.output) for r in results if r.outcome.output]
+        yield outputs, {"results": [r.summary(index) for index, r in enumerate(results)]}
 
-    def show_all(self, session: Session | None, percent: float) -> tuple[Any, ...]:
-        """A new session: the drop zone is free again, failures are listed, the first result shown.
-
-        For the outputs files, failures, download_all and those of `show`.
-        """
-        results = session.results if session and not session.closed else []
-        choices = [(r.name, index) for index, r in enumerate(results) if r.ok]
-        first = choices[0][1] if choices else None
-        radio = gr.Radio(choices=choices, value=first, visible=len(choices) > 1)
-        archive = session.zip if session and results else None
-        download_all = gr.DownloadButton(
-            f"Download all {len(choices)} (zip)", value=archive, visible=archive is not None
-        )
-        return (
-            None,
-            failures_html(results),
-            download_all,
-            radio,
-            *self.show(session, first, percent),
-        )
-
-    def show(self, session: Session | None, index: int | None, percent: float) -> tuple[Any, ...]:
-        """A result at its busiest slice, for controls, number, view, facts, download."""
-        if index is None:
-            gone = gr.Row(visible=False), gr.skip(), EMPTY_VIEW, ""
-            return *gone, gr.DownloadButton(visible=False)
-        result = _result(session, index)
-        slices, output = result.size[0], result.outcome.output
-        assert output is not None
-        return (
-            gr.Row(visible=True),
-            gr.Slider(
-                maximum=max(2, slices),
-                value=result.first,
-                visible=slices > 1,
-                label=f"Slice (1–{slices})",
-            ),
-            self._picture(result, result.first, percent),
-            facts_html(result, self.predictor.classes),
-            gr.DownloadButton(f"Download {output.name}", value=output, visible=True),
-        )
-
-    def view(self, session: Session | None, index: int | None, number: int, percent: float) -> str:
-        """The picture after a slider has moved."""
-        if index is None:
-            return EMPTY_VIEW
-        return self._picture(_result(session, index), number, percent)
-
-    def slice(self, result: int, slice: int, opacity: float, session: Session | None) -> str:
+    def slice(self, result: int, slice: int, opacity: float, request: gr.Request) -> str:
         """The path of a PNG of a slice counted from 1 of a result of the last /segment."""
-        found = _result(session, int(result))
-        number, opacity = int(slice), round(float(opacity), 3)
-        if not 1 <= number <= found.size[0] or not 0 <= opacity <= 1:
-            raise _error(f"slice is 1 to {found.size[0]}, opacity 0 to 1")
-        path = found.folder / f"slice{number}_opacity{opacity}.png"
-        save_png(draw(found, self.predictor.classes, number, opacity), path)
+        session = self._session(request)
+        if session is None:
+            raise error("This result is no longer kept. Send the scan again.")
+        number, level, index = int(slice), round(float(opacity), 3), int(result)
+        if not 0 <= index < len(session.results):
+            raise error(f"no result {index}; there are {len(session.results)}, counted from 0")
+        found = session.results[index]
+        if not found.ok:
+            raise error(f"{found.name}: {found.outcome.reason}")
+        if not 1 <= number <= found.facts["slices"] or not 0 <= level <= 1:
+            raise error(f"slice is 1 to {found.facts['slices']}, opacity 0 to 1")
+        folder = session.folder / "slices"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"result{index}_slice{number}_opacity{level}.png"
+        save_png(draw(found, number, level), path)
         return str(path)
+
+    # -- what the page calls ---------------------------------------------------------------------
+
+    def read(self, files: list[str] | str | None, model: str | None, request: gr.Request):
+        """Uploaded paths join the worklist: (files, folder, status, stop, clear, worklist, view)"""
+        uploads = [files] if isinstance(files, str) else files or []
+        yield from self._read(uploads, [], model, request)
+
+    def read_example(self, index: int, request: gr.Request):
+        model, entry = self.examples[index]
+        yield from self._read([], [entry], model, request)
+
+    def _read(
+        self, files: Sequence[str], entries: list[Entry], model: str | None, request: gr.Request
+    ):
+        session = self._session(request) or self.open(request)
+        before = shown = len(session.results)
+        skip = gr.skip()
+        yield None, None, progress_html(0, "Reading", 0), skip, skip, skip, skip
+        for state in self._run(session, files, entries, model):
+            listed = (skip, skip)
+            if len(session.results) > shown:
+                listed = _worklist(session), skip
+                if shown == before:  # the first one is shown as soon as it is there
+                    listed = _worklist(session, before), reader_html(session, before)
+                shown = len(session.results)
+            status = progress_html(state.share, state.said, state.seconds)
+            if state.stopped or state.share == 1:
+                status = note_html(_said(session.results[before:], state.stopped))
+            yield skip, skip, status, skip, skip, *listed
+        yield skip, skip, skip, gr.Button(visible=False), gr.Button(visible=shown > 0), skip, skip
+
+    def stop(self, request: gr.Request):
+        """The visitor wants no more of it: (status, stop, clear, worklist)."""
+        hidden, session = gr.Button(visible=False), self._session(request)
+        if session is None:
+            return note_html("Stopped."), hidden, hidden, gr.skip()
+        session.stop.set()
+        some = bool(session.results)
+        listed = _worklist(session) if some else gr.skip()
+        return note_html("Stopped."), hidden, gr.Button(visible=some), listed
+
+    def clear(self, request: gr.Request):
+        """The worklist is emptied, and its files deleted: (status, clear, worklist, view)."""
+        self.sessions.close(request.session_hash or "", browser_of(request))
+        hidden = gr.Button(visible=False)
+        return "", hidden, gr.Radio(choices=[], value=None, visible=False), reader_html(None, 0)
+
+    def show(self, index: int | None, request: gr.Request) -> str:
+        """A scan of the worklist."""
+        session = self._session(request)
+        if session is None and index is not None:
+            raise error("This result is no longer kept. Drop the scan again.")
+        return reader_html(session, index)
 
     def unload(self, request: gr.Request) -> None:
         """The tab was closed or loaded again."""
-        close(self.open.pop(request.session_hash or "", None))
+        self.sessions.leave(request.session_hash or "", browser_of(request))
 
-    def _picture(self, result: Result, number: int, percent: float) -> str:
-        return view_html(result, self.predictor.classes, int(number), percent / 100)
+    def _run(
+        self, session: Session, files: Sequence[str], entries: list[Entry], model: str | None
+    ) -> Iterator[State]:
+        predictor = self.models.get(model or "")
+        if self.models and predictor is None:
+            raise error(f"no model {model!r}; there are {', '.join(self.models)}")
+        channel_files = predictor.preprocessing.channel_files if predictor else 1
+
+        def work(report: Report, stop: threading.Event) -> None:
+            found = [*session.gather([Path(f) for f in files], channel_files), *entries]
+            session.segment(predictor, model or "", found, report, stop)
+
+        yield from self.watch(session, work)
+
+    def watch(
+        self, session: Session, work: Callable[[Report, threading.Event], None]
+    ) -> Iterator[State]:
+        """See `watched`; what the disk refuses is told to the visitor without places."""
+        session.stop.clear()
+        try:
+            yield from watched(work, session.stop)
+        except OSError as problem:
+            log.error("a session's folder can't be written (%s)", problem.strerror)
+            raise error("The server can't store results at the moment.") from problem
+        except (SegappError, gr.Error):
+            raise
+        except Exception as bug:
+            log_bug("segmenting", bug)
+            raise error(f"This went wrong (unexpected {type(bug).__name__}).") from None
+
+    def open(self, request: gr.Request, kept_s: float = PAGE_SECONDS) -> Session:
+        """A new session for who calls."""
+        try:
+            return self.sessions.open(request.session_hash or "", browser_of(request), kept_s)
+        except OSError as problem:
+            log.error("a session's folder can't be made (%s)", problem.strerror)
+            raise error("The server can't store results at the moment.") from problem
+
+    def _session(self, request: gr.Request) -> Session | None:
+        return self.sessions.of_tab(request.session_hash or "", browser_of(request))
 
 
-def close(session: Session | None) -> None:
-    if session is not None:
-        session.close()
+def _worklist(session: Session, chosen: int | None = None) -> gr.Radio:
+    """The list as it is now; what was chosen in it stays so unless told."""
+    found = choices(session)
+    value: dict[str, Any] = {} if chosen is None else {"value": chosen}
+    return gr.Radio(choices=found, visible=bool(found), **value)
 
 
-def _result(session: Session | None, index: int) -> Result:
-    if session is None or session.closed:
-        raise _error("This result is no longer kept. Drop the scan again.")
-    if not 0 <= index < len(session.results):
-        raise _error(f"no result {index}; there are {len(session.results)}, counted from 0")
-    result = session.results[index]
-    if not result.ok:
-        raise _error(f"{result.name}: {result.outcome.reason}")
-    return result
+def _said(new: Sequence[Result], stopped: bool) -> str:
+    """What became of a drop, in a few words."""
+    counts = Counter(result.outcome.status for result in new)
+    words = {"ok": "ready", "review": "to review", "failed": "failed"}
+    said = ", ".join(f"{counts[s]} {words[s]}" for s in words if counts[s])
+    if stopped:
+        return f"Stopped. {said}"
+    return said or "No scans in it."
 
 
-def _error(message: str) -> gr.Error:
+def error(message: str) -> gr.Error:
     return gr.Error(message, duration=15, print_exception=False)

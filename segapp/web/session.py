@@ -1,218 +1,236 @@
-"""What one visitor's browser tab has on the server: results in a private folder, gone with it."""
+"""What one browser tab has on the server: its scans and results in a private folder."""
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import tempfile
+import threading
 import time
-import traceback
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from segapp.batch import Outcome, predict_entry
-from segapp.errors import ScanError, SegappError
-from segapp.formats import Entry, output_suffix
+from segapp.engines import Engine
+from segapp.formats import Entry
 from segapp.predict import Predictor
-from segapp.preprocess import SliceAxis, scan_axis
-from segapp.report.overlay import busiest_slice, display_slices, display_window, pixel_aspect
+from segapp.web.guard import tab_key
 from segapp.web.inputs import group_uploads, shown_name
+from segapp.web.result import Result, make_result
+from segapp.web.uploads import Uploads
 
 log = logging.getLogger("segapp")
 
-Progress = Callable[[float, str], object]
+# Until what nobody uses is deleted: of a page that stays open, and of a program's last call. Those
+# of a closed page, and of a client that says it is there and then leaves, go at once.
+PAGE_SECONDS, CALL_SECONDS = 12 * 3600.0, 3600.0
+
+_PREFIX, _LOCK = "segapp-", "lock"
+
+Report = Callable[[float, str], object]  # share of the work that is done, what is being done
 
 
-class SessionClosed(Exception):
-    """The tab was closed while its scans were being segmented."""
+class Stopped(BaseException):
+    """The work was cancelled, or nobody waits for it any more. Like KeyboardInterrupt it is no
+    Exception, so that no file's failure is made of it."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One scan: how it went and, unless it failed, what it takes to draw any slice of it.
+class _Stoppable:
+    """An engine that stops between two batches."""
 
-    name: the uploaded file's. shape: the file's voxels. size: (slices, rows, columns) as displayed.
-    first: the busiest slice, counted from 1. aspect: height of a displayed pixel over its width.
-    The slices themselves lie in `folder` and are mapped into memory one at a time, so a session
-    holds next to nothing.
-    """
+    def __init__(self, engine: Engine, stop: threading.Event):
+        self.engine, self.stop = engine, stop
+        self.batch_size, self.calls_at_once = engine.batch_size, engine.calls_at_once
+        self.precision = engine.precision
 
-    name: str
-    outcome: Outcome
-    folder: Path
-    size: tuple[int, int, int] = (0, 0, 0)
-    shape: tuple[int, int, int] = (0, 0, 0)
-    first: int = 1
-    axis: SliceAxis | None = None  # None where the file does not say how the patient lies
-    spacing_mm: tuple[float, float, float] | None = None
-    aspect: float = 1.0
-    window: tuple[float, float] = (0.0, 255.0)
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        if self.stop.is_set():
+            raise Stopped
+        return self.engine(batch)
 
-    @property
-    def ok(self) -> bool:
-        return self.outcome.output is not None
 
-    def slice(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (C, H, W) and labels (H, W) of a slice counted from 1, kept within the scan."""
-        k = min(max(number, 1), self.size[0]) - 1
-        image, labels = (
-            np.load(self.folder / f"{name}.npy", mmap_mode="r")[k] for name in ("image", "labels")
-        )
-        return np.asarray(image), np.asarray(labels)
-
-    def summary(self, index: int) -> dict[str, Any]:
-        """What /segment tells about this scan. `index` is what /slice takes."""
-        outcome = self.outcome
-        return {
-            "index": index,
-            "file": self.name,
-            "output": outcome.output.name if outcome.output else None,
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "seconds": round(outcome.seconds, 3),
-            "mean_confidence": outcome.mean_confidence,
-            "estimated_dice": outcome.estimated_dice,
-            "unlikeness": outcome.unlikeness,
-            "range_coverage": outcome.range_coverage,
-            "warnings": list(outcome.warnings),
-            "slices": self.size[0],
-            "busiest_slice": self.first,
-            "shape": self.shape,
-            "spacing_mm": self.spacing_mm,
-            "sizes": outcome.sizes,
-        }
+def stoppable(predictor: Predictor, stop: threading.Event) -> Predictor:
+    """The same predictor, which raises Stopped before its next batch once `stop` is set."""
+    mine = copy(predictor)
+    mine.engine = _Stoppable(predictor.engine, stop)
+    return mine
 
 
 class Session:
-    """A folder that only this user account can read, and the results in it."""
+    """A folder that only this user account can read, and the results in it.
 
-    def __init__(self, root: Path):
-        self.folder = root / secrets.token_hex(16)  # its name is the key to downloads: unguessable
+    owner: the browser it belongs to; see `guard.browser_of`. Its token is the key to everything in
+    it, and nobody can guess it; the owner is asked for all the same. kept_s: seconds that it is
+    kept unused. release: told of the uploads that it needs no more.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        owner: str = "",
+        kept_s: float = PAGE_SECONDS,
+        release: Callable[[set[Path]], None] = lambda _: None,
+    ):
+        self._release = release
+        self.kept_s = kept_s
+        self.token = secrets.token_hex(16)
+        self.owner = owner
+        self.folder = root / self.token
         self.folder.mkdir(mode=0o700)
         self.results: list[Result] = []
-        self.zip: Path | None = None
+        self.uploads: set[Path] = set()
+        self.stop = threading.Event()
         self.closed = False
-        self._uploads: list[Path] = []
-        self._began = time.time()
-
-    @property
-    def outputs(self) -> list[Path]:
-        return [r.outcome.output for r in self.results if r.outcome.output]
+        self.used = time.monotonic()
+        self._taken: set[str] = set()
+        self._drops = 0
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Delete the results and the uploads, unless one was uploaded again since."""
+        """Stop what is going on and delete all files."""
         self.closed = True
-        for upload in self._uploads:
-            if upload.exists() and upload.stat().st_ctime <= self._began:
-                upload.unlink(missing_ok=True)
+        self.stop.set()
+        uploads, self.uploads = self.uploads, set()
+        self._release(uploads)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def place(self, name: str) -> Path:
+        """A new folder in the session's own."""
+        with self._lock:
+            self._drops += 1
+            folder = self.folder / f"{name}{self._drops}"
+        folder.mkdir(mode=0o700)
+        return folder
+
     def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Entry]:
-        """The scans that uploaded files hold; these go when the session is closed."""
-        self._uploads = [path for path in uploads if path.is_relative_to(private_root())]
-        return group_uploads(uploads, self.folder / "uploads", channel_files)
+        """The scans that uploaded files hold."""
+        self.uploads.update(uploads)
+        return group_uploads(uploads, self.place("uploads"), channel_files)
 
-    def segment(self, predictor: Predictor, entries: Sequence[Entry], progress: Progress) -> None:
-        """Segment every entry; one that fails is a result that says why.
+    def segment(
+        self,
+        predictor: Predictor | None,
+        model: str,
+        entries: Iterable[Entry],
+        report: Report,
+        stop: threading.Event,
+    ) -> None:
+        """Add a result for every entry; one that fails is a result that says why.
 
-        Raises SessionClosed, with everything removed, when `close` was called meanwhile.
+        Without a predictor the scan is only made ready to be read. report: called after each slab
+        and scan. Raises Stopped when `stop` is set or the session closed meanwhile: what was done
+        before stays, unless the session is closed.
         """
-        (self.folder / "out").mkdir()
-        taken: set[str] = set()
+        entries = list(entries)
+        mine = stoppable(predictor, stop) if predictor else None
         try:
             for index, entry in enumerate(entries):
                 name = shown_name(entry)
 
-                def on_slab(done: int, total: int, _: np.ndarray, name=name, index=index) -> None:
-                    if self.closed:
-                        raise SessionClosed
+                def on_slab(done: int, total: int, _: object, name=name, index=index) -> None:
                     part = f", slice {done} of {total}" if total > 1 else ""
-                    progress((index + done / total) / len(entries), f"{name}{part}")
+                    report((index + 0.95 * done / total) / len(entries), f"{name}{part}")
 
-                progress(index / len(entries), name)
-                folder = self.folder / str(index)
-                folder.mkdir()
-                self.results.append(_segment(predictor, entry, folder, taken, on_slab))
-            if len(self.outputs) > 1:
-                self.zip = _zip(self.outputs, self.folder / "segmentations.zip")
-        except OSError:
-            if not self.closed:  # closing takes the folder away under our feet
-                raise
+                if stop.is_set() or self.closed:
+                    raise Stopped
+                report(index / len(entries), name)
+                folder = self.place("scan")
+                result = make_result(mine, model, entry, folder, self._out(), self._taken, on_slab)
+                self.results.append(result)
+                report((index + 1) / len(entries), name)
+        except OSError as error:
+            if self.closed:  # closing takes the folder away under our feet
+                raise Stopped from error
+            raise
         finally:
-            if self.closed:
-                self.close()
-        if self.closed:
-            raise SessionClosed
+            self.used = time.monotonic()
+
+    def _out(self) -> Path:
+        folder = self.folder / "out"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
 
-def _segment(
-    predictor: Predictor,
-    entry: Entry,
-    folder: Path,
-    taken: set[str],
-    on_slab: Callable[[int, int, np.ndarray], None],
-) -> Result:
-    name = shown_name(entry)
-    try:
-        file_name = _free_name(entry.name, output_suffix(entry.paths[0]), taken)
-        output = folder.parent / "out" / file_name
-        segmentation, outcome = predict_entry(predictor, entry, output, on_slab)
-        scan = segmentation.scan
-        axis = predictor.preprocessing.slice_axis
-        images, labels = display_slices(segmentation, axis)  # (K, C, H, W), (K, H, W)
-        np.save(folder / "image.npy", images if images.shape[1] == 3 else images[:, :1])
-        np.save(folder / "labels.npy", labels)
-        return Result(
-            name=name,
-            outcome=outcome,
-            folder=folder,
-            size=(labels.shape[0], labels.shape[1], labels.shape[2]),
-            shape=scan.shape,
-            first=busiest_slice(labels) + 1,
-            axis=None if scan.affine is None else scan_axis(scan.shape, scan.affine, axis),
-            spacing_mm=scan.spacing_mm,
-            aspect=pixel_aspect(scan, axis),
-            window=display_window(scan),
-        )
-    except SessionClosed:
-        raise
-    except SegappError as error:
-        reason = error.reason if isinstance(error, ScanError) else str(error)
-        for path in (*entry.paths, *(path.parent for path in entry.paths)):
-            reason = reason.replace(str(path), path.name if path in entry.paths else "")
-        reason = reason.replace(str(folder.parent), "")
-    except MemoryError:
-        reason = "not enough memory for this scan"
-    except Exception as error:  # a bug of ours: the others go on, and no name gets into the log
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        log.error("unexpected %s while segmenting a scan\n%s", type(error).__name__, frames)
-        reason = f"could not be segmented (unexpected {type(error).__name__})"
-    return Result(name, Outcome(entry.source, status="failed", reason=reason), folder)
+class Sessions:
+    """The open sessions, by their tab and by their token."""
 
+    def __init__(self, root: Path, uploads: Uploads | None = None):
+        self.root = root
+        self.uploads = uploads or Uploads(root)
+        self._by_tab: dict[str, Session] = {}
+        self._lock = threading.Lock()
 
-def _free_name(base: str, suffix: str, taken: set[str]) -> str:
-    name, number = f"{base}{suffix}", 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{base}_{number}{suffix}"
-    taken.add(name.lower())
-    return name
+    def open(self, tab: str, owner: str, kept_s: float = PAGE_SECONDS) -> Session:
+        """A new session of a tab, in place of the one that it has."""
+        key = tab_key(tab, owner)
+        session = Session(self.root, owner, kept_s, lambda paths: self.uploads.drop(paths, key))
+        with self._lock:
+            before = self._by_tab.get(key)
+            self._by_tab[key] = session
+        if before is not None:
+            before.close()
+        return session
 
+    def of_tab(self, tab: str, owner: str) -> Session | None:
+        """The session of a tab; None where it has none. Another browser's tab of the same name is
+        another tab."""
+        return self._theirs(self._by_tab.get(tab_key(tab, owner)), owner)
 
-def _zip(outputs: Sequence[Path], path: Path) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # they are compressed already
-        for output in outputs:
-            archive.write(output, output.name)
-    return path
+    def of_token(self, token: str, owner: str) -> Session | None:
+        """The session of a secret address; None where there is none, or it is another browser's."""
+        return self._theirs(next((s for s in self.all() if s.token == token), None), owner)
+
+    def _theirs(self, session: Session | None, owner: str) -> Session | None:
+        if session is None or session.closed or session.owner not in ("", owner):
+            return None
+        session.used = time.monotonic()
+        return session
+
+    def all(self) -> list[Session]:
+        return list(self._by_tab.values())
+
+    def close(self, tab: str, owner: str) -> None:
+        """Delete what a tab has, which stays open."""
+        if (session := self.of_tab(tab, owner)) is not None:
+            session.close()
+            self._forget()
+
+    def leave(self, tab: str, owner: str) -> None:
+        """A tab is gone, with what it has and what it waits for."""
+        self.close(tab, owner)
+        self.uploads.leave(tab_key(tab, owner))
+
+    def close_all(self) -> None:
+        for session in self.all():
+            session.close()
+        self._forget()
+
+    def sweep(self) -> None:
+        """Close the sessions that nobody has used for as long as they are kept."""
+        for session in self.all():
+            if time.monotonic() - session.used > session.kept_s:
+                session.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._by_tab = {tab: s for tab, s in self._by_tab.items() if not s.closed}
+
+    def may_read(self, path: Path, owner: str) -> bool:
+        """Whether a browser may have a file by its path: one that a session of its own wrote."""
+        if not path.is_relative_to(self.root):
+            return False
+        token, *inside = path.relative_to(self.root).parts or ("",)
+        shared = bool(inside) and inside[0].startswith(("out", "slices", "batch"))
+        return shared and self.of_token(token, owner) is not None
 
 
 @cache
@@ -220,9 +238,26 @@ def private_root() -> Path:
     """The one folder of this process for uploads and sessions; removed at exit.
 
     Gradio keeps its own temporary files there too: it reads the environment variable set here, so
-    call this before any component is made.
+    call this before any component is made. What a process that was killed left is removed now.
     """
-    root = Path(tempfile.mkdtemp(prefix="segapp-")).resolve()  # mode 0700
+    _remove_orphans(Path(tempfile.gettempdir()))
+    root = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()  # mode 0700
+    lock = os.open(root / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as the process lives
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     return root
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove the folders of this user's processes that are no more: nobody holds their locks."""
+    for root in folder.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if root.is_symlink() or root.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(root / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(root, ignore_errors=True)
+            finally:
+                os.close(lock)

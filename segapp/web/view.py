@@ -1,40 +1,55 @@
-"""Slices as pictures, and what stands beside them as HTML."""
+"""A slice as a picture for scripts, and the HTML that stands on the page."""
 
 from __future__ import annotations
 
-import base64
 from html import escape
 
-import cv2
 import numpy as np
 
 from segapp.report.overlay import draw_slice
 from segapp.resample import resize
-from segapp.scan import SegClass
-from segapp.web.session import Result
+from segapp.web.result import Result
+from segapp.web.session import Session
 
 # A picture's longest side in pixels: small slices are enlarged, huge ones reduced.
 _SMALLEST, _LARGEST = 768, 1536
+MARKS = {"ok": "✓", "review": "⚠", "failed": "✗"}
 
-# What lies at the left, right, top and bottom of a displayed slice (see preprocess.to_slices).
-_SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-
-EMPTY_VIEW = (
-    '<div class="sa-view sa-empty"><p>Drop a scan on the left'
-    "<br>or choose an example to see its segmentation here.</p></div>"
-)
+EMPTY = '<div class="sa-empty"><p>{}</p></div>'
+DROP = "Drop scans on the left<br>or choose an example to read it here."
 
 
-def draw(result: Result, classes: tuple[SegClass, ...], number: int, opacity: float) -> np.ndarray:
-    """Slice `number` (from 1) with its segmentation, pixels square: (H, W, 3) uint8.
+def draw(result: Result, number: int, opacity: float) -> np.ndarray:
+    """Slice `number` (from 1) across the model's axis with its segmentation: (H, W, 3) uint8.
 
-    The image is interpolated, the labels are not: their borders are those of the voxels.
+    Pixels are square. The image is interpolated, the labels are not: their borders are those of
+    the voxels.
     """
-    image, labels = result.slice(number)
-    size = display_size(labels.shape[0], labels.shape[1], result.aspect)
-    image = resize(image[None].astype(np.float32), size)[0]
+    assert result.grid is not None
+    shape, facts = result.grid.shape, result.facts
+    channels = (3,) if facts["rgb"] else (1,)
+    image = np.memmap(result.folder / "image.bin", facts["dtype"], "r", shape=shape + channels)
+    plane = _plane(image, facts["across"], number)
+    high, wide = plane.shape[0], plane.shape[1]
+    labels = np.zeros((high, wide), np.uint8)
+    if result.classes:
+        indices = np.memmap(result.labels_file(), np.uint8, "r", shape=shape)
+        labels = _plane(indices, facts["across"], number)
+    spacing = result.grid.spacing_mm
+    rows, columns = ((1, 2), (0, 2), (0, 1))[facts["across"]]
+    aspect = spacing[rows] / spacing[columns] if spacing else 1.0
+    size = display_size(high, wide, aspect)
+    smooth = resize(plane.transpose(2, 0, 1)[None].astype(np.float32), size)[0]
     labels = resize(labels[None, None], size, nearest=True)[0, 0]
-    return draw_slice(image, labels, classes, result.window, float(np.clip(opacity, 0, 1)))
+    return draw_slice(
+        smooth, labels, result.classes, facts["window"], float(np.clip(opacity, 0, 1))
+    )
+
+
+def _plane(volume: np.ndarray, across: int, number: int) -> np.ndarray:
+    """A slice counted from 1 as the reader shows it: but for axial ones the head is above."""
+    plane = np.take(volume, number - 1, across)
+    return plane if across == 0 else plane[::-1]
 
 
 def display_size(rows: int, columns: int, aspect: float) -> tuple[int, int]:
@@ -45,96 +60,53 @@ def display_size(rows: int, columns: int, aspect: float) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def view_html(result: Result, classes: tuple[SegClass, ...], number: int, opacity: float) -> str:
-    """The picture as an element that needs no second request and leaves no file behind."""
-    picture = draw(result, classes, number, opacity)
-    height, width = picture.shape[:2]
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-    full_colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    _, jpeg = cv2.imencode(".jpg", picture[..., ::-1], [*quality, *full_colour])
-    data = base64.b64encode(jpeg.tobytes()).decode("ascii")
-    slices = result.size[0]
-    where = f", slice {number} of {slices}" if slices > 1 else ""
-    sides = "".join(
-        f'<span class="sa-side sa-{place}" aria-hidden="true">{letter}</span>'
-        for place, letter in zip(
-            ("left", "right", "top", "bottom"), _SIDES.get(result.axis or "", ""), strict=False
-        )
-    )
+def choices(session: Session | None) -> list[tuple[str, int]]:
+    """The worklist: each scan with a mark, and its number."""
+    found = []
+    for index, result in enumerate(session.results if session else []):
+        status = result.outcome.status
+        said = "" if status == "ok" else f" – {status}"
+        warned = " (warnings)" if status == "ok" and result.outcome.warnings else ""
+        found.append((f"{MARKS[status]} {result.name}{said}{warned}", index))
+    return found
+
+
+def reader_html(session: Session | None, index: int | None) -> str:
+    """What stands where a scan is read: the reader's page in a frame, or why there is none."""
+    if session is None or index is None or not 0 <= index < len(session.results):
+        return EMPTY.format(DROP)
+    result = session.results[index]
+    if not result.ok:
+        why = f"<strong>{escape(result.name)}</strong>: {escape(result.outcome.reason)}"
+        return f'<div class="sa-empty"><p class="sa-error" role="alert">{why}</p></div>'
     return (
-        f'<figure class="sa-view"><div class="sa-frame" style="--ratio:{width / height:.4f}">'
-        f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
-        f'alt="{escape(result.name)}{where}, with its segmentation">{sides}</div>'
-        f"<figcaption>{escape(result.name)}{where}</figcaption></figure>"
+        f'<iframe class="sa-reader" src="/reader/{session.token}/{index}/" '
+        f'title="Reader: {escape(result.name, quote=True)}"></iframe>'
     )
 
 
-def facts_html(result: Result, classes: tuple[SegClass, ...]) -> str:
-    """Whether to look at the result, the legend with sizes, what is known of the scan, warnings."""
-    sizes = result.outcome.sizes
-    known = next((u for u in ("ml", "mm2") if f"{classes[-1].name}_{u}" in sizes), None)
-    unit, size_name = {"ml": ("ml", "Volume"), "mm2": ("mm²", "Area")}.get(known or "", ("", ""))
-    counted = "Voxels" if result.size[0] > 1 or result.axis else "Pixels"
-    head = f"<th>Class</th><th>{counted}</th>" + (f"<th>{size_name}</th>" if known else "")
-    rows = ""
-    for c in classes[1:]:
-        colour = "#{:02x}{:02x}{:02x}".format(*c.colour)
-        count = sizes.get(f"{c.name}_voxels", 0)
-        swatch = f'<span class="sa-swatch" style="background:{colour}"></span>'
-        cells = [f"{count:,.0f}"]
-        cells += [f"{_rounded(sizes[f'{c.name}_{known}'])} {unit}"] if known else []
-        name = f"{c.name}_{known or 'voxels'}"
-        if f"{name}_low" in sizes:
-            ends = (_rounded(sizes[f"{name}_{end}"]) for end in ("low", "high"))
-            cells[-1] += f"<small>{'–'.join(ends)}</small>"
-        rows += f'<tr><th scope="row">{swatch}{escape(c.name)}</th>'
-        rows += "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    facts = []
-    if result.outcome.status == "review":
-        why = f"<strong>Review this result:</strong> {escape(result.outcome.reason)}"
-        facts.append(f"<p class='sa-review' role='alert'>{why}</p>")
-    facts.append(
-        f"<table class='sa-legend'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    )
-    if result.outcome.range_coverage:
-        share = f"about {result.outcome.range_coverage:.0%} of scans like the training's"
-        facts.append(f"<p class='sa-note'>Small: a range that holds the true size in {share}.</p>")
-    if not known:
-        facts.append("<p class='sa-note'>Spacing unknown: no areas or volumes.</p>")
-    facts.append(f"<dl>{_facts(result)}</dl>")
-    facts += [
-        f"<p class='sa-warning'>⚠ {escape(w)}</p>"
-        for w in result.outcome.warnings
-        if not w.startswith("spacing unknown:")  # the note above says it
-    ]
-    return f'<div class="sa-facts">{"".join(facts)}</div>'
-
-
-def _facts(result: Result) -> str:
-    i, j, k = result.shape
-    found = [("Size", f"{i} × {j} × {k}" if result.axis or k > 1 else f"{i} × {j} pixels")]
-    if result.spacing_mm:
-        found.append(("Spacing", " × ".join(f"{s:.3g}" for s in result.spacing_mm) + " mm"))
-    if result.outcome.mean_confidence is not None:
-        found.append(("Mean confidence", f"{100 * result.outcome.mean_confidence:.1f} %"))
-    if result.outcome.estimated_dice is not None:
-        found.append(("Estimated Dice", f"{result.outcome.estimated_dice:.2f}"))
-    if result.outcome.unlikeness is not None:
-        found.append(("Unlikeness (limit 1)", f"{result.outcome.unlikeness:.2g}"))
-    found.append(("Time", f"{result.outcome.seconds:.1f} s"))
-    return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in found)
-
-
-def failures_html(results: list[Result]) -> str:
-    """A line for each file that could not be segmented."""
-    return "".join(
-        f'<p class="sa-error" role="alert"><strong>{escape(r.name)}</strong>: '
-        f"{escape(r.outcome.reason)}</p>"
-        for r in results
-        if not r.ok
+def progress_html(share: float, said: str, seconds: float) -> str:
+    """A bar, what is being done, and how long it will take when that can be told."""
+    left = ""
+    if seconds > 1 and 0.02 < share < 1:
+        left = f", about {duration(seconds * (1 - share) / share)} left"
+    percent = round(100 * min(max(share, 0.0), 1.0))
+    return (
+        f'<div class="sa-progress" role="progressbar" aria-label="Segmenting" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>'
+        f"<p class='sa-note'>{escape(said)}{left}</p>"
     )
 
 
-def _rounded(value: float) -> str:
-    digits = 0 if value >= 1000 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
+def duration(seconds: float) -> str:
+    """Seconds for people: 8 s, 3 min, 1 h 20 min."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def note_html(text: str, kind: str = "note") -> str:
+    """A line below the upload: kind note, warning or error."""
+    role = ' role="alert"' if kind == "error" else ""
+    return f'<p class="sa-{kind}"{role}>{escape(text)}</p>' if text else ""

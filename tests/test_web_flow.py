@@ -1,0 +1,382 @@
+"""A reader's whole way in a real browser: drop, read, measure, take away, correct, keep."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from browser import open_page
+from dicom_files import write_series
+from web import CLASSES, noise_scans, serving, untrained_model, write_scans
+
+from segapp.formats import read_labels, read_scan
+from segapp.predict import Predictor
+from segapp.web.app import Service
+from segapp.web.session import private_root
+
+REPO = Path(__file__).parents[1]
+BONE, SKIN = 1, 2
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return untrained_model(tmp_path_factory.mktemp("model") / "hands")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> dict[str, Path]:
+    """Noise in every kind of file: an untrained network finds every class in it somewhere."""
+    folder = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(1)
+    image, volume = noise_scans(folder)
+    tifffile.imwrite(folder / "deep.tif", rng.integers(0, 60000, (64, 48), np.uint16))
+    slices = rng.integers(-1000, 1000, (6, 40, 48)).astype(np.int16)
+    with zipfile.ZipFile(folder / "study.zip", "w") as archive:
+        for path in write_series(folder / "series", slices):
+            archive.write(path, f"study/{path.name}")
+    (folder / "notes.png").write_text("not an image")
+    names = {"png": image, "tiff": folder / "deep.tif", "nifti": volume}
+    return {**names, "dicom": folder / "study.zip", "bad": folder / "notes.png"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def service(model, root) -> Iterator[Service]:
+    predictor = Predictor.load(model, "cpu")
+    with serving({"hands": predictor}, paths={"hands": model}, roots=[root]) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def from_command_line(model, scans, tmp_path_factory) -> Path:
+    """What `segapp predict` writes for the same scans."""
+    out = tmp_path_factory.mktemp("predicted")
+    command = [sys.executable, "-m", "segapp.cli", "predict", str(model)]
+    command += [str(path) for kind, path in scans.items() if kind != "bad"]
+    command += ["--out", str(out), "--device", "cpu"]
+    subprocess.run(command, check=True, cwd=REPO, capture_output=True)
+    return out
+
+
+def is_local(address: str) -> bool:
+    return address.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+
+@pytest.fixture
+def page(service) -> Iterator[Any]:
+    """The app in Chromium; fails on any request to another host and on any console error."""
+    with open_page(is_local) as page:
+        page.goto(service.url)
+        yield page
+
+
+def drop(page, path: Path) -> None:
+    page.set_input_files("#scans input[type=file]", [path])
+
+
+def reader(page, name: str) -> Any:
+    """The frame in which a scan is read, once it is all there."""
+    frame = page.frame_locator("iframe.sa-reader")
+    frame.locator("#name", has_text=name).wait_for(state="attached")
+    frame.locator("html[data-complete=true]").wait_for(state="attached")
+    return frame
+
+
+def pixels(frame, plane: str) -> np.ndarray:
+    """What a pane shows: (rows, columns, 3)."""
+    found = frame.locator(f"#pane-{plane}").evaluate(
+        "c => [c.width, c.height, Array.from(c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data)]"
+    )
+    width, height, values = found
+    return np.array(values, np.int16).reshape(height, width, 4)[..., :3]
+
+
+def changed(page, frame, plane: str, before: np.ndarray) -> np.ndarray:
+    """What a pane shows once it has changed."""
+    for _ in range(100):
+        after = pixels(frame, plane)
+        if not np.array_equal(before, after):
+            return after
+        page.wait_for_timeout(20)
+    raise AssertionError("the picture did not change")
+
+
+def colourful(picture: np.ndarray) -> float:
+    return float((np.ptp(picture, axis=2) > 30).mean())
+
+
+def point_at(page, frame, plane: str, across: float, down: float) -> tuple[tuple[int, ...], Any]:
+    """The pointer goes to a place of a pane (shares of its size) → what the readout says."""
+    box = frame.locator(f"#pane-{plane}").bounding_box()
+    page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    page.wait_for_timeout(60)
+    readout = frame.locator("#readout")
+    voxel, value, name = (readout.get_attribute(f"data-{n}") for n in ("voxel", "value", "class"))
+    return tuple(int(n) for n in voxel.split(",")), (float(value), name)
+
+
+def take_picture_of(page, name: str) -> None:
+    if folder := os.environ.get("SEGAPP_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+KINDS = {  # name on the list, file that predict writes, plane, whether it has more than one slice
+    "png": ("slice.png", "slice.png", "axial", False),
+    "tiff": ("deep.tif", "deep.tif", "axial", False),
+    "nifti": ("volume.nii.gz", "volume.nii.gz", "axial", True),
+    "dicom": ("study", "study.nii.gz", "axial", True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
+    name, written, plane, is_volume = KINDS[kind]
+    source = scans[kind]
+    if kind == "dicom":
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(tmp_path / "series")
+    scan = read_scan(tmp_path / "series" / "study" if kind == "dicom" else source)
+    predicted = read_labels(from_command_line / written).voxels[0]
+
+    drop(page, source)
+    frame = reader(page, name)
+    pane = frame.locator(f"#pane-{plane}")
+    shown = pixels(frame, plane)
+    assert colourful(shown) > 0.01  # the overlay
+    take_picture_of(page, f"flow-{kind}")
+
+    if is_volume:
+        first = int(pane.get_attribute("data-slice"))
+        step = 1 if first == 0 else -1
+        pane.hover()
+        page.mouse.wheel(0, 100 * step)
+        shown = changed(page, frame, plane, shown)
+        moved = int(pane.get_attribute("data-slice"))
+        assert abs(moved - first) == 1
+        page.mouse.wheel(0, -100 * step)
+        shown = changed(page, frame, plane, shown)
+        assert int(pane.get_attribute("data-slice")) == first
+        for key, place in (("End", scan.shape[2] - 1), ("Home", 0), ("ArrowUp", None)):
+            page.keyboard.press(key)
+            shown = changed(page, frame, plane, shown)
+            found = int(pane.get_attribute("data-slice"))
+            assert found == place if place is not None else found != 0
+
+    pane.hover()
+    page.keyboard.press("2")
+    shown = changed(page, frame, plane, shown)
+    assert [frame.locator(f"#{n}").input_value() for n in ("width", "centre")] == ["1500", "-600"]
+    page.keyboard.press("0")
+    shown = changed(page, frame, plane, shown)
+
+    box = frame.locator("#class-list input[type=checkbox]").first
+    box.uncheck()
+    hidden = changed(page, frame, plane, shown)
+    assert colourful(hidden) < colourful(shown)
+    box.check()
+    shown = changed(page, frame, plane, hidden)
+
+    places = [(0.5, 0.5), (0.42, 0.6), (0.55, 0.36)]
+    for across, down in places:
+        voxel, (value, said) = point_at(page, frame, plane, across, down)
+        assert value == scan.voxels[0][voxel]
+        assert said == next(c.name for c in CLASSES if c.value == predicted[voxel])
+
+    frame.locator("#take-away").evaluate("d => d.open = true")
+    with page.expect_download() as download:
+        frame.locator("#downloads a[href$=same]").click()
+    assert download.value.suggested_filename == written
+    expected = (from_command_line / written).read_bytes()
+    assert download.value.path().read_bytes() == expected
+
+    # one voxel a click: the smallest brush
+    page.keyboard.press("b")
+    frame.locator("#correct").evaluate("d => d.open = true")
+    frame.locator("#brush-class").select_option(str(SKIN))
+    frame.locator("#radius").evaluate(
+        "r => { r.value = r.min; r.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    painted = predicted.copy()
+    for across, down in places:
+        voxel, _ = point_at(page, frame, plane, across, down)
+        page.mouse.down()
+        page.mouse.up()
+        painted[voxel] = CLASSES[SKIN].value
+    voxel, _ = point_at(page, frame, plane, 0.6, 0.6)  # and one that is taken back
+    page.mouse.down()
+    page.mouse.up()
+    page.keyboard.press("Control+z")
+    take_picture_of(page, f"flow-{kind}-brush")
+    assert (painted != predicted).any()
+    frame.locator("#keep").click()
+    frame.locator("#kept", has_text="Kept in").wait_for()
+
+    kept = root / "corrections"
+    rows = list(csv.DictReader((kept / "cases.csv").open()))
+    mask = read_labels(kept / rows[-1]["mask"]).voxels[0]
+    assert np.array_equal(mask, painted)
+    image = read_scan(kept / rows[-1]["image"])
+    assert np.array_equal(image.voxels, scan.voxels)
+    everything = " ".join(str(path) for path in kept.rglob("*"))
+    assert name not in everything
+
+
+def test_a_bad_file_says_why_and_the_others_go_on(page, scans, service):
+    page.set_input_files("#scans input[type=file]", [scans["bad"], scans["png"]])
+    page.locator("#status", has_text="1 ready, 1 failed").wait_for()
+    page.get_by_role("radio", name="slice.png").check()
+    reader(page, "slice.png")
+    page.get_by_role("radio", name="notes.png").check()
+    page.locator("#view", has_text="is not a PNG").wait_for()
+    assert str(private_root()) not in page.content()
+    take_picture_of(page, "flow-bad")
+    mine = service.sessions.all()[-1]
+    page.goto("about:blank")
+    for _ in range(300):
+        if mine.closed and not mine.folder.exists():
+            break
+        page.wait_for_timeout(100)
+    assert mine.closed
+    assert not mine.folder.exists()
+
+
+def test_names_are_text(page, tmp_path, service):
+    evil = write_scans(tmp_path)[0].rename(tmp_path / "<img src=x onerror=document.title=1>.png")
+    drop(page, evil)
+    frame = reader(page, "img src")  # Gradio takes some signs out of names
+    assert frame.locator("#name img").count() == 0
+    assert page.locator("#worklist img").count() == 0
+    assert "segapp" in page.title()
+
+
+def test_dicom_tags_are_text(page, tmp_path):
+    slices = np.random.default_rng(0).integers(0, 99, (3, 16, 16)).astype(np.int16)
+    for path in write_series(tmp_path / "s", slices, PatientName="<b>Doe</b>^Jane"):
+        assert path.exists()
+    with zipfile.ZipFile(tmp_path / "<u>x.zip", "w") as archive:
+        for path in (tmp_path / "s").iterdir():
+            archive.write(path, f"<s>study/{path.name}")
+    drop(page, tmp_path / "<u>x.zip")
+    frame = reader(page, "study")
+    for part in (page.content(), frame.locator("body").inner_html()):
+        assert "<s>study" not in part
+        assert "Jane" not in part
+
+
+def test_a_volume_is_read_from_all_sides(page, tmp_path):
+    """The same voxel in all three planes, and its place in mm by the file's affine."""
+    voxels = np.random.default_rng(0).integers(0, 200, (20, 24, 16)).astype(np.int16)
+    affine = np.array([[0, 0, 2.0, -9], [-1.6, 0, 0, 20], [0, 1.2, 0, 5], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "turned.nii.gz")
+    drop(page, tmp_path / "turned.nii.gz")
+    frame = reader(page, "turned.nii.gz")
+    for plane in ("axial", "coronal", "sagittal"):
+        voxel, (value, _) = point_at(page, frame, plane, 0.4, 0.45)
+        assert value == voxels[voxel]
+        said = frame.locator("#readout").inner_text()
+        for letter, mm in zip(("RL", "AP", "SI"), affine[:3] @ (*voxel, 1), strict=True):
+            # RAS: a positive first number is towards the patient's right
+            assert f"{letter[0] if mm >= 0 else letter[1]} {abs(mm):.1f}" in said
+
+
+def test_without_a_model_the_page_says_how_to_train(scans):
+    with serving({}) as service, open_page(is_local) as page:
+        page.goto(service.url)
+        page.get_by_text("segapp train data.root=DIR").wait_for()
+        drop(page, scans["nifti"])
+        frame = page.frame_locator("iframe.sa-reader")
+        frame.locator("html[data-state=ready]").wait_for(state="attached")
+        assert colourful(pixels(frame, "axial")) == 0
+        assert not frame.locator("#correct").is_visible()
+        take_picture_of(page, "flow-no-model")
+
+
+def test_one_of_two_models_is_chosen(model, scans):
+    predictor = Predictor.load(model, "cpu")
+    models = {"hands": predictor, "feet": predictor}
+    with serving(models) as service, open_page(is_local) as page:
+        page.goto(service.url)
+        page.locator("#model input").click()
+        page.get_by_role("option", name="feet").click()
+        drop(page, scans["png"])
+        frame = reader(page, "slice.png")
+        assert "feet" in frame.locator("#model").inner_text()
+
+
+def test_a_batch_in_the_browser(page, scans, root):
+    folder = root / "study"
+    write_scans(folder)
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch-folder input").fill(str(folder))
+    page.locator("#batch-folder input").press("Enter")
+    page.locator("#batch-start").click()
+    page.locator("#batch-status", has_text="2 ok, 1 failed").wait_for()
+    assert page.locator("#batch-table tbody tr").count() == 3
+    take_picture_of(page, "flow-batch")
+    with page.expect_download() as download:
+        page.locator("#batch-download").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert sorted(archive.namelist()) == ["hand.png", "head.nii.gz", "predictions.csv"]
+
+
+def test_a_dropped_folder_is_walked_through(page, tmp_path):
+    """As a browser tells of it: entries of which some are folders."""
+    write_scans(tmp_path)
+    handed = page.locator("#scans").evaluate(
+        """async (zone, [name, body]) => {
+          const bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
+          const file = new File([bytes], name, {type: "image/png"});
+          const leaf = {isFile: true, name, file: (found) => found(file)};
+          let told = false;
+          const folder = {isDirectory: true, name: "study", createReader: () => ({
+            readEntries: (found) => { found(told ? [] : [leaf]); told = true; }})};
+          const event = new Event("drop", {bubbles: true, cancelable: true});
+          event.dataTransfer = {items: [{webkitGetAsEntry: () => folder}]};
+          zone.dispatchEvent(event);
+          return event.defaultPrevented;
+        }""",
+        ["hand.png", __import__("base64").b64encode((tmp_path / "hand.png").read_bytes()).decode()],
+    )
+    assert handed
+    reader(page, "hand.png")
+
+
+def test_the_pages_are_accessible(page, scans):
+    """axe-core: nothing serious in our own markup, in light and dark."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    drop(page, scans["nifti"])
+    frame = reader(page, "volume.nii.gz")
+    address = page.locator("iframe.sa-reader").evaluate("f => f.contentWindow.location.href")
+    frame.locator("body").wait_for()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(300)
+        take_picture_of(page, f"flow-{scheme}")
+        for context in ("#status", "#view", ".sa-header", ".sa-footer", None):
+            if context is None:
+                continue
+            found = axe.run(page, context=context).response["violations"]
+            assert not [v for v in found if v["impact"] in ("serious", "critical")], found
+    page.goto(address)
+    page.locator("html[data-complete=true]").wait_for(state="attached")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = axe.run(page).response["violations"]
+        assert not [v for v in found if v["impact"] in ("serious", "critical")], found
