@@ -61,7 +61,8 @@ export async function getArray(address, dtype, count, onBytes = () => {}) {
     onBytes(received, total);
   }
   if (received !== total) {
-    throw new Refused(0, `The data ended after ${received} of ${total} bytes. Load the page again.`);
+    const got = `${received} of ${total} bytes`;
+    throw new Refused(0, `The data ended after ${got}. Load the page again.`);
   }
   return new Kind(bytes.buffer);
 }
