@@ -17,19 +17,20 @@ from segapp.errors import OutputError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on failure it vanishes.
 
     The temporary name keeps the suffix (".nii.gz"), because writers choose the format by it. The
-    file is flushed to disk before it is renamed. Raises OutputError where the folder can't be
-    written.
+    file is flushed to disk before it is renamed. mode: of the file, if not the usual one. Raises
+    OutputError where the folder can't be written.
     """
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".partial-{secrets.token_hex(8)}{suffix}"
         temporary.touch(exist_ok=False)  # not mkstemp, whose files only their owner may read
-        mode = temporary.stat().st_mode & 0o777
+        mode = temporary.stat().st_mode & 0o777 if mode is None else mode
+        temporary.chmod(mode)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from error
     try:

@@ -6,7 +6,8 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,6 +51,15 @@ def upload(client: httpx.Client, path: Path) -> str:
     answer = client.post("/gradio_api/upload", files={"files": (path.name, path.read_bytes())})
     assert answer.status_code == 200
     return answer.json()[0]
+
+
+def status_of(client: httpx.Client, path: str, method: str = "GET") -> int:
+    """The answer to a path as it is, not as a client would tidy it up."""
+    where = urlsplit(str(client.base_url))
+    wire = HTTPConnection(where.hostname or "", where.port, timeout=30)
+    wire.request(method, path, headers={"Cookie": f"segapp={client.cookies['segapp']}"})
+    with closing(wire):
+        return wire.getresponse().status
 
 
 def file_data(path: str, **more) -> dict:
@@ -146,10 +156,8 @@ def test_other_sites_may_link_but_not_embed_or_fetch(browser):
     ],
 )
 def test_nothing_else_is_there(browser, path):
-    """Each with the path as it is, not as a client would tidy it up."""
-    url = httpx.URL(str(browser.base_url)).copy_with(raw_path=path.encode())
-    assert browser.get(url).status_code == 404
-    assert browser.post(url).status_code == 404
+    assert status_of(browser, path) == 404
+    assert status_of(browser, path, "POST") == 404
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE"])
@@ -188,10 +196,7 @@ def test_no_file_beside_the_results_is_served(browser, service, tmp_path):
         assert inside.exists()
         assert browser.get(f"/gradio_api/file={inside}").status_code == 404
     crooked = f"{session.folder}/scan1/../out/{output.name}"
-    url = httpx.URL(str(browser.base_url)).copy_with(
-        raw_path=f"/gradio_api/file={crooked}".encode()
-    )
-    assert browser.get(url).status_code == 404
+    assert status_of(browser, f"/gradio_api/file={crooked}") == 404
     assert browser.get(f"/gradio_api/file={output}").status_code == 200
 
 
@@ -311,7 +316,7 @@ def test_too_large_an_upload_leaves_nothing(monkeypatch, tmp_path):
         answer = client.post("/gradio_api/upload", content=_joined(head, pieces), headers=kind)
         assert answer.status_code == 413
         service.uploads.sweep(-1, 1e9)
-        assert set(private_root().rglob("*")) == before
+        assert set(private_root().rglob("*")) <= before
 
 
 def _joined(head: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:

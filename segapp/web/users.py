@@ -110,9 +110,7 @@ def write_user(path: Path, name: str, password: str) -> None:
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     lines = [line for line in lines if not line.startswith(f"{name}:")]
     lines.append(f"{name}:{bcrypt.hashpw(password.encode(), bcrypt.gensalt()).decode()}")
-    with atomic_path(path) as temporary:
-        temporary.touch(0o600)
-        temporary.chmod(0o600)
+    with atomic_path(path, mode=0o600) as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
 
 
