@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -182,6 +184,8 @@ def _store(scan: Scan, entry: Entry, images: Path) -> tuple[Path, Scan]:
         image = images / f".new{suffix}"
         with open_binary(path) as source, image.open("wb") as target:
             shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
         try:
             copied = read_scan(image)
             if np.array_equal(copied.voxels, scan.voxels):
@@ -246,22 +250,21 @@ def _model_hash(model: Path | None) -> str | None:
 
 
 def _nameless(text: str, entry: Entry) -> str:
-    """A message without names of the scan's files and folders."""
+    """A message without the names of the scan's files and folders."""
     places = (entry.source, *entry.paths)
-    names = (
-        {str(p) for p in places} | {p.name for p in places} | {entry.name, Path(entry.name).name}
-    )
-    for name in sorted(filter(None, names), key=len, reverse=True):
-        text = text.replace(name, "the scan")
+    names = {str(p) for p in places} | {p.name for p in places} | {Path(entry.name).name}
+    longest = sorted((n for n in names if len(n) > 2), key=len, reverse=True)
+    for name in longest:
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the scan", text)
     return text
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One at a time in a folder, over threads and processes; the system lets go after a crash."""
-    try:
-        with (folder / ".lock").open("a") as file:
+    with (folder / ".lock").open("a") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except BlockingIOError as error:
-        raise OutputError(f"{folder}: can't be locked ({error.strerror})") from error
+        except OSError as error:
+            raise OutputError(f"{folder}: can't be locked ({error.strerror})") from error
+        yield

@@ -9,16 +9,17 @@ import shlex
 import subprocess
 import sys
 import threading
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import draw_case, write_png_dataset
-from dicom_files import write_series
+from dicom_files import image, write_series
 from PIL import Image
-from test_takeaway import OBLIQUE, voxels
-from test_web import Bands
+from test_takeaway import AS_IT_IS, OBLIQUE, Bands, voxels
 
 from segapp.batch import list_inputs
 from segapp.cases import find_cases
@@ -29,13 +30,11 @@ from segapp.files import sha256
 from segapp.formats import Entry, read_scan
 from segapp.further import training_command
 from segapp.predict import Predictor
-from segapp.preprocess import Preprocessing
 from segapp.scan import Segmentation, make_classes
 
 CLASSES = make_classes(["background", "bone", "skin"], [0, 100, 200])
 NAME = "Mueller^Hans"
 REPO = Path(__file__).parents[1]
-AS_IT_IS = Preprocessing(channels=1, stride=1, normalisation="imagenet", shift=(0.0,), scale=(1.0,))
 
 
 def segmented(entry: Entry) -> Segmentation:
@@ -115,8 +114,8 @@ def test_a_file_is_kept_as_it_is_and_read_back_as_painted(tmp_path, name, suffix
     case = f"case-{sha256(path)[:12]}"
     assert (kept.case, kept.cases, kept.replaced) == (case, 1, False)
     assert kept.changed == (labels != segmented(list_inputs([path])[0]).labels).sum() > 0
-    image = folder / "images" / f"{case}{suffix}"
-    assert image.read_bytes() == path.read_bytes()
+    copy = folder / "images" / f"{case}{suffix}"
+    assert copy.read_bytes() == path.read_bytes()
     assert (folder / "masks" / f"{case}{mask}").is_file()
     dataset = find_cases(folder)
     assert dataset.class_names == {"background": 0, "bone": 100, "skin": 200}
@@ -153,19 +152,54 @@ def test_dicom_is_kept_without_its_patient(tmp_path):
     assert kept.cases == 1
 
 
-def test_a_picture_without_spacing_in_dicom_is_kept_as_it_is_shown(tmp_path):
-    from dicom_files import image
-
-    path = tmp_path / "x.dcm"
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_picture_without_spacing_in_dicom_is_kept_as_it_is_shown(tmp_path, colours):
     pixels = voxels((12, 9)).T.astype(np.int16)
-    image(path, pixels, spacing=None, iop=None, ipp=None)
-    scan = read_scan(path)
+    if colours:
+        pixels = np.dstack([pixels, pixels // 2, pixels]).astype(np.uint8)
+    image(tmp_path / "x.dcm", pixels, modality="US" if colours else "CT")
+    (entry,) = list_inputs([tmp_path / "x.dcm"])
+    scan = read_scan(entry.paths)
     assert scan.affine is None
-    keep(path, tmp_path / "kept")
-    (case,) = find_cases(tmp_path / "kept").cases
+    labels = np.zeros(scan.shape, np.uint8)
+    folder = tmp_path / "kept"
+    keep_case(Segmentation(labels, scan, CLASSES), labels, entry, folder, model_name="m")
+    (case,) = find_cases(folder).cases
     found, _ = read_case(case)
     assert found.affine is None
     assert np.array_equal(found.voxels, scan.voxels)
+
+
+def test_scans_of_an_archive_are_kept(tmp_path):
+    path = picture(tmp_path / "a.png")
+    slices = write_series(
+        tmp_path / "series", voxels((12, 9, 3)).transpose(2, 1, 0).astype(np.int16), PatientID="7"
+    )
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(path, "a.png")
+        for file in slices:
+            archive.write(file, f"ct/{file.name}")
+    folder = tmp_path / "kept"
+    for entry in list_inputs([tmp_path / "all.zip"]):
+        segmentation = segmented(entry)
+        labels = painted(segmentation)
+        keep_case(segmentation, labels, entry, folder, model_name="m")
+    png, ct = find_cases(folder).cases
+    assert png.images[0].read_bytes() == path.read_bytes()
+    assert np.array_equal(read_case(ct)[0].voxels, read_scan(slices).voxels)
+    assert ct.patient.startswith("patient-")
+
+
+def test_names_of_files_stay_out_of_the_record(tmp_path):
+    path = picture(tmp_path / "Mueller Hans.png")
+    (entry,) = list_inputs([path])
+    found = segmented(entry)
+    warned = (f"{path}: odd", "Mueller Hans.png is odd", "Mueller Hans, too", "a plain one")
+    found = replace(found, warnings=warned)
+    keep_case(found, painted(found), entry, tmp_path / "kept", model_name="m")
+    assert lines(tmp_path / "kept")[0]["warnings"] == [
+        *("the scan: odd", "the scan is odd", "the scan, too", "a plain one")
+    ]
 
 
 def test_the_same_scan_again_replaces_its_mask_and_keeps_what_somebody_wrote(tmp_path):
@@ -207,7 +241,7 @@ def test_the_folder_is_sound(tmp_path):
     for n in range(2):
         keep(picture(tmp_path / f"{n}" / "p.png", seed=n), folder)
     found = check(folder)
-    assert not [f for f in found["findings"] if f["severity"] == "error"], found
+    assert not [f for f in found["findings"] if f["level"] == "error"], found
 
 
 def test_voxels_that_are_not_finite_are_kept_as_they_were_read(tmp_path):

@@ -11,15 +11,13 @@ from PIL import Image
 
 from segapp.measure import ClassMeasure, unit_sign
 from segapp.outcomes import Outcome
-from segapp.preprocess import SliceAxis, scan_axis
+from segapp.preprocess import SliceAxis, scan_axis, slice_spacing
 from segapp.report.evaluation import count
 from segapp.report.overlay import (
     busiest_slice,
-    display_size,
     display_slices,
     display_window,
     draw_slice,
-    pixel_aspect,
 )
 from segapp.report.page import data_uri, number, write_page
 from segapp.report.pictures import css
@@ -65,6 +63,7 @@ def write_reading(
         model=model,
         review=outcome.reason if outcome.status == "review" else "",
         corrected=None if corrected_voxels is None else count(corrected_voxels, "voxel"),
+        differ="differs" if corrected_voxels == 1 else "differ",
         planes=draw_planes(segmentation),
         rows=[
             (css(c.colour), m, _size_text(m), _range_text(m))
@@ -79,47 +78,61 @@ def write_reading(
 
 
 def draw_planes(segmentation: Segmentation) -> list[Plane]:
-    """The busiest slice; of a volume with a place in space that of each plane, axial first. Made
-    smaller where the pictures would take much room."""
+    """The busiest slice; of a volume with a place in space that of each plane, axial first, all in
+    one scale. Made smaller where the pictures would take much room."""
     scan = segmentation.scan
     if scan.affine is None or 1 in scan.shape:
         axes: tuple[SliceAxis, ...] = (scan_axis(scan.shape, scan.affine, "axial"),)
     else:
         axes = _AXES
-    window = display_window(scan)
-    shown = []
-    for axis in axes:
-        images, labels = display_slices(segmentation, axis)
-        k = busiest_slice(labels)
-        plain = draw_slice(images[k], np.zeros_like(labels[k]), segmentation.classes, window)
-        title = "" if scan.affine is None else axis
-        if len(labels) > 1:
-            title = f"{title} slice {k + 1} of {len(labels)}".strip()
-        shown.append((title.capitalize(), plain, labels[k], pixel_aspect(scan, axis)))
+    shown = [_cut(segmentation, axis) for axis in axes]
+    longest = max(side for cut in shown for side in cut.extent)
     planes: list[Plane] = []
-    for side in _SIDES:
-        longest = side if len(shown) > 1 else side * 3 // 2
-        planes = [_plane(segmentation, longest, *each) for each in shown]
+    for most in _SIDES:
+        most = most if len(shown) > 1 else most * 3 // 2
+        scale = min(most / longest, _LARGER / min(cut.pixel for cut in shown))
+        planes = [_plane(segmentation, cut, scale) for cut in shown]
         if sum(len(p.plain) + len(p.drawn) for p in planes) <= _MOST_BYTES:
             break
     return planes
 
 
-def _plane(
-    segmentation: Segmentation,
-    longest: int,
-    title: str,
-    plain: np.ndarray,
-    labels: np.ndarray,
-    aspect: float,
-) -> Plane:
-    """plain: (H, W, 3) uint8, labels: (H, W) indices; the image is smoothed, labels are not."""
-    size = display_size(*labels.shape, aspect, longest, _LARGER)
-    plain = np.asarray(Image.fromarray(plain).resize(size, Image.Resampling.BICUBIC))
-    labels = np.ascontiguousarray(labels, np.uint8)
-    labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    drawn = draw_slice(plain.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
-    return Plane(title, data_uri(plain), data_uri(drawn), size)
+@dataclass(frozen=True)
+class _Cut:
+    """A slice of a scan. plain: (H, W, 3) uint8; labels: (H, W) indices; pixel: its smaller side in
+    mm; extent: (width, height) in mm. Without a spacing a pixel is taken for a mm."""
+
+    title: str
+    plain: np.ndarray
+    labels: np.ndarray
+    pixel: float
+    extent: tuple[float, float]
+
+
+def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
+    scan = segmentation.scan
+    images, labels = display_slices(segmentation, axis)
+    k = busiest_slice(labels)
+    nothing = np.zeros_like(labels[k])
+    plain = draw_slice(images[k], nothing, segmentation.classes, display_window(scan))
+    _, row, column = (1.0, 1.0, 1.0) if scan.affine is None else slice_spacing(scan, axis)
+    title = "" if scan.affine is None else axis
+    if len(labels) > 1:
+        title = f"{title} slice {k + 1} of {len(labels)}".strip()
+    height, width = nothing.shape
+    extent = (width * column, height * row)
+    return _Cut(title.capitalize(), plain, labels[k], min(row, column), extent)
+
+
+def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
+    """scale: pixels for a mm. The image is smoothed, labels are not."""
+    width, height = (max(1, round(scale * mm)) for mm in cut.extent)
+    plain = Image.fromarray(cut.plain).resize((width, height), Image.Resampling.BICUBIC)
+    labels = Image.fromarray(np.ascontiguousarray(cut.labels, np.uint8))
+    labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
+    pixels = np.asarray(plain)
+    drawn = draw_slice(pixels.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
+    return Plane(cut.title, data_uri(pixels), data_uri(drawn), (width, height))
 
 
 def _facts(scan: Scan, outcome: Outcome) -> list[tuple[str, str]]:
