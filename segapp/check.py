@@ -63,11 +63,17 @@ def read_case(case: Case) -> tuple[Scan, Scan]:
     Raises ScanError where either can't be read, or where they are not.
     """
     scan, mask = read_scan(case.images), read_labels(case.mask)
-    image = case.images[0]
+    require_same_grid(scan, mask, case.images[0].name)
+    return scan, mask
+
+
+def require_same_grid(scan: Scan, mask: Scan, image: str) -> None:
+    """Raise ScanError for a mask that differs from its scan in size, or in place where both have
+    one. image: what the scan is called in the message."""
     if scan.shape != mask.shape:
-        problem = f"is {_size(mask)} but its image {image.name} is {_size(scan)}"
+        problem = f"is {_size(mask)} but its image {image} is {_size(scan)}"
         remedy = "resample or export the mask again on its image's grid"
-        raise ScanError(case.mask, problem, "size-differs", remedy)
+        raise ScanError(mask.source, problem, "size-differs", remedy)
     if scan.affine is not None and mask.affine is not None:
         # Two grids agree when their corners do; an affine's entries alone have mixed units.
         corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
@@ -75,12 +81,11 @@ def read_case(case: Case) -> tuple[Scan, Scan]:
         apart = np.abs(corners @ (scan.affine - mask.affine).T).max()
         if apart > _TOLERANCE * min(scan.spacing_mm or (0,)):
             kind, how = _difference(scan, mask)
-            problem = f"lies elsewhere in space than its image {image.name}: {how} (corners up to "
+            problem = f"lies elsewhere in space than its image {image}: {how} (corners up to "
             remedy = "resample the mask on its image's grid"
             if kind == "orientation-differs":
                 remedy = "save the mask in its image's orientation"
-            raise ScanError(case.mask, f"{problem}{apart:.3g} mm apart)", kind, remedy)
-    return scan, mask
+            raise ScanError(mask.source, f"{problem}{apart:.3g} mm apart)", kind, remedy)
 
 
 def _difference(scan: Scan, mask: Scan) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def _from_csv(root: Path) -> Dataset:
     problems: list[Finding] = []
     lines: dict[str, int] = {}  # name → line
     wrong: dict[str, list[int]] = {}  # word for a split → lines
-    for line, row in _rows(path):
+    for line, row in table_rows(path):
         where, image, mask = f"({path.name} line {line})", root / row["image"], root / row["mask"]
         split = row.get("split", "")
         if split not in ("", *SPLITS):
@@ -139,8 +139,9 @@ def _from_csv(root: Path) -> Dataset:
     return Dataset(root, tuple(cases), problems=tuple(problems))
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a table that say anything, and their numbers. Raises ScanError."""
+def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a cases.csv that say anything, and their numbers; columns by their names in
+    lower case. Raises ScanError."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     try:
         given = list(reader.fieldnames or [])
@@ -257,24 +258,28 @@ def _guess_patients(cases: list[Case]) -> tuple[Case, ...]:
     Where that makes one patient of all, each case is taken as a patient of its own.
     """
 
-    def by_name(case: Case) -> str:
-        folder, slash, name = case.patient.rpartition("/")
-        return folder + slash + (_SLICE_NUMBER.sub("", name) or name)
-
-    def by_folder(case: Case) -> str:
-        return case.patient.rpartition("/")[0] or by_name(case)
-
-    for patient in (by_folder, by_name):
-        guessed = [replace(case, patient=patient(case)) for case in cases]
+    for patient_of in (patient_by_folder, patient_by_name):
+        guessed = [replace(case, patient=patient_of(case.patient)) for case in cases]
         if len({c.patient for c in guessed}) > 1:
             return tuple(guessed)
     return tuple(cases)
 
 
+def patient_by_name(name: str) -> str:
+    """Whose a case is by its name: that without a slice's number ("p7_slice012" → "p7")."""
+    folder, slash, name = name.rpartition("/")
+    return folder + slash + (_SLICE_NUMBER.sub("", name) or name)
+
+
+def patient_by_folder(name: str) -> str:
+    """Whose a case is by its subfolder; by its name where it lies in none."""
+    return name.rpartition("/")[0] or patient_by_name(name)
+
+
 def _dicom_patients(cases: Sequence[Case]) -> tuple[Case, ...]:
     """The cases, those of DICOM whose patient nothing else declares with a label for the patient
     that their header names, never the name itself. One name for all is an anonymiser's."""
-    owners = {c.images: _dicom_owner(c.images[0]) for c in cases if not c.declared}
+    owners = {c.images: dicom_owner(c.images[0]) for c in cases if not c.declared}
     known = dict.fromkeys(owner for owner in owners.values() if owner)
     if len(known) < 2:
         return tuple(cases)
@@ -285,7 +290,7 @@ def _dicom_patients(cases: Sequence[Case]) -> tuple[Case, ...]:
     return tuple(replace(c, patient=who, declared=who) if who else c for c, who in found)
 
 
-def _dicom_owner(image: Path) -> str:
+def dicom_owner(image: Path) -> str:
     """Whom a DICOM header names; "" where it names nobody, and for anything else."""
     try:
         if file_kind(image) != "dicom":

@@ -6,18 +6,36 @@ only one of the two holds scores 0. Matrices may be stacked: (…, classes, clas
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+
+_PIECE = 1 << 20  # values that are counted at once
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
     """(classes, classes) int64 counts: rows the truth's class, columns the prediction's.
 
     truth, prediction: integer class indices of one shape. Truth outside 0…classes-1 (the ignore
-    index) counts nowhere. Empty arrays give zeros.
+    index) counts nowhere. Empty arrays give zeros. The memory is that of a piece of them.
     """
-    counted = (truth >= 0) & (truth < classes)
-    pairs = truth[counted].astype(np.int64) * classes + prediction[counted]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    matrix = np.zeros(classes * classes, np.int64)
+    for true, predicted in _pieces(truth, prediction):
+        counted = (true >= 0) & (true < classes)
+        pairs = true[counted].astype(np.int64) * classes + predicted[counted]
+        matrix += np.bincount(pairs, minlength=classes * classes)
+    return matrix.reshape(classes, classes)
+
+
+def _pieces(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Arrays of one shape in pieces of up to about _PIECE values, cut as the first lies in
+    memory."""
+    flat = [np.atleast_1d(array.squeeze()) for array in arrays]
+    axis = int(np.argmax(np.abs(flat[0].strides)))
+    flat = [np.moveaxis(array, axis, 0) for array in flat]
+    step = max(1, _PIECE * len(flat[0]) // max(1, flat[0].size))
+    for start in range(0, len(flat[0]), step):
+        yield tuple(array[start : start + step] for array in flat)
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:

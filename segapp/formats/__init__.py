@@ -31,7 +31,7 @@ from segapp.formats.listing import (
 from segapp.scan import Scan, Segmentation
 
 __all__ = ["Entry", "Format", "find_scans", "group_files", "output_suffix", "read_labels"]
-__all__ += ["read_scan", "stem", "write_segmentation"]
+__all__ += ["read_scan", "stem", "write_scan", "write_segmentation"]
 
 NOT_FINITE = "voxels are not finite"  # a warning that training takes for an error
 _WHOLE = "save class numbers, and resample masks by nearest neighbour"
@@ -118,6 +118,24 @@ def write_segmentation(segmentation: Segmentation, path: Path) -> None:
     if suffix not in _WRITERS:
         raise OutputError(f"{path}: masks are written as {', '.join(_WRITERS)}")
     _module(_WRITERS[suffix]).write(segmentation, Path(path))
+
+
+def write_scan(scan: Scan, folder: Path, name: str) -> Path:
+    """Write voxels and place of a scan, and nothing else of its file: as folder/name.nii.gz, or as
+    .tif where a slice has no known place, which NIfTI can't say. Returns the path.
+
+    Read back, voxels and shape are the same; the affine is rounded to float32. Raises OutputError
+    for a stack without a place in space, and for channels that are no colours.
+    """
+    if scan.affine is not None:
+        path = folder / f"{name}.nii.gz"
+        _module("nifti").write_voxels(scan, path)
+        return path
+    if scan.shape[2] > 1 or scan.channels not in (1, 3):
+        raise OutputError(f"{folder}: a stack without spacing and position can't be stored")
+    path = folder / f"{name}.tif"
+    _module("tiff").write_voxels(scan, path)
+    return path
 
 
 def output_suffix(path: Path, output_format: Format = "same") -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
-from segapp.errors import ScanError
+from segapp.errors import OutputError, ScanError
 from segapp.files import atomic_path
 from segapp.formats import alpha_warnings
 from segapp.formats.source import check_size, open_binary, size
@@ -73,18 +73,39 @@ def write(segmentation: Segmentation, path: Path) -> None:
     The forms, their codes and the unit are the input's where it is a NIfTI file. Nothing else of
     its header is: descriptions and extensions may name a patient.
     """
-    values = segmentation.mask_values()
-    header = _output_header(segmentation.scan)
-    header.set_data_dtype(values.dtype)
+    _write(segmentation.mask_values(), _output_header(segmentation.scan), path, 6)
+
+
+def write_voxels(scan: Scan, path: Path) -> None:
+    """Write a scan of one channel, or of three of 8 bits (RGB), as it is: read back, its voxels are
+    the same and its affine is that of `write`. No text of the source's header goes along.
+
+    Raises OutputError for other channels, and for values of a type that NIfTI lacks.
+    """
+    voxels = scan.voxels[0]
+    if scan.channels == 3 and scan.voxels.dtype == np.uint8:
+        voxels = np.empty(scan.shape, [(name, np.uint8) for name in "RGB"])
+        for name, channel in zip("RGB", scan.voxels, strict=True):
+            voxels[name] = channel
+    elif scan.channels > 1:
+        raise OutputError(f"{path}: NIfTI holds no {scan.channels} channels of {voxels.dtype}")
+    try:
+        _write(voxels, _output_header(scan), path, 1)  # noise hardly shrinks further
+    except HeaderDataError as error:
+        raise OutputError(f"{path}: NIfTI holds no values of type {voxels.dtype}") from error
+
+
+def _write(voxels: np.ndarray, header: nib.Nifti1Header, path: Path, level: int) -> None:
+    header.set_data_dtype(voxels.dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["vox_offset"] = header.sizeof_hdr + 4  # 4 zero bytes: no extensions
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if path.name.lower().endswith(".gz"):
             # Neither time nor name in the gzip header: equal masks are equal files.
-            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as stream:
-                _write_voxels(cast(BinaryIO, stream), header, values)
+            with gzip.GzipFile("", "wb", compresslevel=level, fileobj=file, mtime=0) as stream:
+                _write_voxels(cast(BinaryIO, stream), header, voxels)
         else:
-            _write_voxels(file, header, values)
+            _write_voxels(file, header, voxels)
 
 
 def _write_voxels(stream: BinaryIO, header: nib.Nifti1Header, values: np.ndarray) -> None:

@@ -94,6 +94,22 @@ def write(segmentation: Segmentation, path: Path) -> None:
         )
 
 
+def write_voxels(scan: Scan, path: Path) -> None:
+    """Write a scan of one slice, grey or RGB, as it is: read back, its voxels are the same. No text
+    of the source goes along."""
+    pixels = np.ascontiguousarray(scan.voxels[..., 0].T)  # (C, I, J) → (J, I, C)
+    colours = "rgb" if scan.channels == 3 else "minisblack"
+    pixels = pixels if scan.channels == 3 else pixels[..., 0]
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            *(temporary, pixels),
+            photometric=colours,
+            compression="zlib",
+            software=False,
+            metadata=None,
+        )
+
+
 def _pages(
     path: Path, tif: tifffile.TiffFile
 ) -> tuple[list[tifffile.TiffPage], list[float] | None]:

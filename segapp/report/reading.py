@@ -1,0 +1,172 @@
+"""One scan's result on one page: pictures, measures, and what the model thinks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segapp.measure import ClassMeasure, unit_sign
+from segapp.outcomes import Outcome
+from segapp.preprocess import SliceAxis, scan_axis, slice_spacing
+from segapp.report.evaluation import count
+from segapp.report.overlay import (
+    busiest_slice,
+    display_slices,
+    display_window,
+    draw_slice,
+)
+from segapp.report.page import data_uri, number, write_page
+from segapp.report.pictures import css
+from segapp.scan import Scan, Segmentation
+
+_AXES: tuple[SliceAxis, ...] = ("axial", "coronal", "sagittal")
+_SIDES = (440, 300, 200, 130)  # pixels of a picture's longer side, until the page is small enough
+_MOST_BYTES = 320_000  # of all pictures as text
+_LARGER = 8  # times that a pixel is drawn larger at most
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice without and with the result: `plain` and `drawn` are data: URIs of `size` (width,
+    height). title: "" where the scan is a single image."""
+
+    title: str
+    plain: str
+    drawn: str
+    size: tuple[int, int]
+
+
+def write_reading(
+    segmentation: Segmentation,
+    outcome: Outcome,
+    measures: Sequence[ClassMeasure],
+    path: Path,
+    *,
+    name: str,
+    model: str,
+    corrected_voxels: int | None = None,
+) -> None:
+    """Write a page about one result, of less than 400 KB, that asks for no other file.
+
+    segmentation, measures: as they stand, corrected or not. outcome: what the model thought of its
+    own result. name: what the scan is called. corrected_voxels: how many voxels somebody changed,
+    None where the result is the model's own. Raises OutputError.
+    """
+    write_page(
+        path,
+        "reading.html.j2",
+        name=name,
+        model=model,
+        review=outcome.reason if outcome.status == "review" else "",
+        corrected=None if corrected_voxels is None else count(corrected_voxels, "voxel"),
+        differ="differs" if corrected_voxels == 1 else "differ",
+        planes=draw_planes(segmentation),
+        rows=[
+            (css(c.colour), m, _size_text(m), _range_text(m))
+            for c, m in zip(segmentation.classes[1:], measures, strict=True)
+        ],
+        unit=unit_sign(measures[0].unit) if measures else None,
+        counted="voxels" if _is_placed(segmentation.scan) else "pixels",
+        coverage=outcome.range_coverage if any(m.low is not None for m in measures) else None,
+        facts=_facts(segmentation.scan, outcome),
+        warnings=list(dict.fromkeys(outcome.warnings)),
+    )
+
+
+def draw_planes(segmentation: Segmentation) -> list[Plane]:
+    """The busiest slice; of a volume with a place in space that of each plane, axial first, all in
+    one scale. Made smaller where the pictures would take much room."""
+    scan = segmentation.scan
+    if scan.affine is None or 1 in scan.shape:
+        axes: tuple[SliceAxis, ...] = (scan_axis(scan.shape, scan.affine, "axial"),)
+    else:
+        axes = _AXES
+    shown = [_cut(segmentation, axis) for axis in axes]
+    longest = max(side for cut in shown for side in cut.extent)
+    planes: list[Plane] = []
+    for most in _SIDES:
+        most = most if len(shown) > 1 else most * 3 // 2
+        scale = min(most / longest, _LARGER / min(cut.pixel for cut in shown))
+        planes = [_plane(segmentation, cut, scale) for cut in shown]
+        if sum(len(p.plain) + len(p.drawn) for p in planes) <= _MOST_BYTES:
+            break
+    return planes
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A slice of a scan. plain: (H, W, 3) uint8; labels: (H, W) indices; pixel: its smaller side in
+    mm; extent: (width, height) in mm. Without a spacing a pixel is taken for a mm."""
+
+    title: str
+    plain: np.ndarray
+    labels: np.ndarray
+    pixel: float
+    extent: tuple[float, float]
+
+
+def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
+    scan = segmentation.scan
+    images, labels = display_slices(segmentation, axis)
+    k = busiest_slice(labels)
+    nothing = np.zeros_like(labels[k])
+    plain = draw_slice(images[k], nothing, segmentation.classes, display_window(scan))
+    _, row, column = (1.0, 1.0, 1.0) if scan.affine is None else slice_spacing(scan, axis)
+    title = "" if scan.affine is None else axis
+    if len(labels) > 1:
+        title = f"{title} slice {k + 1} of {len(labels)}".strip()
+    height, width = nothing.shape
+    extent = (width * column, height * row)
+    return _Cut(title.capitalize(), plain, labels[k], min(row, column), extent)
+
+
+def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
+    """scale: pixels for a mm. The image is smoothed, labels are not."""
+    width, height = (max(1, round(scale * mm)) for mm in cut.extent)
+    plain = Image.fromarray(cut.plain).resize((width, height), Image.Resampling.BICUBIC)
+    labels = Image.fromarray(np.ascontiguousarray(cut.labels, np.uint8))
+    labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
+    pixels = np.asarray(plain)
+    drawn = draw_slice(pixels.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
+    return Plane(cut.title, data_uri(pixels), data_uri(drawn), (width, height))
+
+
+def _facts(scan: Scan, outcome: Outcome) -> list[tuple[str, str]]:
+    """What is known of the scan, and of how good the model takes its result to be."""
+    placed = _is_placed(scan)
+    size = " × ".join(map(str, scan.shape if placed else scan.shape[:2]))
+    facts = [("Size", f"{size} {'voxels' if placed else 'pixels'}")]
+    if scan.spacing_mm:
+        facts.append(("Spacing", " × ".join(f"{mm:.3g}" for mm in scan.spacing_mm) + " mm"))
+    if outcome.mean_confidence is not None:
+        facts.append(("Mean confidence", f"{100 * outcome.mean_confidence:.1f} %"))
+    if outcome.estimated_dice is not None:
+        facts.append(("Estimated Dice", f"{outcome.estimated_dice:.2f}"))
+    if outcome.unlikeness is not None:
+        facts.append(("Unlikeness (limit 1)", f"{outcome.unlikeness:.2g}"))
+    return facts
+
+
+def _is_placed(scan: Scan) -> bool:
+    return scan.affine is not None or scan.shape[2] > 1
+
+
+def _size_text(measured: ClassMeasure) -> str:
+    return "–" if measured.size is None else _rounded(measured.size)
+
+
+def _range_text(measured: ClassMeasure) -> str:
+    if measured.low is None or measured.high is None:
+        return ""
+    ends = (measured.low, measured.high)
+    if measured.unit is None:
+        return "–".join(number(end, 0) for end in ends)
+    return "–".join(map(_rounded, ends))
+
+
+def _rounded(value: float) -> str:
+    return number(value, 0 if value >= 1000 else 1 if value >= 10 else 2)

@@ -1,0 +1,179 @@
+"""What is measured of a result, and a result beside somebody's mask."""
+
+from __future__ import annotations
+
+import csv
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from segapp import measure as module
+from segapp import metrics
+from segapp.agreement import compare_labels, reference_labels
+from segapp.errors import ScanError
+from segapp.measure import count_components, measure, measures_json, write_measures
+from segapp.outcomes import Outcome
+from segapp.scan import Assessment, Scan, Segmentation, make_classes
+
+CLASSES = make_classes(["background", "bone", "skin", "air"], [0, 100, 200, 7])
+MM = np.diag([1.0, 2, 5, 1])  # a voxel is 10 mm³ = 0.01 ml, a pixel 2 mm²
+
+
+def volume(affine: np.ndarray | None = MM) -> Segmentation:
+    """Two pieces of bone of 8 and 1 voxels that meet at a corner, of 10 and 100; no skin; air
+    everywhere on one side, of 3."""
+    voxels, labels = np.zeros((1, 6, 5, 4), np.int16), np.zeros((6, 5, 4), np.uint8)
+    labels[0:2, 0:2, 0:2], voxels[0, 0:2, 0:2, 0:2] = 1, 10
+    labels[2, 2, 2], voxels[0, 2, 2, 2] = 1, 100
+    labels[5], voxels[0, 5] = 3, 3
+    return Segmentation(labels, Scan(voxels, affine, Path("a.nii")), CLASSES)
+
+
+def image(pixels: np.ndarray, labels: np.ndarray) -> Segmentation:
+    """(J, I, C) colours or greys and (J, I) labels."""
+    voxels = pixels.reshape(*labels.shape, -1).transpose(2, 1, 0)[..., None]
+    return Segmentation(labels.T[..., None], Scan(voxels, None, Path("a.png")), CLASSES)
+
+
+def test_size_pieces_and_mean_of_a_volume():
+    bone, skin, air = measure(volume())
+    assert (bone.name, bone.voxels, bone.unit, bone.components) == ("bone", 9, "ml", 2)
+    assert bone.size == pytest.approx(0.09)
+    assert bone.mean_intensity == pytest.approx((8 * 10 + 100) / 9)
+    assert (skin.voxels, skin.size, skin.components, skin.mean_intensity) == (0, 0, 0, None)
+    assert (air.voxels, air.components, air.mean_intensity) == (20, 1, 3)
+    assert bone.low is None
+
+
+def test_a_slice_has_an_area_and_an_image_neither():
+    labels = np.zeros((6, 5, 1), np.uint8)
+    labels[:2, 0] = 2
+    scan = Scan(np.ones((1, 6, 5, 1), np.float32), MM, Path("a.nii"))
+    assert (measure(Segmentation(labels, scan, CLASSES))[1].size, "mm2") == (4.0, "mm2")
+    assert measures_json(measure(Segmentation(labels, scan, CLASSES)))["unit"] == "mm²"
+    without = measure(Segmentation(labels, Scan(scan.voxels, None, scan.source), CLASSES))[1]
+    assert (without.voxels, without.size, without.unit) == (2, None, None)
+
+
+def test_pieces_of_an_image_join_by_edges_and_colours_count_by_their_luminance():
+    labels = np.array([[1, 0, 1], [0, 1, 1]])  # 3 in one piece, 1 that touches a corner
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 0] = (100, 0, 0)
+    bone = measure(image(pixels, labels))[0]
+    assert bone.components == 2
+    assert bone.mean_intensity == pytest.approx(0.299 * 100 / 4)
+
+
+def test_ranges_are_those_of_the_table_of_results():
+    ranges = (None, (7.2, 11.5), None, None)
+    judged = Assessment(0.9, None, (), ranges, promised=0.8)
+    seg = volume()
+    seg = Segmentation(seg.labels, seg.scan, CLASSES, assessment=judged)
+    bone, skin, _ = measure(seg)
+    assert (bone.low, bone.high) == (pytest.approx(0.07), pytest.approx(0.12))  # floor and ceiling
+    assert skin.low is None
+    told = measures_json(measure(seg), judged.promised)
+    assert "about 80%" in told["note"]
+    assert told["classes"][1]["low"] is None
+    unplaced = Segmentation(seg.labels, volume(None).scan, CLASSES, assessment=judged)
+    assert (measure(unplaced)[0].low, measure(unplaced)[0].high) == (7, 12)  # in voxels
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_are_the_same_slab_by_slab(monkeypatch, order):
+    rng = np.random.default_rng(0)
+    labels = np.array(rng.integers(0, 3, (13, 11, 9)), np.uint8, order=order)
+    whole = [ndimage.label(labels == index)[1] for index in (1, 2, 3)]
+    assert whole[0] > 20
+    monkeypatch.setattr(module, "_PIECE", 1)  # a slab is a plane
+    assert [count_components(labels, index) for index in (1, 2, 3)] == whole
+
+
+def test_labels_that_lie_otherwise_than_the_voxels_are_measured_alike():
+    seg = volume()
+    turned = Segmentation(np.asfortranarray(seg.labels), seg.scan, CLASSES)
+    assert measure(turned) == measure(seg)
+
+
+def test_the_table_has_a_line_for_each_class(tmp_path):
+    outcome = Outcome(Path("a.nii"), status="review", reason="odd", warnings=("w",))
+    outcome.estimated_dice = 0.51234567
+    write_measures(measure(volume()), tmp_path / "m.csv", outcome, corrected_voxels=4)
+    with (tmp_path / "m.csv").open(newline="") as file:
+        bone, skin, air = csv.DictReader(file)
+    assert list(bone)[:8] == [
+        *("class", "voxels", "size", "unit", "low", "high", "components", "mean_intensity")
+    ]
+    assert (bone["class"], bone["voxels"], bone["size"], bone["unit"]) == (
+        "bone",
+        "9",
+        "0.09",
+        "ml",
+    )
+    assert (skin["mean_intensity"], air["mean_intensity"]) == ("", "3")
+    assert (air["status"], air["estimated_dice"], air["corrected_voxels"]) == (
+        *("review", "0.512346", "4"),
+    )
+    write_measures(measure(volume()), tmp_path / "m.csv")
+    assert "status" not in (tmp_path / "m.csv").read_text()
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 50, 70), (50, 70, 1), (0, 4), ()])
+def test_confusion_in_pieces_is_that_of_the_whole(monkeypatch, shape):
+    rng = np.random.default_rng(1)
+    truth = np.asarray(rng.integers(0, 4, shape), np.uint8)
+    truth = np.where(truth == 3, 255, truth)
+    prediction = np.asfortranarray(np.asarray(rng.integers(0, 3, shape), np.uint8))
+    expected = np.zeros((3, 3), np.int64)
+    for t, p in zip(truth.ravel(), prediction.ravel(), strict=True):
+        if t < 3:
+            expected[t, p] += 1
+    monkeypatch.setattr(metrics, "_PIECE", 100)
+    for given in (truth, np.asfortranarray(truth)):
+        assert np.array_equal(metrics.confusion(given, prediction, 3), expected)
+
+
+def test_confusion_takes_little_memory():
+    truth = np.zeros((300, 256, 256), np.uint8)  # 20 million voxels: 160 MB as int64
+    tracemalloc.start()
+    try:
+        metrics.confusion(truth, np.moveaxis(truth, 0, 2).reshape(truth.shape), 4)
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        metrics.confusion(truth.transpose(2, 1, 0), truth.transpose(2, 1, 0), 4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 40e6
+
+
+def png(path: Path, values: np.ndarray) -> Path:
+    Image.fromarray(values.astype(np.uint8)).save(path)
+    return path
+
+
+def test_a_reference_mask_is_compared_class_by_class(tmp_path):
+    labels = np.array([[1, 1, 0], [2, 0, 0]])
+    seg = image(np.zeros((2, 3), np.uint8), labels)
+    path = png(tmp_path / "mask.png", np.array([[100, 0, 0], [9, 0, 0]]))
+    found = reference_labels(path, seg.scan, CLASSES, ignore=9)
+    assert found.shape == seg.labels.shape
+    assert found[:, :, 0].T.tolist() == [[1, 0, 0], [255, 0, 0]]
+    # bone: 2 · 1 / (1 + 2); skin is ignored where it is, air is nowhere
+    assert compare_labels(found, seg.labels, CLASSES) == {
+        "bone": pytest.approx(2 / 3),
+        "skin": None,
+        "air": None,
+    }
+
+
+def test_a_reference_that_does_not_fit_says_how(tmp_path):
+    seg = image(np.zeros((2, 3), np.uint8), np.zeros((2, 3), int))
+    with pytest.raises(ScanError, match=r"is 3×3 but its image a\.png is 3×2"):
+        reference_labels(png(tmp_path / "big.png", np.zeros((3, 3))), seg.scan, CLASSES)
+    with pytest.raises(ScanError, match=r"mask value 5 is outside .* expected are .* 100 bone"):
+        reference_labels(png(tmp_path / "five.png", np.full((2, 3), 5)), seg.scan, CLASSES)
