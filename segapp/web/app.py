@@ -16,7 +16,6 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from segapp.corrections import Keeper
 from segapp.errors import ConfigError
 from segapp.formats import Entry
 from segapp.predict import Predictor
@@ -25,7 +24,7 @@ from segapp.web.guard import Guard
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples
 from segapp.web.page import HERE, build_page, scripts, theme
-from segapp.web.reader import reader_routes
+from segapp.web.reader import Keeper, reader_routes
 from segapp.web.session import PAGE_SECONDS, Sessions, private_root
 from segapp.web.uploads import Uploads
 from segapp.web.users import read_users
@@ -125,10 +124,7 @@ def start(
     page = build_page(handlers, FolderHandlers(handlers, roots))
     place = roots[0] if roots else Path() if is_loopback(host) else None
     folder = None if place is None else place / "corrections"
-    keepers = {
-        name: Keeper(folder, name, (paths or {}).get(name), predictor.info)
-        for name, predictor in models.items()
-    }
+    keepers = {name: Keeper(folder, name, (paths or {}).get(name)) for name in models}
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     api.include_router(reader_routes(sessions, keepers))
     gr.mount_gradio_app(

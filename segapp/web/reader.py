@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from segapp.corrections import Keeper
+from segapp.agreement import compare_labels, reference_labels
+from segapp.corrections import keep_case
 from segapp.errors import ScanError, SegappError
-from segapp.measure import ClassMeasure, measure
-from segapp.takeaway import downloads
+from segapp.formats import known_suffix
+from segapp.further import training_command
+from segapp.measure import measure, measures_json
+from segapp.takeaway import Reading, write_download
 from segapp.web.guard import browser_of
 from segapp.web.result import Result, describe, log_bug
 from segapp.web.session import Session, Sessions
@@ -76,14 +81,12 @@ def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRoute
         _, result = await run_in_threadpool(find, request, token, index)
         _need_model(result)
         body = await request.body()
-        await run_in_threadpool(_heavy, result.correct, body)
-        return JSONResponse(await run_in_threadpool(_heavy, _measured, result))
+        return JSONResponse(await run_in_threadpool(_heavy, _corrected, result, body))
 
     @router.delete("/{token}/{index}/labels")
     def restore(request: Request, token: str, index: int) -> Response:
         _, result = find(request, token, index)
-        result.restore()
-        return JSONResponse(_heavy(_measured, result))
+        return JSONResponse(_heavy(_restored, result))
 
     @router.post("/{token}/{index}/reference")
     async def reference(request: Request, token: str, index: int, name: str) -> Response:
@@ -97,7 +100,7 @@ def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRoute
         _, result = find(request, token, index)
         keeper = keepers.get(result.model)
         if keeper is None or keeper.folder is None:
-            raise HTTPException(403, "Nothing is kept here: the app was started without --root.")
+            raise HTTPException(403, Keeper(None, result.model).note)
         return JSONResponse(_heavy(_kept, result, keeper))
 
     @router.get("/{token}/{index}/download/{kind}")
@@ -109,9 +112,22 @@ def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRoute
     return router
 
 
-def _need_model(result: Result) -> None:
-    if not result.classes:
-        raise HTTPException(409, "There is no segmentation: the app was started without a model.")
+@dataclass(frozen=True)
+class Keeper:
+    """Where corrections of a model's results are kept, if anywhere, and the model to train on.
+
+    note: what the page says about it.
+    """
+
+    folder: Path | None
+    name: str
+    model: Path | None = None
+
+    @property
+    def note(self) -> str:
+        if self.folder is None:
+            return "Nothing is kept here: the app was started without --root."
+        return f"Kept in {self.folder}, which segapp train can read."
 
 
 def _heavy(function: Any, *arguments: Any) -> Any:
@@ -143,8 +159,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
     """What the reader's page is told of a scan before it asks for the voxels."""
     assert result.grid is not None
     facts, outcome, grid = result.facts, result.outcome, result.grid
-    kinds = downloads(result.entry, result.shape, bool(result.classes))
-    names = {"same": "Segmentation", "csv": "Measurements (CSV)", "report": "Report (HTML)"}
+    can_keep = keeper is not None and keeper.folder is not None and bool(result.classes)
     return {
         "name": result.name,
         "model": result.model or None,
@@ -168,37 +183,88 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
         "facts": describe(result),
         "corrected": result.corrected,
         "has_confidence": bool(result.classes),
-        "downloads": [{"kind": kind, "label": names.get(kind, kind)} for kind in kinds],
-        "can_keep": bool(keeper and keeper.folder and result.classes),
+        "downloads": [{"kind": d.kind, "label": d.label} for d in result.downloads],
+        "can_keep": can_keep,
         "keep_note": keeper.note if keeper else "",
     }
 
 
+def _need_model(result: Result) -> None:
+    if not result.classes:
+        raise HTTPException(409, "There is no segmentation: the app was started without a model.")
+
+
 def _measured(result: Result) -> dict[str, Any]:
     _need_model(result)
-    segmentation = result.segmentation()
-    return measures_json(measure(segmentation), result)
-
-
-def measures_json(rows: list[ClassMeasure], result: Result) -> dict[str, Any]:
     share = None if result.corrected else result.outcome.range_coverage
-    note = None
-    if share:
-        note = f"Small: a range that holds the true size in about {share:.0%} of scans like these"
+    return measures_json(measure(result.segmentation()), share)
+
+
+def _corrected(result: Result, labels: bytes) -> dict[str, Any]:
+    result.correct(labels)
+    return _measured(result)
+
+
+def _restored(result: Result) -> dict[str, Any]:
+    result.restore()
+    return _measured(result)
+
+
+def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[str, Any]:
+    """A mask that somebody sent, laid beside the result as it stands."""
+    folder = session.place("reference")
+    path = folder / f"mask{known_suffix(name)}"
+    try:
+        path.write_bytes(body)
+        segmentation = result.segmentation()
+        mask = reference_labels(path, segmentation.scan, result.classes)
+    except ScanError as error:
+        raise ScanError(name, error.problem, error.kind, error.remedy) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    (result.folder / "reference.bin").write_bytes(result.on_grid(mask))
     return {
-        "unit": next((row.unit for row in rows if row.unit), None),
-        "note": note,
-        "classes": [asdict(row) for row in rows],
+        "name": name,
+        "dice": compare_labels(mask, segmentation.labels, result.classes),
+        "warnings": [],
     }
 
 
-def _compared(session, result, name, body):
-    raise NotImplementedError
+def _kept(result: Result, keeper: Keeper) -> dict[str, Any]:
+    """The scan and its labels as they stand, as a training case."""
+    assert keeper.folder is not None
+    segmentation = result.segmentation()
+    model_own = replace(segmentation, labels=result.labels(result.folder / "labels.bin"))
+    kept = keep_case(
+        *(model_own, np.ascontiguousarray(segmentation.labels), result.entry, keeper.folder),
+        model_name=keeper.name,
+        model=keeper.model,
+    )
+    command, note = training_command(kept.folder, keeper.model)
+    again = " It had been kept before; this mask replaces the earlier one." if kept.replaced else ""
+    return {
+        "folder": str(kept.folder),
+        "case": kept.case,
+        "cases": kept.cases,
+        "command": command,
+        "note": note + again,
+    }
 
 
-def _kept(result, keeper):
-    raise NotImplementedError
-
-
-def _written(session, result, kind):
-    raise NotImplementedError
+def _written(session: Session, result: Result, kind: str) -> Path:
+    """A file to take away, in a folder of its own."""
+    if kind not in {d.kind for d in result.downloads}:
+        raise HTTPException(404, "There is no such file of this result.")
+    if kind == "same" and not result.corrected:
+        assert result.outcome.output is not None
+        return result.outcome.output
+    segmentation = result.segmentation()
+    changed = None
+    if result.corrected:
+        own = result.labels(result.folder / "labels.bin")
+        changed = int(np.count_nonzero(own != segmentation.labels))
+    reading = Reading(
+        *(result.entry, segmentation, result.outcome_of(segmentation), result.name, result.model),
+        corrected_voxels=changed,
+    )
+    return write_download(kind, reading, session.place("download"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, from_slices, ordering, scan_axis, to_slices
 from segapp.report.overlay import display_window
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
+from segapp.takeaway import Download, downloads
 from segapp.web.inputs import shown_name
 
 log = logging.getLogger("segapp")
@@ -78,7 +78,7 @@ class Result:
     classes: tuple[SegClass, ...] = ()
     assessment: Assessment | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    downloads: Sequence[Download] = ()
 
     @property
     def ok(self) -> bool:
@@ -245,6 +245,7 @@ def _lay_out(
         shape=scan.shape,
         classes=predictor.classes if predictor else (),
         assessment=found.assessment if found else None,
+        downloads=downloads(entry, found) if found else (),
         facts={
             "rgb": rgb,
             "dtype": dtype.name,
