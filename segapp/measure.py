@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import ndimage
@@ -80,7 +80,9 @@ def count_components(labels: np.ndarray, index: int) -> int:
     step = max(1, _PIECE // max(1, labels[0].size))
     total, before, touching, above = 0, 0, [], None
     for start in range(0, len(labels), step):
-        numbers, count = ndimage.label(labels[start : start + step] == index)
+        there = labels[start : start + step] == index
+        numbers = np.empty(there.shape, np.int32)
+        count = cast(int, ndimage.label(there, output=numbers))
         if above is not None:
             both = (above > 0) & (numbers[0] > 0)
             pairs = np.stack([above[both] + before, numbers[0][both] + total])
@@ -106,7 +108,7 @@ def _mean_intensities(segmentation: Segmentation) -> list[float | None]:
     return [float(s / n) if n else None for s, n in zip(sums, voxels, strict=True)]
 
 
-def _channels(scan: Scan) -> tuple[Sequence[np.ndarray], Sequence[float]]:
+def _channels(scan: Scan) -> tuple[np.ndarray, tuple[float, ...]]:
     """The channels (I, J, K) that count, and what each counts."""
     return (scan.voxels, _LUMINANCE) if scan.channels == 3 else (scan.voxels[:1], (1.0,))
 

@@ -73,9 +73,9 @@ def downloads(entry: Entry, segmentation: Segmentation) -> list[Download]:
         offered.append("png")
     if scan.files and (scan.affine is not None or scan.shape[2] == 1):
         offered.append("dicomseg")
-    offered += ["csv", "report", "zip"]
+    always: list[Kind] = ["csv", "report", "zip"]
     found = []
-    for kind in offered:
+    for kind in offered + always:
         suffix, label = _named(kind, entry)
         name = f"{_stem(entry)}{suffix}"
         found.append(Download(kind, name, label or f"{name} ({_FORMATS[suffix]})"))

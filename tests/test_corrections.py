@@ -19,11 +19,13 @@ import pytest
 from conftest import draw_case, write_png_dataset
 from dicom_files import image, write_series
 from PIL import Image
+from test_checkpoint import WEIGHTS, make_info
 from test_takeaway import AS_IT_IS, OBLIQUE, Bands, voxels
 
 from segapp.batch import list_inputs
 from segapp.cases import find_cases
 from segapp.check import read_case
+from segapp.checkpoint import INFO_NAME, MODEL_NAME, save_model
 from segapp.corrections import changed_voxels, keep_case, with_labels
 from segapp.errors import DataError
 from segapp.files import sha256
@@ -352,6 +354,26 @@ def test_the_command_waits_for_a_second_patient_and_a_model(tmp_path):
     assert "not known" in training_command(folder, None)[1]
     (tmp_path / "export").mkdir()
     assert "is an export" in training_command(folder, tmp_path / "export")[1]
+
+
+def test_an_export_is_trained_from_its_run_and_an_ensemble_not_at_all(tmp_path):
+    folder, run = tmp_path / "kept", tmp_path / "run"
+    for n in range(2):
+        keep(picture(tmp_path / f"{n}" / "p.png", seed=n), folder)
+    info = make_info()
+    save_model(run / MODEL_NAME, WEIGHTS, info)
+    (run / "openvino").mkdir()
+    (run / "openvino" / INFO_NAME).write_text(info.model_dump_json())
+    command, _ = training_command(folder, run / "openvino")
+    assert f"model.init_from={run}" in shlex.split(command or "")
+    moved = (run / "openvino").rename(tmp_path / "alone")
+    assert training_command(folder, moved)[0] is None
+    many = info.model_copy(deep=True)
+    many.architecture.members = 2
+    save_model(run / MODEL_NAME, WEIGHTS, many)
+    command, note = training_command(folder, run)
+    assert command is None
+    assert "an ensemble of 2" in note
 
 
 SMALL = ("model.encoder=resnet18", "optim.patch=64", "optim.batch_size=2", "train.precision=fp32")
