@@ -639,8 +639,6 @@ def test_the_page_in_a_browser(served, tmp_path):
         page.wait_for_selector(".progress-text")
         page.click("text=Stop")
         page.wait_for_selector(".progress-text", state="detached")
-        page.click("text=Use via API")
-        page.wait_for_selector("text=API documentation")
         page.goto("about:blank")
         _wait_until(lambda: len(served.unloaded) > ended)
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,6 +46,8 @@ class Guard:
     resolved paths of existing files. Uploads are never given out, whatever it says.
     upload_limit: bytes that an upload or a body for /reader/ may have.
     users: who may use the app; None: everybody at this machine.
+    Answers: 400 malformed, 401 no password, 403 another site's or browser's, 404 not there or not
+    this browser's, 405 other methods, 413 too large, 421 under another host name.
     """
 
     def __init__(
@@ -70,7 +72,6 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         cookie = _cookie_to_set(scope, headers)
-
         waiting: Message | None = None
 
         async def send_secured(message: Message) -> None:
@@ -206,11 +207,8 @@ async def _run(app: ASGIApp, scope: Scope, body: Body, send: Send) -> None:
             started = True
             await send(message)
 
-    try:
+    with suppress(Refusal):  # it is kept in `body`
         await app(scope, body, send_unless_refused)
-    except Refusal:
-        if started:
-            raise
     if body.refusal is not None and not started:
         raise body.refusal
 
