@@ -275,8 +275,7 @@ def web_app(
         ),
     ] = None,
     host: Annotated[
-        str,
-        typer.Option(help="Address to listen on; any but 127.0.0.1 needs --auth-file."),
+        str, typer.Option(help="Address to listen on; any but 127.0.0.1 needs --auth-file.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
     auth_file: Annotated[

@@ -81,7 +81,7 @@ def small_app(served: Served) -> gr.Blocks:
 def serve_guarded(folder: Path, users: Users | None = None) -> Iterator[Served]:
     """Serve the small app on a free port. $GRADIO_TEMP_DIR must be `folder`/root: Gradio gives out
     files that lie there as they are, and copies others."""
-    served = Served(0, folder / "root", folder / "root/results", Uploads())
+    served = Served(0, folder / "root", folder / "root/results", Uploads(folder / "root"))
     for path in (served.root, served.results):
         path.mkdir(exist_ok=True)
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

@@ -27,7 +27,7 @@ from segapp.web.page import HERE, build_page, scripts, theme
 from segapp.web.reader import Keeper, reader_routes
 from segapp.web.session import PAGE_SECONDS, Sessions, private_root
 from segapp.web.uploads import Uploads
-from segapp.web.users import read_users
+from segapp.web.users import Users
 
 log = logging.getLogger("segapp")
 
@@ -54,7 +54,7 @@ def launch(
             f"{host}: others could reach the app there, so it needs to know them: --auth-file FILE "
             "(python -m segapp.web.users FILE NAME makes one); or leave --host at 127.0.0.1"
         )
-    users = read_users(auth_file) if auth_file else None
+    users = Users(auth_file) if auth_file else None
     for root in roots:
         if not root.is_dir():
             raise ConfigError(f"--root {root}: no such folder")
@@ -107,12 +107,12 @@ def start(
     examples: Sequence[tuple[str, Entry]] = (),
     host: str = "127.0.0.1",
     port: int | None = None,
-    users: Mapping[str, bytes] | None = None,
+    users: Users | None = None,
     roots: Sequence[Path] = (),
 ) -> Service:
     """Serve models by their names, in a thread. paths: where they lie, for fine-tuning them.
 
-    users: names and password hashes; None lets in who reaches the host. roots: folders on the
+    users: who is let in; None: everybody who reaches the host. roots: folders on the
     server that visitors may segment, the first of which also gets the corrections they keep; none
     given, these go below the working directory where only this machine reaches the host. Raises
     ConfigError where the host and port can't be listened on.
@@ -185,7 +185,8 @@ def _cut_connections_are_no_errors(record: logging.LogRecord) -> bool:
 def _listen(host: str, port: int | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in [port] if port else _PORTS:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # told that it is TCP, or asyncio holds small answers back (TCP_NODELAY), 40 ms each
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))

@@ -18,7 +18,7 @@ import gradio as gr
 from segapp.batch import Outcome, list_inputs, predict_batch
 from segapp.errors import SegappError
 from segapp.files import atomic_path, write_text
-from segapp.web.guard import browser_of
+from segapp.web.browsers import browser_of
 from segapp.web.handlers import Handlers, error
 from segapp.web.session import CALL_SECONDS, Report, Session, stoppable
 from segapp.web.view import EMPTY, MARKS, note_html, progress_html

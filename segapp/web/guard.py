@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +21,7 @@ from segapp.web.browsers import browser_of, cookie_secret, new_cookie
 from segapp.web.headers import secured
 from segapp.web.limits import SMALL_BODY, Body, FormCheck, Refusal, check_length, replay
 from segapp.web.origin import check_host, check_origin
-from segapp.web.uploads import Uploads, check_files
+from segapp.web.uploads import Tabs, Uploads, check_call, tab_key
 from segapp.web.users import Users
 
 log = logging.getLogger("segapp")
@@ -29,13 +29,16 @@ log = logging.getLogger("segapp")
 FILE, UPLOAD = "/gradio_api/file=", "/gradio_api/upload"
 _PAGES = ("/", "/config", "/config/")
 _NAME = r"[A-Za-z0-9_.-]+"
-_CALL = re.compile(rf"/gradio_api/(queue/join|call/(v2/)?{_NAME})/?")
+_JOB = re.compile(rf"/gradio_api/(queue/join|call/(v2/)?{_NAME})/?")
+_CALL = re.compile(rf"{_JOB.pattern}|/gradio_api/(run/{_NAME}|cancel|reset)/?")
+_TAB = re.compile(rf"/gradio_api/(?:heartbeat|call/(?:v2/)?{_NAME})/({_NAME})")
 _GET = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static)/.+|"
     r"/gradio_api/(info/?|upload_progress|queue/data|startup-events|theme\.css|file=.+|"
     rf"heartbeat/{_NAME}|call/(v2/)?{_NAME}/{_NAME})"
 )
-_POST = re.compile(rf"{_CALL.pattern}|/gradio_api/(upload|cancel|reset/?)")
+_POST = re.compile(rf"{_CALL.pattern}|/gradio_api/upload")
+_EVENT = re.compile(rb'"event_id":\s*"(\w+)"')
 _PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
@@ -60,6 +63,7 @@ class Guard:
     ):
         self._app, self._uploads, self._may_read = app, uploads, may_read
         self._upload_limit, self._users = upload_limit, users
+        self._tabs = Tabs()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -114,14 +118,40 @@ class Guard:
             await self._upload(scope, headers, receive, send, browser)
         elif method == "POST" and _CALL.fullmatch(path):
             body = await Body(receive, limit).read()
-            checked = check_files(body, self._uploads, browser)
-            scope = _with_headers(scope, {"content-length": str(len(checked))})
-            await self._app(scope, replay(checked, receive), send)
+            await self._call(scope, body, receive, send, browser)
         else:
+            self._require_own_tab(scope, browser)
             if path in _PAGES:
                 scope = _with_headers(scope, {"accept-encoding": "identity"})  # it is read here
                 scope["query_string"] = b""  # no deep links
             await _run(self._app, scope, Body(receive, limit), send)
+
+    async def _call(
+        self, scope: Scope, body: bytes, receive: Receive, send: Send, browser: str
+    ) -> None:
+        """Pass a call on with nothing but the browser's own files and tab in it."""
+        call = check_call(body, self._uploads, browser)
+        if call.tab and not self._tabs.claim(call.tab, browser):
+            raise Refusal(404, "This is not your tab.")
+        if _JOB.fullmatch(scope["path"]):
+            self._uploads.use(call.paths, tab_key(call.tab, browser))
+
+        async def send_noted(message: Message) -> None:
+            # the event's number is the key to its results
+            if found := _EVENT.search(message.get("body", b"")):
+                self._tabs.claim(found[1].decode(), browser)
+            await send(message)
+
+        headers = {"content-length": str(len(call.body)), "accept-encoding": "identity"}
+        await self._app(_with_headers(scope, headers), replay(call.body, receive), send_noted)
+
+    def _require_own_tab(self, scope: Scope, browser: str) -> None:
+        """Raises Refusal for the messages of another browser's tab or call."""
+        tabs = [match[1]] if (match := _TAB.fullmatch(scope["path"])) else []
+        if scope["path"].startswith("/gradio_api/"):
+            tabs += QueryParams(scope["query_string"]).getlist("session_hash")
+        if not all(self._tabs.claim(tab, browser) for tab in tabs):
+            raise Refusal(404, "This is not your tab.")
 
     def _file(self, text: str, browser: str) -> Response:
         """A file this browser may have; a refusal never tells whether another one exists."""

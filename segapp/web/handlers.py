@@ -15,7 +15,7 @@ from segapp.errors import SegappError
 from segapp.formats import Entry
 from segapp.predict import Predictor
 from segapp.report.overlay import save_png
-from segapp.web.guard import browser_of
+from segapp.web.browsers import browser_of
 from segapp.web.result import Result, log_bug
 from segapp.web.session import CALL_SECONDS, PAGE_SECONDS, Report, Session, Sessions
 from segapp.web.view import choices, draw, note_html, progress_html, reader_html

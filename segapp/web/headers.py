@@ -17,11 +17,12 @@ _READER = {
     "base-uri": "'none'",
     "form-action": "'none'",
 }
-# What Gradio's page works with: it writes styles into the page as it runs. The scripts that stand
-# in it when it leaves are allowed by their hashes, so none that gets in later runs.
+# What Gradio's page works with: it writes styles into the page as it runs, and makes functions of
+# the templates of its HTML parts (of its own text, not of what is filled in). The scripts that
+# stand in it when it leaves are allowed by their hashes, so none that gets in later runs.
 _PAGE = {
     "default-src": "'none'",
-    "script-src": "'self'",
+    "script-src": "'self' 'unsafe-eval'",
     "style-src": "'self' 'unsafe-inline'",
     "img-src": "'self' data: blob:",
     "font-src": "'self' data:",

@@ -22,7 +22,7 @@ from segapp.formats import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
 from segapp.takeaway import Reading, write_download
-from segapp.web.guard import browser_of
+from segapp.web.browsers import browser_of
 from segapp.web.result import Result, describe, log_bug
 from segapp.web.session import Session, Sessions
 

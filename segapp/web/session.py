@@ -22,10 +22,9 @@ import numpy as np
 from segapp.engines import Engine
 from segapp.formats import Entry
 from segapp.predict import Predictor
-from segapp.web.guard import tab_key
 from segapp.web.inputs import group_uploads, shown_name
 from segapp.web.result import Result, make_result
-from segapp.web.uploads import Uploads
+from segapp.web.uploads import Uploads, tab_key
 
 log = logging.getLogger("segapp")
 
