@@ -23,7 +23,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.guard import Guard
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples
-from segapp.web.page import HERE, build_page, scripts, theme
+from segapp.web.page import HERE, build_page, theme
 from segapp.web.reader import Keeper, reader_routes
 from segapp.web.session import PAGE_SECONDS, Sessions, private_root
 from segapp.web.uploads import Uploads
@@ -142,7 +142,7 @@ def start(
         mcp_server=False,
         theme=theme(),
         css_paths=[HERE / "style.css"],
-        head="".join(f"<script>{s.read_text(encoding='utf-8')}</script>" for s in scripts()),
+        head='<script src="/reader/static/page.js"></script>',  # inline ones don't run
     )
     guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users)
     listener = _listen(host, port)

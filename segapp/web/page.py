@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -209,8 +208,3 @@ def theme() -> Base:
         button_primary_background_fill_hover_dark="*primary_600",
         slider_color="*primary_600",
     )
-
-
-def scripts() -> Sequence[Path]:
-    """What the page runs beside Gradio's own."""
-    return [HERE / "drop.js"]

@@ -58,6 +58,7 @@ function brushSettings(reader) {
 
 function showState(reader) {
   const { history, dirty, corrected, busy } = reader;
+  document.documentElement.dataset.dirty = String(dirty); // the page around asks before it leaves
   byId("undo").disabled = busy || !history.done.length;
   byId("redo").disabled = busy || !history.undone.length;
   byId("save").disabled = busy || !dirty;
