@@ -248,6 +248,13 @@ def test_what_nobody_uses_any_more_is_closed(sessions):
     assert sessions.all() == [new]
 
 
+def test_what_is_done_for_a_tab_that_has_gone_is_not_kept_long(sessions):
+    sessions.leave("a", "")
+    assert sessions.open("a", "").kept_s == 60
+    sessions.arrive("a", "")  # the network was away for a moment
+    assert sessions.open("a", "").kept_s == 12 * 3600
+
+
 def test_closing_the_tab_stops_its_prediction(tmp_path):
     session = Session(tmp_path)
     entries = session.gather([write_scans(tmp_path / "in")[1]], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,9 +21,9 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from segapp.predict import Predictor
-from segapp.web import app
+from segapp.web import app, session
 from segapp.web.session import private_root
-app._SWEEP, app._UNUSED_UPLOADS = 1.0, 3.0
+app._SWEEP, app._UNUSED_UPLOADS, session.GONE_SECONDS = 1.0, 3.0, 3.0
 service = app.start({"hands": Predictor.load(Path(sys.argv[1]), "cpu")})
 print(service.url, private_root(), flush=True)
 sys.stdin.readline()
@@ -85,7 +86,8 @@ def visit(url: str, scan: Path, cancelled: bool) -> str:
 
 
 def left_over(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file() and path.name != "lock"]
+    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return [path for path in found if path.name != "lock"]
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def start(
         css_paths=[HERE / "style.css"],
         head='<script src="/reader/static/page.js"></script>',  # inline ones don't run
     )
-    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users)
+    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users, sessions.arrive)
     listener = _listen(host, port)
     number = listener.getsockname()[1]
     config = uvicorn.Config(

@@ -49,6 +49,7 @@ class Guard:
     resolved paths of existing files. Uploads are never given out, whatever it says.
     upload_limit: bytes that an upload or a body for /reader/ may have.
     users: who may use the app; None: everybody at this machine.
+    on_heartbeat: told that a tab of a browser (both as in Tabs) is there.
     Answers: 400 malformed, 401 no password, 403 another site's or browser's, 404 not there or not
     this browser's, 405 other methods, 413 too large, 421 under another host name.
     """
@@ -60,10 +61,11 @@ class Guard:
         may_read: Callable[[Path, str], bool],
         upload_limit: int,
         users: Users | None = None,
+        on_heartbeat: Callable[[str, str], object] = lambda *_: None,
     ):
         self._app, self._uploads, self._may_read = app, uploads, may_read
         self._upload_limit, self._users = upload_limit, users
-        self._tabs = Tabs()
+        self._tabs, self._on_heartbeat = Tabs(), on_heartbeat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -152,6 +154,8 @@ class Guard:
             tabs += QueryParams(scope["query_string"]).getlist("session_hash")
         if not all(self._tabs.claim(tab, browser) for tab in tabs):
             raise Refusal(404, "This is not your tab.")
+        if tabs and scope["path"].startswith("/gradio_api/heartbeat/"):
+            self._on_heartbeat(tabs[0], browser)
 
     def _file(self, text: str, browser: str) -> Response:
         """A file this browser may have; a refusal never tells whether another one exists."""

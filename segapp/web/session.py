@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
@@ -31,7 +32,9 @@ log = logging.getLogger("segapp")
 # Until what nobody uses is deleted: of a page that stays open, and of a program's last call. Those
 # of a closed page, and of a client that says it is there and then leaves, go at once.
 PAGE_SECONDS, CALL_SECONDS = 12 * 3600.0, 3600.0
+GONE_SECONDS = 60.0  # of a job that was done for a tab after it had gone; it may come back
 
+_MOST_GONE = 10_000
 _PREFIX, _LOCK = "segapp-", "lock"
 
 Report = Callable[[float, str], object]  # share of the work that is done, what is being done
@@ -165,11 +168,13 @@ class Sessions:
         self.root = root
         self.uploads = uploads or Uploads(root)
         self._by_tab: dict[str, Session] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()  # tabs that left, the last ones
         self._lock = threading.Lock()
 
     def open(self, tab: str, owner: str, kept_s: float = PAGE_SECONDS) -> Session:
         """A new session of a tab, in place of the one that it has."""
         key = tab_key(tab, owner)
+        kept_s = min(kept_s, GONE_SECONDS) if key in self._gone else kept_s
         session = Session(self.root, owner, kept_s, lambda paths: self.uploads.drop(paths, key))
         with self._lock:
             before = self._by_tab.get(key)
@@ -206,6 +211,15 @@ class Sessions:
         """A tab is gone, with what it has and what it waits for."""
         self.close(tab, owner)
         self.uploads.leave(tab_key(tab, owner))
+        with self._lock:
+            self._gone[tab_key(tab, owner)] = None
+            if len(self._gone) > _MOST_GONE:
+                self._gone.popitem(last=False)
+
+    def arrive(self, tab: str, owner: str) -> None:
+        """A tab says that it is there, perhaps again."""
+        with self._lock:
+            self._gone.pop(tab_key(tab, owner), None)
 
     def close_all(self) -> None:
         for session in self.all():
