@@ -30,7 +30,7 @@ from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
-from segapp.web.work import watched
+from segapp.web.work import one_worker, watched
 
 
 def quiet(*_: object) -> None:
@@ -304,7 +304,7 @@ def test_work_that_fails_fails_where_it_is_watched():
         raise OSError(28, "No space left")
 
     with pytest.raises(OSError, match="No space"):
-        last(watched(broken, threading.Event()))
+        last(watched(broken, threading.Event(), one_worker()))
 
 
 def test_a_full_disk_is_told_without_places(handlers, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from segapp.web.browsers import browser_of
 from segapp.web.result import Result, log_bug
 from segapp.web.session import CALL_SECONDS, PAGE_SECONDS, Report, Session, Sessions
 from segapp.web.view import choices, draw, note_html, progress_html, reader_html
-from segapp.web.work import State, watched
+from segapp.web.work import State, one_worker, watched
 
 log = logging.getLogger("segapp")
 
@@ -36,6 +36,7 @@ class Handlers:
         self.models = dict(models)
         self.examples = list(examples)
         self.sessions = sessions
+        self.worker = one_worker()
 
     # -- what programs call ----------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class Handlers:
         """See `watched`; what the disk refuses is told to the visitor without places."""
         session.stop.clear()
         try:
-            yield from watched(work, session.stop)
+            yield from watched(work, session.stop, self.worker)
         except OSError as problem:
             log.error("a session's folder can't be written (%s)", problem.strerror)
             raise error("The server can't store results at the moment.") from problem

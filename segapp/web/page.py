@@ -37,7 +37,7 @@ def build_page(handlers: Handlers, folders: FolderHandlers) -> gr.Blocks:
     models = list(handlers.models)
     title = ", ".join(models) or "Reading room"
     with gr.Blocks(title=f"{title} – segapp", analytics_enabled=False, fill_width=True) as page:
-        page.state_session_capacity = 2 * WAITING  # type: ignore[assignment]
+        page.state_session_capacity = WAITING  # type: ignore[assignment]
         gr.HTML(f'<header class="sa-header"><h1>{escape(title)}</h1>{_found(handlers)}</header>')
         model = gr.Dropdown(
             models,

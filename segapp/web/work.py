@@ -1,10 +1,11 @@
-"""Long work for a visitor, in a thread of its own, which stops when nobody waits for it."""
+"""Long work for a visitor, in another thread, which stops when nobody waits for it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from segapp.web.session import Report, Stopped
@@ -23,43 +24,41 @@ class State:
     began: float = field(default_factory=time.perf_counter)
 
 
+def one_worker() -> Executor:
+    """What runs the jobs of an app, one after another: always the same thread, as each new one
+    that computes costs memory which is not given back."""
+    return ThreadPoolExecutor(1, "segapp-work")
+
+
 def watched(
-    work: Callable[[Report, threading.Event], None], stop: threading.Event
+    work: Callable[[Report, threading.Event], None], stop: threading.Event, worker: Executor
 ) -> Iterator[State]:
-    """Runs work(report, stop) in a thread and yields how far it is four times a second, and once
-    more at its end.
+    """Runs work(report, stop) in a thread of `worker` and yields how far it is four times a second,
+    and once more at its end.
 
     Whoever closes the iterator, as Gradio does when a visitor cancels or is gone, stops the work
-    before its next batch, and so does setting `stop`. The thread has ended when the iterator has.
+    before its next batch, and so does setting `stop`. The work has ended when the iterator has.
     What the work raises is raised here; Stopped only marks the last state.
     """
     state = State()
-    raised: list[BaseException] = []
 
     def report(share: float, said: str) -> None:
         if stop.is_set():
             raise Stopped
         state.share, state.said = share, said
 
-    def run() -> None:
-        try:
-            work(report, stop)
-        except Stopped:
-            state.stopped = True
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="segapp-work", daemon=True)
-    thread.start()
+    job = worker.submit(work, report, stop)
     try:
-        while thread.is_alive():
-            thread.join(_PACE)
+        while not job.done():
+            wait([job], _PACE)
             state.seconds = time.perf_counter() - state.began
             yield state
+        try:
+            job.result()
+        except Stopped:
+            state.stopped = True
     finally:
-        if thread.is_alive():
+        if not job.done():
             stop.set()
-            thread.join()
-    if raised:
-        raise raised[0]
+            wait([job])
     yield state
