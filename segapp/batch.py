@@ -29,6 +29,7 @@ from segapp.formats.listing import FORMATS, is_readable_zip, is_small
 from segapp.formats.source import share_memory
 from segapp.outcomes import Outcome, OutcomeTable, read_rows
 from segapp.predict import Predictor
+from segapp.progress import log_bug
 from segapp.report.overlay import write_overlay
 from segapp.scan import Segmentation, planes
 
@@ -201,7 +202,7 @@ def _failed(entry: Entry, error: Exception) -> Outcome:
     elif isinstance(error, MemoryError):
         reason = "not enough memory for this scan"
     else:
-        log.error("%s: unexpected error", entry.source, exc_info=error)
+        log_bug("segmenting a scan", error)
         reason = f"unexpected {type(error).__name__}: {error}"
     return Outcome(entry.source, status="failed", reason=reason)
 

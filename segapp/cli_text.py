@@ -12,11 +12,10 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
 from segapp.formats.listing import is_small
-from segapp.formats.source import limit_memory
+from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
 
-_PER_PIXEL = 500  # bytes that the default network takes for each pixel of a slice
 _LEAST_FREE = 60e6
 _DOUBTED = 5  # scans to review that are named on the screen
 
@@ -80,7 +79,7 @@ def bound_memory(most_mb: float, engine: Engine, channel_files: int) -> None:
             f"before the first scan; allow at least {(used + _LEAST_FREE) / 1e6:.0f}"
         )
     at_once = engine.calls_at_once * engine.batch_size
-    limit_memory(free / channel_files, at_once * _PER_PIXEL / channel_files)
+    limit_memory(free / channel_files, at_once * BYTES_PER_PIXEL / channel_files)
 
 
 def info_text(record: ModelInfo, path: Path) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +26,8 @@ import segapp
 from segapp import metrics
 from segapp.checkpoint import MODEL_NAME
 from segapp.declared import declared_classes
-from segapp.errors import DataError, OutputError, ScanError
-from segapp.files import require_writable, sha256, write_table, write_text
+from segapp.errors import DataError, OutputError
+from segapp.files import atomic_path, require_writable, sha256, write_table, write_text
 from segapp.formats import (
     NOT_FINITE,
     Entry,
@@ -95,9 +97,10 @@ def keep_case(
     """Keep a scan and its mask as a training case of the data set in `folder`.
 
     segmentation: the model's own result; corrected: (I, J, K) uint8 class indices, which become the
-    mask. entry: the scan's files; a single one is copied as it is, DICOM is written anew, without
-    the patient's data. model: what the model was loaded from. The same scan kept again replaces its
-    mask. Whoever reads the folder meanwhile, or after a crash, finds it with the case or as it was.
+    mask. entry: the scan's files, of which voxels and place are kept, not what their headers say.
+    model: what the model was loaded from. The same scan kept again replaces its mask. Whoever reads
+    the folder meanwhile, or after a crash, finds it with the case or as it was. A new folder is
+    readable by its owner alone.
 
     Raises DataError for a scan that the data set can't hold, for labels that do not fit, and for a
     folder of other classes or of another data set; OutputError where nothing can be written.
@@ -107,6 +110,8 @@ def keep_case(
         problem = f"{len(entry.paths)} files make this scan, one a channel; cases.csv holds one"
         raise DataError(f"{problem} image a case; add it to an nnU-Net data set (imagesTr) instead")
     changed = changed_voxels(segmentation.labels, corrected, segmentation.classes)
+    with suppress(OSError):  # require_writable says what is wrong
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     require_writable(folder)
     with _locked(folder):
         _require_ours(folder, segmentation.classes)
@@ -153,7 +158,7 @@ def _keep(
     table, record = folder / "cases.csv", folder / "provenance.jsonl"
     rows = [row for _, row in table_rows(table)] if table.exists() else []
     row = {"image": named["images"], "mask": named["masks"], "split": ""}
-    row["patient"] = _patient(entry, case)
+    row["patient"] = _patient(entry, case, _key(folder))
     earlier = next((r for r in rows if _is_of(r["image"], case)), None)
     # The record comes first: a line whose mask is not there tells of a crash, and of nothing lost.
     before = record.read_text(encoding="utf-8") if record.exists() else ""
@@ -176,37 +181,45 @@ def _keep(
 
 
 def _store(scan: Scan, entry: Entry, images: Path) -> tuple[Path, Scan]:
-    """images/.new.SUFFIX with the scan, and what is read back from it. Raises DataError."""
-    path = entry.paths[0]
-    kind = file_kind(path)
-    suffix = known_suffix(path) or SUFFIXES.get(kind, ("",))[0]
-    if kind in _COPIED and not any(NOT_FINITE in warning for warning in scan.warnings):
+    """images/.new.SUFFIX with the scan's voxels and place alone, as headers may name the patient,
+    and what is read back from it; a copy of the file where no other format holds the scan (a stack
+    without a place in space). Raises DataError."""
+    try:
+        image = write_scan(scan, images, ".new")
+    except OutputError as error:
+        path = entry.paths[0]
+        suffix = known_suffix(path) or SUFFIXES.get(file_kind(path), ("",))[0]
+        if file_kind(path) not in _COPIED or any(NOT_FINITE in w for w in scan.warnings):
+            problem = _nameless(str(error), entry)
+            raise DataError(f"this scan can't be kept: {problem}") from error
         image = images / f".new{suffix}"
         with open_binary(path) as source, image.open("wb") as target:
             shutil.copyfileobj(source, target)
             target.flush()
             os.fsync(target.fileno())
-        try:
-            copied = read_scan(image)
-            if np.array_equal(copied.voxels, scan.voxels):
-                return image, copied
-        except ScanError:
-            pass  # its voxels lie in another file beside it
-        image.unlink()
-    try:
-        image = write_scan(scan, images, ".new")
-    except OutputError as error:
-        raise DataError(f"this scan can't be kept: {_nameless(str(error), entry)}") from error
-    return image, read_scan(image)
+    stored = read_scan(image)
+    if not np.array_equal(stored.voxels, scan.voxels):
+        raise DataError("this scan can't be kept: it would not be the same when read again")
+    return image, stored
 
 
-def _patient(entry: Entry, case: str) -> str:
+def _patient(entry: Entry, case: str, key: bytes) -> str:
     """A label for whose scan this is, the same for all of a patient's, that names nobody."""
     guess = patient_by_folder(entry.name)
     owner = dicom_owner(entry.paths[0]) or (guess if guess != entry.name else "")
     if not owner:
         return case
-    return f"patient-{hashlib.sha256(owner.encode('utf-8', 'replace')).hexdigest()[:_DIGITS]}"
+    digest = hmac.digest(key, owner.encode("utf-8", "replace"), hashlib.sha256)
+    return f"patient-{digest.hex()[:_DIGITS]}"
+
+
+def _key(folder: Path) -> bytes:
+    """What labels of patients are made with: without it nobody can try out whose they are."""
+    path = folder / ".key"
+    if not path.exists():
+        with atomic_path(path, mode=0o600) as temporary:
+            temporary.write_bytes(secrets.token_bytes(32))
+    return path.read_bytes()
 
 
 def _require_ours(folder: Path, classes: Sequence[SegClass]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
@@ -47,6 +48,13 @@ def inessential(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.error("%s could not be made", what, exc_info=error)
+
+
+def log_bug(doing: str, error: BaseException) -> None:
+    """Where an unexpected error came up. Its message may name a file, and that a patient, so it
+    stays out of the log."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("unexpected %s while %s\n%s", type(error).__name__, doing, frames)
 
 
 def track(items: Iterable[T], what: str) -> Iterator[T]:

@@ -99,7 +99,10 @@ def test_memory_is_bounded_and_what_would_take_more_is_refused(run, tmp_path):
     ok, failed, peak = map(float, done.stdout.split())
     assert (ok, failed) == (1, 1), done.stderr
     assert peak < 400
-    assert "--max-memory-mb leaves" in (tmp_path / "out" / "predictions.csv").read_text()
+    assert (
+        "are left for a scan; allow more (--max-memory-mb)"
+        in (tmp_path / "out" / "predictions.csv").read_text()
+    )
     with pytest.raises(ConfigError, match="before the first scan; allow at least"):
         predict_all(run / "openvino", [tmp_path], tmp_path / "none", "cpu", "auto", 50)
 

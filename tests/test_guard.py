@@ -239,7 +239,7 @@ def test_the_page_and_its_parts_are_there(browser):
 def test_a_browser_keeps_its_cookie(served):
     first = httpx.get(served.url)
     cookie = first.headers["set-cookie"]
-    assert cookie.endswith("; HttpOnly; SameSite=Strict; Path=/")
+    assert cookie.endswith("; HttpOnly; SameSite=Lax; Path=/")
     with new_browser(served) as client:
         assert "set-cookie" not in client.get("/").headers
         assert "set-cookie" not in httpx.get(f"{served.url}/theme.css").headers

@@ -15,9 +15,9 @@ from dicom_files import image, write_series
 from pydicom.datadict import DicomDictionary, dictionary_VR
 from test_predict import brightness
 
-from segapp.web.handlers import Handlers
+from segapp.web.reader import Keeper, _kept, _measured, _written, meta_of
 from segapp.web.session import Session, private_root
-from segapp.web.view import facts_html, failures_html
+from segapp.web.view import choices, reader_html
 
 CANARY = "XQZCANARY"
 TEXT = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR"}
@@ -147,15 +147,22 @@ def test_the_app_tells_nothing(tmp_path, capsys, caplog):
     predictor = brightness()
     entries = session.gather([tmp_path / "up.zip"], 1)
     said = []
-    session.segment(predictor, entries, lambda share, text: said.append(text))
-    handlers = Handlers(predictor, [])
-    pages = [facts_html(r, predictor.classes) for r in session.results if r.ok]
-    pages += [failures_html(session.results), *said]
-    pages += [json.dumps([r.summary(n) for n, r in enumerate(session.results)])]
-    pages += [str(handlers.show_all(session, 50))]
+    report = lambda share, text: said.append(text)  # noqa: E731
+    session.segment(predictor, "model", entries, report, session.begin("read"))
+    keeper = Keeper(tmp_path / "kept", "model")
+    pages = [*said, str(choices(session)), json.dumps([r.summary(0) for r in session.results])]
+    pages += [reader_html(session, n) for n in range(len(session.results))]
+    for result in session.results:
+        if result.ok:
+            pages += [json.dumps(meta_of(result, keeper)), json.dumps(_measured(result))]
+            pages += [json.dumps(_kept(result, keeper))]
+            for download in result.downloads:
+                if download.kind != "dicomseg":  # that one is of the patient, on purpose
+                    _written(session, result, download.kind)
+    assert leaks(tmp_path / "kept") == []
     assert sum(r.ok for r in session.results) == 3
     assert len(session.results) == 8
     assert CANARY not in "".join(pages) + caplog.text + "".join(capsys.readouterr())
-    shown = [path for path in leaks(session.folder) if "uploads" not in path.parts]
+    shown = [path for path in leaks(session.folder) if "uploads1" not in path.parts]
     assert shown == []
     session.close()

@@ -207,7 +207,7 @@ def test_a_scan_that_would_take_more_memory_is_refused(tmp_path, monkeypatch):
     needed = 100 * 100 * 10 * (3 * 2 + 4)
     source.limit_memory(needed, per_pixel=0)
     source.check_size(path, (100, 100, 10), itemsize=2)
-    with pytest.raises(ScanError, match=r"would take 2 MB, and --max-memory-mb leaves 1 MB"):
+    with pytest.raises(ScanError, match=r"would take 2 MB, and 1 MB are left"):
         source.check_size(path, (100, 100, 10), itemsize=4)
     source.limit_memory(needed + 100 * 100 * 500, per_pixel=500)
     source.check_size(path, (100, 100, 10), itemsize=2)

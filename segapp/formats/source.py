@@ -37,6 +37,7 @@ def _limit() -> int:
 # A header that claims more values (voxels × channels) than this is refused before memory is asked
 # for; the same number of bytes is the most that a member of an archive may unpack to.
 MAX_VOXELS = _limit()
+BYTES_PER_PIXEL = 500  # that the default network takes for each pixel of a slice
 _MAX_MEMBERS = 1_000_000
 _UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
 _UNZIP_ERRORS += (RuntimeError,)
@@ -90,8 +91,8 @@ def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
         free = max(0.0, _MEMORY.free - engine) / _MEMORY.scans
         raise ScanError(
             path,
-            f"would take {needed / 1e6:.0f} MB, and --max-memory-mb leaves {free / 1e6:.0f} MB for "
-            "a scan; allow more, or segment it elsewhere",
+            f"would take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are left for a scan; allow "
+            "more (--max-memory-mb), or segment it elsewhere",
         )
 
 
@@ -267,6 +268,12 @@ def _open_zip(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo
     """An archive and its files by their names, "./" and "//" in these left out."""
     state = archive.stat()
     return _cached_zip(archive, state.st_mtime_ns, state.st_size)
+
+
+def forget_archives() -> None:
+    """Close the archives that are kept open for the next member, so that one that was deleted is
+    gone from the disk."""
+    _cached_zip.cache_clear()
 
 
 @lru_cache(maxsize=2)

@@ -7,17 +7,20 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
 from segapp.errors import ConfigError
 from segapp.formats import Entry
+from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
+from segapp.machine import end_cleanly
 from segapp.predict import Predictor
 from segapp.web.folders import FolderHandlers
 from segapp.web.guard import Guard
@@ -33,7 +36,8 @@ log = logging.getLogger("segapp")
 
 MAX_UPLOAD = 2 << 30  # bytes of a file
 _PORTS = range(7860, 7960)
-_UNUSED_UPLOADS = 600.0  # seconds until an upload that no job was started for is deleted
+_UNUSED_UPLOADS = 3600.0  # seconds until an upload that no job was started for is deleted
+_AWAY_S = 5.0
 _SWEEP = 30.0  # seconds between two looks for what nobody needs any more
 
 
@@ -66,6 +70,8 @@ def launch(
             raise ConfigError(f"{path}: there is another model called {name}; rename its folder")
         named[name] = path
     loaded = {name: Predictor.load(path) for name, path in named.items()}
+    limit_memory_to_what_is_free(loaded.values())
+    logging.getLogger("segapp").setLevel(logging.WARNING)  # the rest tells which folders hold what
     examples = [
         (name, entry)
         for name, predictor in loaded.items()
@@ -78,9 +84,12 @@ def launch(
             "that keeps the Host header"
         )
     print(f"segapp is at {service.url}  (Ctrl+C stops it)", flush=True)
-    with suppress(KeyboardInterrupt):
-        service.thread.join()
-    service.close()
+    try:
+        with suppress(KeyboardInterrupt), end_cleanly():
+            while service.thread.is_alive():
+                service.thread.join(1)
+    finally:
+        service.close()
 
 
 @dataclass
@@ -144,7 +153,7 @@ def start(
         css_paths=[HERE / "style.css"],
         head='<script src="/reader/static/page.js"></script>',  # inline ones don't run
     )
-    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users, sessions.arrive)
+    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users, tab_is_there(sessions))
     listener = _listen(host, port)
     number = listener.getsockname()[1]
     config = uvicorn.Config(
@@ -168,6 +177,31 @@ def start(
     )
     threading.Thread(target=_sweep, args=(service,), name="segapp-sweep", daemon=True).start()
     return service
+
+
+def limit_memory_to_what_is_free(predictors: Iterable[Predictor]) -> None:
+    """Refuse scans that would take most of the memory that is free now."""
+    engines = [predictor.engine for predictor in predictors]
+    at_once = max((e.calls_at_once * e.batch_size for e in engines), default=1)
+    limit_memory(0.8 * psutil.virtual_memory().available, at_once * BYTES_PER_PIXEL)
+
+
+def tab_is_there(sessions: Sessions) -> Callable[[str, str], AbstractContextManager[None]]:
+    """The context of a connection that a tab keeps open: some seconds after the last of them has
+    ended, as a network may be away for a moment, what the tab has is deleted."""
+
+    @contextmanager
+    def there(tab: str, owner: str) -> Iterator[None]:
+        sessions.arrive(tab, owner)
+        try:
+            yield
+        finally:
+            sessions.depart(tab, owner)
+            leave = threading.Timer(_AWAY_S, sessions.leave, (tab, owner))
+            leave.daemon = True
+            leave.start()
+
+    return there
 
 
 def _sweep(service: Service) -> None:

@@ -42,7 +42,7 @@ def cookie_secret(cookies: str) -> str:
 def new_cookie(secure: bool) -> str:
     """A Set-Cookie header with a fresh secret. `secure`: the browser may send it over TLS only."""
     mark = "; Secure" if secure else ""
-    return f"{COOKIE}={secrets.token_urlsafe(32)}; HttpOnly; SameSite=Strict; Path=/{mark}"
+    return f"{COOKIE}={secrets.token_urlsafe(32)}; HttpOnly; SameSite=Lax; Path=/{mark}"
 
 
 def credentials(authorization: str) -> tuple[str, str] | None:

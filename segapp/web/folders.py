@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -60,14 +61,14 @@ class FolderHandlers:
     def __init__(self, handlers: Handlers, roots: Sequence[Path]):
         self.handlers = handlers
         self.roots = [root.resolve() for root in roots]
-        self.jobs: dict[str, Job] = {}  # by the token of their session
+        self.kept = self.roots[0] / "corrections" if self.roots else None  # no scans to segment
 
     def choices(self) -> list[str]:
         """The roots and the folders in them, as they were when the app was started."""
         found = []
         for root in self.roots:
             inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-            found += [str(root), *map(str, inside)]
+            found += [str(root), *(str(p) for p in inside if p != self.kept)]
         return found
 
     def run(self, place: str | None, files: list[str] | None, model: str, request: gr.Request):
@@ -91,12 +92,12 @@ class FolderHandlers:
     def stop(self, request: gr.Request):
         """What is done by now: (status, stop, table, download)."""
         session = self.handlers.sessions.of_tab(request.session_hash or "", browser_of(request))
-        job = self.jobs.get(session.token) if session else None
+        job: Job | None = session.batch if session else None
         if session is None or job is None:
             hidden = gr.Button(visible=False)
             return note_html("Stopped."), hidden, gr.skip(), hidden
-        session.stop.set()
-        job.ended.wait(30)
+        session.stop("batch")
+        job.ended.wait(2)
         return _final(job, stopped=True)
 
     def batch(
@@ -126,13 +127,12 @@ class FolderHandlers:
             raise error("Choose a folder or drop scans, one of the two.")
         channel_files = predictor.preprocessing.channel_files
         base = self._allowed(place) if place else session.folder
-        job = self.jobs[session.token] = Job(session.place("batch") / "out", base)
+        job = session.batch = Job(session.place("batch") / "out", base)
 
         def work(report: Report, stop: threading.Event) -> None:
             try:
                 if place:
-                    kept = base / "corrections"  # what was kept of earlier readings is no scan
-                    entries = list_inputs([base], channel_files, exclude=kept)
+                    entries = list_inputs([base], channel_files, exclude=self.kept)
                 else:
                     entries = session.gather([Path(f) for f in files or []], channel_files)
                     job.base = entries[0].source.parents[0] if entries else base
@@ -153,7 +153,7 @@ class FolderHandlers:
                 job.ended.set()
 
         try:
-            for state in self.handlers.watch(session, work):
+            for state in self.handlers.watch(session, "batch", work):
                 yield state, job
         except SegappError as problem:
             said = str(problem).replace(str(base), Path(place or "").name)
@@ -165,9 +165,12 @@ class FolderHandlers:
         folder = Path(place)
         candidates = [folder] if folder.is_absolute() else [root / folder for root in self.roots]
         for candidate in candidates:
-            found = candidate.resolve()
-            if any(found.is_relative_to(root) for root in self.roots) and found.is_dir():
-                return found
+            with suppress(OSError, ValueError, RuntimeError):  # no name, or links in a circle
+                found = candidate.resolve()
+                kept = self.kept is not None and found.is_relative_to(self.kept)
+                inside = any(found.is_relative_to(root) for root in self.roots)
+                if inside and not kept and found.is_dir():
+                    return found
         raise error("This folder is not below one that the app was started with (--root).")
 
 

@@ -7,16 +7,17 @@ passes all of them reaches Gradio or our own routes. Run it with uvicorn's `serv
 from __future__ import annotations
 
 import json
-import logging
 import re
+import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from segapp.progress import log_bug
 from segapp.web.browsers import browser_of, cookie_secret, new_cookie
 from segapp.web.headers import secured
 from segapp.web.limits import SMALL_BODY, Body, FormCheck, Refusal, check_length, replay
@@ -24,9 +25,8 @@ from segapp.web.origin import check_host, check_origin
 from segapp.web.uploads import Tabs, Uploads, check_call, tab_key
 from segapp.web.users import Users
 
-log = logging.getLogger("segapp")
-
 FILE, UPLOAD = "/gradio_api/file=", "/gradio_api/upload"
+_LEAST_FREE = 256 << 20  # bytes of the disk that stay free beside an upload
 _PAGES = ("/", "/config", "/config/")
 _NAME = r"[A-Za-z0-9_.-]+"
 _JOB = re.compile(rf"/gradio_api/(queue/join|call/(v2/)?{_NAME})/?")
@@ -49,7 +49,7 @@ class Guard:
     resolved paths of existing files. Uploads are never given out, whatever it says.
     upload_limit: bytes that an upload or a body for /reader/ may have.
     users: who may use the app; None: everybody at this machine.
-    on_heartbeat: told that a tab of a browser (both as in Tabs) is there.
+    tab_is_there: a context that is open as long as a tab of a browser keeps its connection.
     Answers: 400 malformed, 401 no password, 403 another site's or browser's, 404 not there or not
     this browser's, 405 other methods, 413 too large, 421 under another host name.
     """
@@ -61,11 +61,11 @@ class Guard:
         may_read: Callable[[Path, str], bool],
         upload_limit: int,
         users: Users | None = None,
-        on_heartbeat: Callable[[str, str], object] = lambda *_: None,
+        tab_is_there: Callable[[str, str], AbstractContextManager] = lambda *_: nullcontext(),
     ):
         self._app, self._uploads, self._may_read = app, uploads, may_read
         self._upload_limit, self._users = upload_limit, users
-        self._tabs, self._on_heartbeat = Tabs(), on_heartbeat
+        self._tabs, self._tab_is_there = Tabs(), tab_is_there
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,9 +79,11 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         cookie = _cookie_to_set(scope, headers)
         waiting: Message | None = None
+        answered = False
 
         async def send_secured(message: Message) -> None:
-            nonlocal waiting
+            nonlocal waiting, answered
+            answered = True
             if message["type"] == "http.response.start" and path == "/":
                 waiting = message  # the page's policy names the scripts in it
             elif message["type"] == "http.response.start":
@@ -107,6 +109,11 @@ class Guard:
             await self._pass_on(scope, headers, receive, send_secured)
         except Refusal as refusal:
             await _refused(refusal, scope)(scope, receive, send_secured)
+        except Exception as error:  # its message may hold names of files
+            log_bug("answering a request", error)
+            if not answered:
+                said = PlainTextResponse(f"This went wrong ({type(error).__name__}).", 500)
+                await said(scope, receive, send_secured)
 
     async def _pass_on(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path, browser = scope["method"], scope["path"], browser_of(headers)
@@ -122,11 +129,12 @@ class Guard:
             body = await Body(receive, limit).read()
             await self._call(scope, body, receive, send, browser)
         else:
-            self._require_own_tab(scope, browser)
+            beating = self._require_own_tab(scope, browser)
             if path in _PAGES:
                 scope = _with_headers(scope, {"accept-encoding": "identity"})  # it is read here
                 scope["query_string"] = b""  # no deep links
-            await _run(self._app, scope, Body(receive, limit), send)
+            with self._tab_is_there(beating, browser) if beating else nullcontext():
+                await _run(self._app, scope, Body(receive, limit), send)
 
     async def _call(
         self, scope: Scope, body: bytes, receive: Receive, send: Send, browser: str
@@ -147,15 +155,16 @@ class Guard:
         headers = {"content-length": str(len(call.body)), "accept-encoding": "identity"}
         await self._app(_with_headers(scope, headers), replay(call.body, receive), send_noted)
 
-    def _require_own_tab(self, scope: Scope, browser: str) -> None:
-        """Raises Refusal for the messages of another browser's tab or call."""
+    def _require_own_tab(self, scope: Scope, browser: str) -> str | None:
+        """Raises Refusal for the messages of another browser's tab or call. Returns the tab whose
+        heartbeat this is; None for anything else."""
         tabs = [match[1]] if (match := _TAB.fullmatch(scope["path"])) else []
         if scope["path"].startswith("/gradio_api/"):
             tabs += QueryParams(scope["query_string"]).getlist("session_hash")
         if not all(self._tabs.claim(tab, browser) for tab in tabs):
             raise Refusal(404, "This is not your tab.")
-        if tabs and scope["path"].startswith("/gradio_api/heartbeat/"):
-            self._on_heartbeat(tabs[0], browser)
+        is_beat = scope["path"].startswith("/gradio_api/heartbeat/") and scope["method"] == "GET"
+        return tabs[0] if tabs and is_beat else None
 
     def _file(self, text: str, browser: str) -> Response:
         """A file this browser may have; a refusal never tells whether another one exists."""
@@ -182,6 +191,8 @@ class Guard:
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, browser: str
     ) -> None:
         """Pass an upload on to Gradio and record what it stored before the client learns of it."""
+        if shutil.disk_usage(self._uploads.root).free < self._upload_limit + _LEAST_FREE:
+            raise Refusal(507, "The server's disk is full. Try again later.")
         check_form = FormCheck(headers.get("content-type", ""))
         with ExitStack() as stack:
 

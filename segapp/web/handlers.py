@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import gradio as gr
 
-from segapp.errors import SegappError
+from segapp.errors import OutputError, SegappError
 from segapp.formats import Entry
 from segapp.predict import Predictor
+from segapp.progress import log_bug
 from segapp.report.overlay import save_png
 from segapp.web.browsers import browser_of
-from segapp.web.result import Result, log_bug
-from segapp.web.session import CALL_SECONDS, PAGE_SECONDS, Report, Session, Sessions
+from segapp.web.result import Result
+from segapp.web.session import CALL_SECONDS, PAGE_SECONDS, Report, Session, Sessions, Stopped
 from segapp.web.view import choices, draw, note_html, progress_html, reader_html
 from segapp.web.work import State, one_worker, watched
 
@@ -66,7 +68,7 @@ class Handlers:
         session = self._session(request)
         if session is None:
             raise error("This result is no longer kept. Send the scan again.")
-        number, level, index = int(slice), round(float(opacity), 3), int(result)
+        number, level, index = int(slice), round(float(opacity), 2), int(result)
         if not 0 <= index < len(session.results):
             raise error(f"no result {index}; there are {len(session.results)}, counted from 0")
         found = session.results[index]
@@ -75,9 +77,12 @@ class Handlers:
         if not 1 <= number <= found.facts["slices"] or not 0 <= level <= 1:
             raise error(f"slice is 1 to {found.facts['slices']}, opacity 0 to 1")
         folder = session.folder / "slices"
-        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"result{index}_slice{number}_opacity{level}.png"
-        save_png(draw(found, number, level), path)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            save_png(draw(found, number, level), path)
+        except (OSError, OutputError):
+            raise error("This result is no longer kept. Send the scan again.") from None
         return str(path)
 
     # -- what the page calls ---------------------------------------------------------------------
@@ -112,11 +117,11 @@ class Handlers:
         yield skip, skip, skip, gr.Button(visible=False), gr.Button(visible=shown > 0), skip, skip
 
     def stop(self, request: gr.Request):
-        """The visitor wants no more of it: (status, stop, clear, worklist)."""
+        """The visitor wants no more of a reading: (status, stop, clear, worklist)."""
         hidden, session = gr.Button(visible=False), self._session(request)
         if session is None:
             return note_html("Stopped."), hidden, hidden, gr.skip()
-        session.stop.set()
+        session.stop("read")
         some = bool(session.results)
         listed = _worklist(session) if some else gr.skip()
         return note_html("Stopped."), hidden, gr.Button(visible=some), listed
@@ -134,10 +139,6 @@ class Handlers:
             raise error("This result is no longer kept. Drop the scan again.")
         return reader_html(session, index)
 
-    def unload(self, request: gr.Request) -> None:
-        """The tab was closed or loaded again."""
-        self.sessions.leave(request.session_hash or "", browser_of(request))
-
     def _run(
         self, session: Session, files: Sequence[str], entries: list[Entry], model: str | None
     ) -> Iterator[State]:
@@ -150,15 +151,18 @@ class Handlers:
             found = [*session.gather([Path(f) for f in files], channel_files), *entries]
             session.segment(predictor, model or "", found, report, stop)
 
-        yield from self.watch(session, work)
+        yield from self.watch(session, "read", work)
 
     def watch(
-        self, session: Session, work: Callable[[Report, threading.Event], None]
+        self, session: Session, job: str, work: Callable[[Report, threading.Event], None]
     ) -> Iterator[State]:
         """See `watched`; what the disk refuses is told to the visitor without places."""
-        session.stop.clear()
         try:
-            yield from watched(work, session.stop, self.worker)
+            for state in watched(work, session.begin(job), self.worker):
+                session.used = time.monotonic()
+                yield state
+        except Stopped:
+            raise error("The list was cleared meanwhile.") from None
         except OSError as problem:
             log.error("a session's folder can't be written (%s)", problem.strerror)
             raise error("The server can't store results at the moment.") from problem

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from segapp.agreement import compare_labels, reference_labels
 from segapp.corrections import keep_case
@@ -21,21 +22,26 @@ from segapp.errors import ScanError, SegappError
 from segapp.formats import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
+from segapp.progress import log_bug
 from segapp.takeaway import Reading, write_download
 from segapp.web.browsers import browser_of
-from segapp.web.result import Result, describe, log_bug
+from segapp.web.result import Result, describe
 from segapp.web.session import Session, Sessions
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _RAW = "application/octet-stream"
-# Heavy work on whole volumes: so much of it at once, that many readers don't fill the memory
-_HEAVY = threading.BoundedSemaphore(2)
 
 
 def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRouter:
     """The routes. keepers: by the name of its model, what keeps a correction as a training case."""
     router = APIRouter(prefix="/reader")
+    # Heavy work on whole volumes: so much of it at once, that many readers fill neither the memory
+    # nor the threads that all others need
+    few = CapacityLimiter(2)
+
+    async def heavy(function: Any, *arguments: Any) -> Any:
+        return await run_sync(partial(_told, function, *arguments), limiter=few)
 
     def find(request: Request, token: str, index: int) -> tuple[Session, Result]:
         session = sessions.of_token(token, browser_of(request))
@@ -72,41 +78,42 @@ def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRoute
         return FileResponse(path, media_type=_RAW)
 
     @router.get("/{token}/{index}/measures.json")
-    def measures(request: Request, token: str, index: int) -> Response:
+    async def measures(request: Request, token: str, index: int) -> Response:
         _, result = find(request, token, index)
-        return JSONResponse(_heavy(_measured, result))
+        return JSONResponse(await heavy(_measured, result))
 
     @router.post("/{token}/{index}/labels")
     async def correct(request: Request, token: str, index: int) -> Response:
-        _, result = await run_in_threadpool(find, request, token, index)
+        _, result = find(request, token, index)
         _need_model(result)
-        body = await request.body()
-        return JSONResponse(await run_in_threadpool(_heavy, _corrected, result, body))
+        labels = await _body(request, result.voxels)
+        return JSONResponse(await heavy(_corrected, result, labels))
 
     @router.delete("/{token}/{index}/labels")
-    def restore(request: Request, token: str, index: int) -> Response:
+    async def restore(request: Request, token: str, index: int) -> Response:
         _, result = find(request, token, index)
-        return JSONResponse(_heavy(_restored, result))
+        return JSONResponse(await heavy(_restored, result))
 
     @router.post("/{token}/{index}/reference")
     async def reference(request: Request, token: str, index: int, name: str) -> Response:
-        session, result = await run_in_threadpool(find, request, token, index)
+        session, result = find(request, token, index)
         _need_model(result)
-        body = await request.body()
-        return JSONResponse(await run_in_threadpool(_heavy, _compared, session, result, name, body))
+        # 8 bytes a voxel and a header: no mask takes more
+        mask = await _body(request, 8 * result.voxels + (1 << 20))
+        return JSONResponse(await heavy(_compared, session, result, name, mask))
 
     @router.post("/{token}/{index}/case")
-    def keep(request: Request, token: str, index: int) -> Response:
+    async def keep(request: Request, token: str, index: int) -> Response:
         _, result = find(request, token, index)
         keeper = keepers.get(result.model)
         if keeper is None or keeper.folder is None:
             raise HTTPException(403, Keeper(None, result.model).note)
-        return JSONResponse(_heavy(_kept, result, keeper))
+        return JSONResponse(await heavy(_kept, result, keeper))
 
     @router.get("/{token}/{index}/download/{kind}")
-    def download(request: Request, token: str, index: int, kind: str) -> Response:
+    async def download(request: Request, token: str, index: int, kind: str) -> Response:
         session, result = find(request, token, index)
-        path = _heavy(_written, session, result, kind)
+        path = await heavy(_written, session, result, kind)
         return FileResponse(path, filename=path.name)
 
     return router
@@ -130,25 +137,32 @@ class Keeper:
         return f"Kept in {self.folder}, which segapp train can read."
 
 
-def _heavy(function: Any, *arguments: Any) -> Any:
-    """function(*arguments), few at a time; what a user can mend is told, without places."""
-    with _HEAVY:
-        try:
-            return function(*arguments)
-        except SegappError as error:
-            reason = error.reason if isinstance(error, ScanError) else str(error)
-            raise HTTPException(422, _without_places(reason)) from error
-        except MemoryError as error:
-            raise HTTPException(507, "Not enough memory for this.") from error
-        except FileNotFoundError as error:  # the session was closed meanwhile
-            raise HTTPException(404, "This result is no longer kept.") from error
-        except HTTPException:
-            raise
-        except Exception as error:
-            log_bug("serving the reader", error)
-            raise HTTPException(
-                500, f"This went wrong (unexpected {type(error).__name__})."
-            ) from None
+async def _body(request: Request, most: int) -> bytes:
+    """A request's body. Raises HTTPException where it is larger than what is asked for can be."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise HTTPException(413, "This is more than belongs to this scan.")
+    return bytes(body)
+
+
+def _told(function: Any, *arguments: Any) -> Any:
+    """function(*arguments); what goes wrong is told, without places."""
+    try:
+        return function(*arguments)
+    except SegappError as error:
+        reason = error.reason if isinstance(error, ScanError) else str(error)
+        raise HTTPException(422, _without_places(reason)) from error
+    except MemoryError as error:
+        raise HTTPException(507, "Not enough memory for this.") from error
+    except FileNotFoundError as error:  # the session was closed meanwhile
+        raise HTTPException(404, "This result is no longer kept.") from error
+    except HTTPException:
+        raise
+    except Exception as error:
+        log_bug("serving the reader", error)
+        raise HTTPException(500, f"This went wrong (unexpected {type(error).__name__}).") from None
 
 
 def _without_places(reason: str) -> str:
@@ -257,6 +271,7 @@ def _written(session: Session, result: Result, kind: str) -> Path:
         raise HTTPException(404, "There is no such file of this result.")
     if kind == "same" and not result.corrected:
         assert result.outcome.output is not None
+        result.outcome.output.stat()  # FileNotFoundError where the session was closed meanwhile
         return result.outcome.output
     segmentation = result.segmentation()
     changed = None
@@ -267,4 +282,6 @@ def _written(session: Session, result: Result, kind: str) -> Path:
         *(result.entry, segmentation, result.outcome_of(segmentation), result.name, result.model),
         corrected_voxels=changed,
     )
-    return write_download(kind, reading, session.place("download"))
+    folder = result.folder / f"take-{kind}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return write_download(kind, reading, folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from segapp.files import atomic_path
 from segapp.formats import Entry, output_suffix, read_scan
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, from_slices, ordering, scan_axis, to_slices
+from segapp.progress import log_bug
 from segapp.report.overlay import display_window
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.takeaway import Download, downloads
@@ -86,6 +86,10 @@ class Result:
         return self.grid is not None
 
     @property
+    def voxels(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
     def corrected(self) -> bool:
         return (self.folder / "corrected.bin").exists()
 
@@ -97,9 +101,8 @@ class Result:
         """Keep labels that somebody corrected: uint8 class indices on the grid. Raises ScanError
         where they are not that."""
         assert self.grid is not None
-        expected = int(np.prod(self.grid.shape))
-        if len(labels) != expected:
-            problem = f"got {len(labels)} labels, the scan has {expected} voxels"
+        if len(labels) != self.voxels:
+            problem = f"got {len(labels)} labels, the scan has {self.voxels} voxels"
             raise ScanError(self.name, problem)
         highest = int(np.frombuffer(labels, np.uint8).max())
         if highest >= len(self.classes):
@@ -259,12 +262,6 @@ def _lay_out(
             "volume": scan.shape[2] > 1 or scan.affine is not None,
         },
     )
-
-
-def log_bug(doing: str, error: Exception) -> None:
-    """Where an unexpected error came up; its message may hold names of files, so it stays out."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("unexpected %s while %s\n%s", type(error).__name__, doing, frames)
 
 
 def _is_ct(predictor: Predictor | None, lowest: float) -> bool:

@@ -6,22 +6,25 @@ import atexit
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segapp.engines import Engine
 from segapp.formats import Entry
+from segapp.formats.source import forget_archives, share_memory
 from segapp.predict import Predictor
 from segapp.web.inputs import group_uploads, shown_name
 from segapp.web.result import Result, make_result
@@ -35,6 +38,7 @@ PAGE_SECONDS, CALL_SECONDS = 12 * 3600.0, 3600.0
 GONE_SECONDS = 60.0  # of a job that was done for a tab after it had gone; it may come back
 
 _MOST_GONE = 10_000
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 _PREFIX, _LOCK = "segapp-", "lock"
 
 Report = Callable[[float, str], object]  # share of the work that is done, what is being done
@@ -69,9 +73,9 @@ def stoppable(predictor: Predictor, stop: threading.Event) -> Predictor:
 class Session:
     """A folder that only this user account can read, and the results in it.
 
-    owner: the browser it belongs to; see `guard.browser_of`. Its token is the key to everything in
-    it, and nobody can guess it; the owner is asked for all the same. kept_s: seconds that it is
-    kept unused. release: told of the uploads that it needs no more.
+    owner: the browser it belongs to; see `browser_of`. Its token is the key to everything in it,
+    and nobody can guess it; the owner is asked for all the same. kept_s: seconds that it is kept
+    unused. release: told of the uploads that it needs no more. batch: the last one, if any.
     """
 
     def __init__(
@@ -79,29 +83,46 @@ class Session:
         root: Path,
         owner: str = "",
         kept_s: float = PAGE_SECONDS,
-        release: Callable[[set[Path]], None] = lambda _: None,
+        release: Callable[[list[Path]], None] = lambda _: None,
     ):
-        self._release = release
         self.kept_s = kept_s
         self.token = secrets.token_hex(16)
         self.owner = owner
         self.folder = root / self.token
         self.folder.mkdir(mode=0o700)
         self.results: list[Result] = []
-        self.uploads: set[Path] = set()
-        self.stop = threading.Event()
+        self.batch: Any = None
+        self.uploads: list[Path] = []  # one as often as jobs need it
         self.closed = False
         self.used = time.monotonic()
+        self._release = release
+        self._jobs: dict[str, threading.Event] = {}
         self._taken: set[str] = set()
         self._drops = 0
         self._lock = threading.Lock()
 
+    def begin(self, job: str) -> threading.Event:
+        """What stops a job of that kind that now begins. Raises Stopped where it is too late."""
+        with self._lock:
+            if self.closed:
+                raise Stopped
+            stop = self._jobs[job] = threading.Event()
+            return stop
+
+    def stop(self, job: str) -> None:
+        """Stop the job of that kind that is going on, if any."""
+        if stop := self._jobs.get(job):
+            stop.set()
+
     def close(self) -> None:
         """Stop what is going on and delete all files."""
-        self.closed = True
-        self.stop.set()
-        uploads, self.uploads = self.uploads, set()
+        with self._lock:
+            self.closed = True
+            for stop in self._jobs.values():
+                stop.set()
+            uploads, self.uploads = self.uploads, []
         self._release(uploads)
+        forget_archives()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def place(self, name: str) -> Path:
@@ -114,7 +135,8 @@ class Session:
 
     def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Entry]:
         """The scans that uploaded files hold."""
-        self.uploads.update(uploads)
+        uploads = list(dict.fromkeys(uploads))
+        self.uploads += uploads
         return group_uploads(uploads, self.place("uploads"), channel_files)
 
     def segment(
@@ -132,6 +154,7 @@ class Session:
         before stays, unless the session is closed.
         """
         entries = list(entries)
+        share_memory(1)
         mine = stoppable(predictor, stop) if predictor else None
         try:
             for index, entry in enumerate(entries):
@@ -168,6 +191,7 @@ class Sessions:
         self.root = root
         self.uploads = uploads or Uploads(root)
         self._by_tab: dict[str, Session] = {}
+        self._beats: Counter[str] = Counter()  # by tab, connections that say that it is there
         self._gone: OrderedDict[str, None] = OrderedDict()  # tabs that left, the last ones
         self._lock = threading.Lock()
 
@@ -175,8 +199,8 @@ class Sessions:
         """A new session of a tab, in place of the one that it has."""
         key = tab_key(tab, owner)
         kept_s = min(kept_s, GONE_SECONDS) if key in self._gone else kept_s
-        session = Session(self.root, owner, kept_s, lambda paths: self.uploads.drop(paths, key))
         with self._lock:
+            session = Session(self.root, owner, kept_s, lambda p: self.uploads.drop(p, key))
             before = self._by_tab.get(key)
             self._by_tab[key] = session
         if before is not None:
@@ -207,19 +231,32 @@ class Sessions:
             session.close()
             self._forget()
 
-    def leave(self, tab: str, owner: str) -> None:
-        """A tab is gone, with what it has and what it waits for."""
-        self.close(tab, owner)
-        self.uploads.leave(tab_key(tab, owner))
+    def arrive(self, tab: str, owner: str) -> None:
+        """A tab says that it is there, perhaps again, by a connection that it keeps open."""
+        key = tab_key(tab, owner)
         with self._lock:
-            self._gone[tab_key(tab, owner)] = None
+            self._beats[key] += 1
+            self._gone.pop(key, None)
+            if session := self._by_tab.get(key):
+                session.kept_s = max(session.kept_s, CALL_SECONDS)
+
+    def depart(self, tab: str, owner: str) -> None:
+        """A connection of `arrive` has ended; see `leave`."""
+        with self._lock:
+            self._beats[tab_key(tab, owner)] -= 1
+
+    def leave(self, tab: str, owner: str) -> None:
+        """Delete what a tab has and what it waits for, unless it is there."""
+        key = tab_key(tab, owner)
+        with self._lock:
+            self._beats = +self._beats
+            if key in self._beats:
+                return
+            self._gone[key] = None
             if len(self._gone) > _MOST_GONE:
                 self._gone.popitem(last=False)
-
-    def arrive(self, tab: str, owner: str) -> None:
-        """A tab says that it is there, perhaps again."""
-        with self._lock:
-            self._gone.pop(tab_key(tab, owner), None)
+        self.close(tab, owner)
+        self.uploads.leave(key)
 
     def close_all(self) -> None:
         for session in self.all():
@@ -227,11 +264,17 @@ class Sessions:
         self._forget()
 
     def sweep(self) -> None:
-        """Close the sessions that nobody has used for as long as they are kept."""
+        """Close the sessions that nobody has used for as long as they are kept, and delete what
+        somebody was just writing when a session was closed."""
         for session in self.all():
             if time.monotonic() - session.used > session.kept_s:
                 session.close()
         self._forget()
+        with self._lock:
+            open_now = {session.token for session in self._by_tab.values()}
+            for folder in self.root.iterdir():
+                if _TOKEN.fullmatch(folder.name) and folder.name not in open_now:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _forget(self) -> None:
         with self._lock:

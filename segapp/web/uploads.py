@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
@@ -177,7 +178,9 @@ def check_call(body: bytes, uploads: Uploads, browser: str) -> Call:
                 waiting.extend(value)
         # What was checked is what is passed on: no other reading of the same bytes is possible.
         tab = call.get("session_hash")
-        return Call(json.dumps(call).encode(), tab if isinstance(tab, str) else "", paths)
+        if not isinstance(tab, str) or not tab:  # a program that asks once
+            tab = call["session_hash"] = secrets.token_hex(16)
+        return Call(json.dumps(call).encode(), tab, list(dict.fromkeys(paths)))
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "The call's body must be a JSON object.") from error
 

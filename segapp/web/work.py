@@ -37,8 +37,8 @@ def watched(
     and once more at its end.
 
     Whoever closes the iterator, as Gradio does when a visitor cancels or is gone, stops the work
-    before its next batch, and so does setting `stop`. The work has ended when the iterator has.
-    What the work raises is raised here; Stopped only marks the last state.
+    before its next batch, and so does setting `stop`; nobody waits for it then, since Gradio would
+    let all visitors wait. What the work raises is raised here; Stopped only marks the last state.
     """
     state = State()
 
@@ -58,7 +58,6 @@ def watched(
         except Stopped:
             state.stopped = True
     finally:
-        if not job.done():
-            stop.set()
-            wait([job])
+        job.cancel()
+        stop.set()
     yield state
