@@ -52,6 +52,7 @@ def build_page(handlers: Handlers, folders: FolderHandlers) -> gr.Blocks:
             with gr.Tab("Batch", id="batch"):
                 _batch_tab(folders, model)
         gr.HTML('<footer class="sa-footer">Research use only, not a medical device.</footer>')
+        page.unload(lambda: None)  # makes pages say that they are there: see app.tab_is_there
     page.queue(default_concurrency_limit=1, max_size=WAITING, api_open=False)
     return page
 
