@@ -193,7 +193,7 @@ def _batch_tab(folders: FolderHandlers, model: gr.Dropdown) -> None:
 def theme() -> Base:
     """Fonts of the reader's system; greys and the button dark enough to read (4.5 to 1)."""
     return Base(
-        primary_hue="teal",
+        primary_hue="blue",
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],

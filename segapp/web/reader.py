@@ -134,7 +134,7 @@ class Keeper:
     def note(self) -> str:
         if self.folder is None:
             return "Nothing is kept here: the app was started without --root."
-        return f"Kept in {self.folder}, which segapp train can read."
+        return f"It goes into {self.folder}, a data set for segapp train."
 
 
 async def _body(request: Request, most: int) -> bytes:
