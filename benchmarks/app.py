@@ -90,8 +90,8 @@ def report(page: Any, scans: Path, repeats: int) -> None:
     volumes = {"256 × 256 × 128": scans / "short.nii", "256³": scans / "cube.nii"}
     rows = [("PNG, 256 × 256, the first", f"{slices[0]:.2f}", "", "")]
     rest = slices[1:] or slices
-    figures = (statistics.median(rest), min(rest), max(rest))
-    rows.append(("the others", *(f"{s:.2f}" for s in figures)))
+    middle, least, most = statistics.median(rest), min(rest), max(rest)
+    rows.append(("the others", f"{middle:.2f}", f"{least:.2f}", f"{most:.2f}"))
     for name, path in volumes.items():
         rows.append((f"volume, {name}", f"{drop(page, path):.2f}", "", ""))
     print(f"Seconds from a file's choice to its overlay, {machine()}:\n")
