@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import open_page
 from dicom_files import write_series
 from PIL import Image
-from web import CLASSES, noise_scans, serving, untrained_model, write_scans
+from web import CLASSES, Bands, bands, noise_scans, serving, untrained_model, write_scans
 
 from segapp.formats import read_labels, read_scan
 from segapp.predict import Predictor
@@ -340,6 +341,65 @@ def test_a_batch_in_the_browser(page, scans, root):
         page.locator("#batch-download").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         assert sorted(archive.namelist()) == ["hand.png", "head.nii.gz", "predictions.csv"]
+
+
+class Slow(Bands):
+    """Takes a tenth of a second for four slices."""
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        time.sleep(0.1)
+        return super().__call__(batch)
+
+
+def test_who_waits_sees_it_and_can_leave(tmp_path):
+    """While somebody else's long volume is segmented."""
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 2000), np.uint8), np.eye(4)), tmp_path / "long.nii")
+    image, _, _ = write_scans(tmp_path)
+    with serving({"hands": bands(Slow())}) as service, open_page(is_local) as first:
+        first.goto(service.url)
+        drop(first, tmp_path / "long.nii")
+        first.locator("#status", has_text="slice").wait_for()
+        assert "left" in first.locator("#status", has_text="about").inner_text()
+        second = first.context.browser.new_context().new_page()
+        second.goto(service.url)
+        drop(second, image)
+        second.locator("#status", has_text="queue: 1/1").wait_for()
+        take_picture_of(second, "flow-queue")
+        second.locator("#stop").click()
+        second.locator("#status", has_text="Stopped.").wait_for()
+        assert not second.locator("#stop").is_visible()
+        first.locator("#stop").click()
+        first.locator("#status", has_text="Stopped.").wait_for()
+        drop(second, image)  # the engine is free
+        reader(second, "hand.png")
+
+
+def test_a_correction_is_not_lost_by_a_click(page, scans):
+    page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
+    page.locator("#status", has_text="2 ready").wait_for()
+    frame = reader(page, "slice.png")
+    said: list[str] = []
+
+    def answer(yes: bool) -> None:
+        page.once("dialog", lambda d: (said.append(d.message), d.accept() if yes else d.dismiss()))
+
+    point_at(page, frame, "axial", 0.5, 0.5)
+    page.keyboard.press("e")
+    frame.locator("#radius").evaluate(
+        "r => { r.value = r.max; r.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    page.mouse.down()
+    page.mouse.up()
+    frame.locator("html[data-dirty=true]").wait_for(state="attached")
+    answer(yes=False)
+    page.locator("#worklist label", has_text="deep.tif").click()
+    page.wait_for_timeout(300)
+    assert "not saved" in said[0]
+    assert frame.locator("#name").inner_text() == "slice.png"
+    answer(yes=True)
+    page.locator("#worklist label", has_text="deep.tif").click()
+    reader(page, "deep.tif")
+    assert len(said) == 2
 
 
 def test_a_dropped_folder_is_walked_through(page, tmp_path):

@@ -117,14 +117,14 @@ class Handlers:
         yield skip, skip, skip, gr.Button(visible=False), gr.Button(visible=shown > 0), skip, skip
 
     def stop(self, request: gr.Request):
-        """The visitor wants no more of a reading: (status, stop, clear, worklist)."""
+        """The visitor wants no more of a reading: (files, folder, status, stop, clear, worklist)"""
         hidden, session = gr.Button(visible=False), self._session(request)
         if session is None:
-            return note_html("Stopped."), hidden, hidden, gr.skip()
+            return None, None, note_html("Stopped."), hidden, hidden, gr.skip()
         session.stop("read")
         some = bool(session.results)
         listed = _worklist(session) if some else gr.skip()
-        return note_html("Stopped."), hidden, gr.Button(visible=some), listed
+        return None, None, note_html("Stopped."), hidden, gr.Button(visible=some), listed
 
     def clear(self, request: gr.Request):
         """The worklist is emptied, and its files deleted: (status, clear, worklist, view)."""

@@ -106,13 +106,24 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
         (folder.upload, handlers.read, [folder, model]),
         (samples.click, handlers.read_example, [samples]),
     ):
-        source(lambda: gr.Button(visible=True), None, stop, **_INSTANT)
+        source(_waiting, None, [status, stop], **_INSTANT)
         event = source(handler, inputs, after, show_progress_on=status, **_ENGINE, **_PRIVATE)
         events.append(event)
-    stop.click(handlers.stop, None, [status, stop, clear, worklist], cancels=events, **_INSTANT)
+    stop.click(
+        handlers.stop,
+        None,
+        [files, folder, status, stop, clear, worklist],
+        cancels=events,
+        **_INSTANT,
+    )
     clear.click(handlers.clear, None, [status, clear, worklist, view], **_INSTANT)
     worklist.input(handlers.show, worklist, view, **_INSTANT)
     _endpoints(handlers, model)
+
+
+def _waiting() -> tuple[str, gr.Button]:
+    """Room for Gradio's word on the place in the queue, and a way out of it: (status, stop)."""
+    return "<p class='sa-note sa-waiting'>Waiting</p>", gr.Button(visible=True)
 
 
 def _endpoints(handlers: Handlers, model: gr.Dropdown) -> None:
@@ -165,7 +176,7 @@ def _batch_tab(folders: FolderHandlers, model: gr.Dropdown) -> None:
             )
         with gr.Column(scale=4, min_width=480):
             table = gr.HTML(EMPTY.format("Results appear here as a table."), elem_id="batch-table")
-    start.click(lambda: gr.Button(visible=True), None, stop, **_INSTANT)
+    start.click(_waiting, None, [status, stop], **_INSTANT)
     event = start.click(
         folders.run,
         [place, files, model],
