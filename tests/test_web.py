@@ -348,6 +348,9 @@ def test_a_full_disk_is_told_without_places(handlers, tmp_path, monkeypatch):
     with pytest.raises(gr.Error, match="can't store results") as raised:
         last(handlers.segment([str(hand)], "hands", request("a")))
     assert str(tmp_path) not in str(raised.value)
+    _, _, status, stop, *_ = last(handlers.read([str(hand)], "hands", request("a")))
+    assert "store results at the moment" in status
+    assert not stop.visible
 
 
 def test_a_bug_fails_one_file_and_logs_no_names(tmp_path, caplog):

@@ -103,18 +103,21 @@ class Handlers:
         before = shown = len(session.results)
         skip = gr.skip()
         yield None, None, progress_html(0, "Reading", 0), skip, skip, skip, skip
-        for state in self._run(session, files, entries, model):
-            listed = (skip, skip)
-            if len(session.results) > shown:
-                listed = _worklist(session), skip
-                if shown == before:  # the first one is shown as soon as it is there
-                    listed = _worklist(session, before), reader_html(session, before)
-                shown = len(session.results)
-            status = progress_html(state.share, state.said, state.seconds)
-            if state.stopped or state.share == 1:
-                status = note_html(_said(session.results[before:], state.stopped))
-            yield skip, skip, status, skip, skip, *listed
-        yield skip, skip, skip, gr.Button(visible=False), gr.Button(visible=shown > 0), skip, skip
+        try:
+            for state in self._run(session, files, entries, model):
+                listed = (skip, skip)
+                if len(session.results) > shown:
+                    listed = _worklist(session), skip
+                    if shown == before:  # the first one is shown as soon as it is there
+                        listed = _worklist(session, before), reader_html(session, before)
+                    shown = len(session.results)
+                status = progress_html(state.share, state.said, state.seconds)
+                yield skip, skip, status, skip, skip, *listed
+            status = note_html(_said(session.results[before:], state.stopped))
+        except gr.Error as problem:
+            status = note_html(problem.message, "error")
+        some = gr.Button(visible=shown > 0)
+        yield skip, skip, status, gr.Button(visible=False), some, skip, skip
 
     def stop(self, request: gr.Request):
         """The visitor wants no more of a reading: (files, folder, status, stop, clear, worklist)"""
