@@ -270,7 +270,7 @@ def web_app(
     models: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Run folders, model.safetensors or exported folders. None: scans are only shown.",
         ),
     ] = None,
