@@ -25,12 +25,10 @@ def training_command(folder: Path, model: Path | None) -> tuple[str | None, str]
         cases = ()
     patients = len({c.patient for c in cases})
     if patients < _PATIENTS:
-        missing = _PATIENTS - patients
-        held = f"{len(cases)} case{'' if len(cases) == 1 else 's'} of {patients} patient"
         return None, (
-            f"Training needs cases of {_PATIENTS} patients, to set some aside for validation; here "
-            f"are {held}{'' if patients == 1 else 's'}. Keep one of {missing} more; where cases of "
-            "several patients were taken for one, correct the column patient of cases.csv."
+            f"Training needs cases of {_PATIENTS} patients at least, to set some aside for "
+            f"validation; so far there are {patients}. Keep more; where scans of several patients "
+            "were taken for one's, correct the column patient of cases.csv."
         )
     start, why = _trainable(model)
     if start is None:

@@ -358,7 +358,7 @@ def test_the_command_waits_for_a_second_patient_and_a_model(tmp_path):
     keep(picture(tmp_path / "1" / "p1_slice2.png", seed=1), folder)
     command, note = training_command(folder, tmp_path)
     assert command is None
-    assert "2 cases of 1 patient. Keep one of 1 more" in note
+    assert "so far there are 1. Keep more" in note
     keep(picture(tmp_path / "2" / "p2_slice2.png", seed=2), folder)
     assert "not known" in training_command(folder, None)[1]
     (tmp_path / "export").mkdir()
