@@ -110,7 +110,8 @@ def _mean_intensities(segmentation: Segmentation) -> list[float | None]:
 
 def _channels(scan: Scan) -> tuple[np.ndarray, tuple[float, ...]]:
     """The channels (I, J, K) that count, and what each counts."""
-    return (scan.voxels, _LUMINANCE) if scan.channels == 3 else (scan.voxels[:1], (1.0,))
+    colour = scan.channels == 3 and (scan.affine is None or scan.voxels.dtype == np.uint8)
+    return (scan.voxels, _LUMINANCE) if colour else (scan.voxels[:1], (1.0,))
 
 
 def write_measures(

@@ -406,7 +406,12 @@ def test_corrections_are_checked_and_can_be_undone(tmp_path):
     result.correct(bytes([1] * 48))
     assert result.corrected
     assert (result.labels() == 1).all()
-    assert result.outcome_of(result.segmentation()).sizes["bone_voxels"] == 48
+    said = result.outcome_of(result.segmentation())
+    assert said.sizes["bone_voxels"] == 48
+    assert said.mean_confidence == result.outcome.mean_confidence  # the model's, and named so
+    result.correct(result.on_grid(found))  # painted, and taken back
+    assert not result.corrected
+    result.correct(bytes([1] * 48))
     result.restore()
     assert np.array_equal(result.labels(), found)
 

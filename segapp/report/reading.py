@@ -117,8 +117,9 @@ def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
     plain = draw_slice(images[k], nothing, segmentation.classes, display_window(scan))
     _, row, column = (1.0, 1.0, 1.0) if scan.affine is None else slice_spacing(scan, axis)
     title = "" if scan.affine is None else axis
-    if len(labels) > 1:
-        title = f"{title} slice {k + 1} of {len(labels)}".strip()
+    if len(labels) > 1:  # counted as the reader counts: towards head, back and left
+        shown = k + 1 if axis == "axial" else len(labels) - k
+        title = f"{title} slice {shown} of {len(labels)}".strip()
     height, width = nothing.shape
     extent = (width * column, height * row)
     return _Cut(title.capitalize(), plain, labels[k], min(row, column), extent)
@@ -169,4 +170,6 @@ def _range_text(measured: ClassMeasure) -> str:
 
 
 def _rounded(value: float) -> str:
+    if 0 < value < 1:
+        return f"{value:.3g}"
     return number(value, 0 if value >= 1000 else 1 if value >= 10 else 2)

@@ -133,7 +133,11 @@ def start(
     page = build_page(handlers, FolderHandlers(handlers, roots))
     place = roots[0] if roots else Path() if is_loopback(host) else None
     folder = None if place is None else place.resolve() / "corrections"
-    keepers = {name: Keeper(folder, name, (paths or {}).get(name)) for name in models}
+    several = len(models) > 1  # whose classes differ
+    keepers = {
+        name: Keeper(folder / name if folder and several else folder, name, (paths or {}).get(name))
+        for name in models
+    }
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     api.include_router(reader_routes(sessions, keepers))
     gr.mount_gradio_app(

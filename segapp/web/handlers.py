@@ -25,6 +25,8 @@ from segapp.web.work import State, one_worker, watched
 
 log = logging.getLogger("segapp")
 
+_SOON_S = 3.0
+
 
 class Handlers:
     """Holds the models by name, the examples (a model's name and a scan) and the sessions."""
@@ -102,16 +104,21 @@ class Handlers:
         session = self._session(request) or self.open(request)
         before = shown = len(session.results)
         skip = gr.skip()
-        yield None, None, progress_html(0, "Reading", 0), skip, skip, skip, skip
+        reading, stop = progress_html(0, "Reading", 0), gr.Button(visible=True)
+        yield None, None, reading, stop, skip, skip, skip
         try:
             for state in self._run(session, files, entries, model):
                 listed = (skip, skip)
                 if len(session.results) > shown:
                     listed = _worklist(session), skip
-                    if shown == before:  # the first one is shown as soon as it is there
+                    # the first one is shown as soon as it is there; later somebody may be in the
+                    # middle of another one
+                    if shown == before and (before == 0 or state.seconds < _SOON_S):
                         listed = _worklist(session, before), reader_html(session, before)
                     shown = len(session.results)
                 status = progress_html(state.share, state.said, state.seconds)
+                if session.closed:  # the list was cleared meanwhile
+                    return
                 yield skip, skip, status, skip, skip, *listed
             status = note_html(_said(session.results[before:], state.stopped))
         except gr.Error as problem:
@@ -130,10 +137,16 @@ class Handlers:
         return None, None, note_html("Stopped."), hidden, gr.Button(visible=some), listed
 
     def clear(self, request: gr.Request):
-        """The worklist is emptied, and its files deleted: (status, clear, worklist, view)."""
+        """The worklist is emptied, and its files deleted: (status, stop, clear, worklist, view)."""
         self.sessions.close(request.session_hash or "", browser_of(request))
         hidden = gr.Button(visible=False)
-        return "", hidden, gr.Radio(choices=[], value=None, visible=False), reader_html(None, 0)
+        return (
+            "",
+            hidden,
+            hidden,
+            gr.Radio(choices=[], value=None, visible=False),
+            reader_html(None, 0),
+        )
 
     def show(self, index: int | None, request: gr.Request) -> str:
         """A scan of the worklist."""

@@ -107,7 +107,15 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
         (samples.click, handlers.read_example, [samples]),
     ):
         source(_waiting, None, [status, stop], **_INSTANT)
-        event = source(handler, inputs, after, show_progress_on=status, **_ENGINE, **_PRIVATE)
+        event = source(
+            handler,
+            inputs,
+            after,
+            show_progress_on=status,
+            trigger_mode="multiple",  # what is dropped while others are read waits
+            **_ENGINE,
+            **_PRIVATE,
+        )
         events.append(event)
     stop.click(
         handlers.stop,
@@ -116,7 +124,9 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
         cancels=events,
         **_INSTANT,
     )
-    clear.click(handlers.clear, None, [status, clear, worklist, view], **_INSTANT)
+    clear.click(
+        handlers.clear, None, [status, stop, clear, worklist, view], cancels=events, **_INSTANT
+    )
     worklist.input(handlers.show, worklist, view, **_INSTANT)
     _endpoints(handlers, model)
 

@@ -19,7 +19,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from segapp.agreement import compare_labels, reference_labels
 from segapp.corrections import keep_case
 from segapp.errors import ScanError, SegappError
-from segapp.formats import known_suffix
+from segapp.formats import read_labels
+from segapp.formats.listing import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
 from segapp.progress import log_bug
@@ -192,7 +193,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
             for c in result.classes
         ],
         "status": outcome.status,
-        "reason": outcome.reason,
+        "reason": ("Of the model's own result: " if result.corrected else "") + outcome.reason,
         "warnings": list(outcome.warnings),
         "facts": describe(result),
         "corrected": result.corrected,
@@ -232,6 +233,10 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
         path.write_bytes(body)
         segmentation = result.segmentation()
         mask = reference_labels(path, segmentation.scan, result.classes)
+        given = read_labels(path)
+        warnings = list(given.warnings)
+        if given.affine is None and segmentation.scan.affine is not None:
+            warnings.append("the mask has no place in space; only its size was checked")
     except ScanError as error:
         raise ScanError(name, error.problem, error.kind, error.remedy) from error
     finally:
@@ -240,7 +245,7 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
     return {
         "name": name,
         "dice": compare_labels(mask, segmentation.labels, result.classes),
-        "warnings": [],
+        "warnings": warnings,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,9 @@ class Result:
         highest = int(np.frombuffer(labels, np.uint8).max())
         if highest >= len(self.classes):
             raise ScanError(self.name, f"got class {highest}, the last is {len(self.classes) - 1}")
+        if labels == (self.folder / "labels.bin").read_bytes():
+            self.restore()  # painted, and taken back
+            return
         with atomic_path(self.folder / "corrected.bin") as temporary:
             temporary.write_bytes(labels)
 
@@ -132,17 +135,11 @@ class Result:
         return Segmentation(self.labels(), scan, self.classes, warnings=said, assessment=judged)
 
     def outcome_of(self, segmentation: Segmentation) -> Outcome:
-        """What is to be said of the result as it stands; of a corrected one the sizes alone, as the
-        model's doubts and confidence were about another."""
+        """What the model thought of its own result, with the sizes of the result as it stands; of
+        a corrected one no ranges are promised."""
         if not self.corrected:
             return self.outcome
-        return Outcome(
-            self.outcome.file,
-            self.outcome.output,
-            seconds=self.outcome.seconds,
-            warnings=self.outcome.warnings,
-            sizes=class_sizes(segmentation),
-        )
+        return replace(self.outcome, sizes=class_sizes(segmentation), range_coverage=None)
 
     def summary(self, index: int) -> dict[str, Any]:
         """What /segment tells about this scan. `index` is what /slice takes."""
@@ -252,10 +249,10 @@ def _lay_out(
         facts={
             "rgb": rgb,
             "dtype": dtype.name,
-            "main": main,
+            "main": main if scan.affine is not None else "axial",
             "start": start,
-            "window": display_window(scan),
-            "ct": _is_ct(predictor, lowest),
+            "window": display_window(scan if rgb else scan.with_voxels(scan.voxels[:1])),
+            "ct": scan.affine is not None and scan.channels == 1 and _is_ct(predictor, lowest),
             "across": across,
             "slices": grid.shape[across],
             "file_spacing_mm": scan.spacing_mm,
@@ -307,10 +304,11 @@ def describe(result: Result) -> Sequence[tuple[str, str]]:
     if spacing := result.facts["file_spacing_mm"]:
         found.append(("Spacing", " × ".join(f"{s:.3g}" for s in spacing) + " mm"))
     outcome = result.outcome
+    whose = "Model's own: " if result.corrected else ""
     if outcome.mean_confidence is not None:
-        found.append(("Mean confidence", f"{100 * outcome.mean_confidence:.1f} %"))
+        found.append((f"{whose}Mean confidence", f"{100 * outcome.mean_confidence:.1f} %"))
     if outcome.estimated_dice is not None:
-        found.append(("Estimated Dice", f"{outcome.estimated_dice:.2f}"))
+        found.append((f"{whose}Estimated Dice", f"{outcome.estimated_dice:.2f}"))
     if outcome.unlikeness is not None:
         found.append(("Unlikeness (limit 1)", f"{outcome.unlikeness:.2g}"))
     return [*found, ("Time", f"{outcome.seconds:.1f} s")]

@@ -67,7 +67,8 @@ def choices(session: Session | None) -> list[tuple[str, int]]:
         status = result.outcome.status
         said = "" if status == "ok" else f" – {status}"
         warned = " (warnings)" if status == "ok" and result.outcome.warnings else ""
-        found.append((f"{MARKS[status]} {result.name}{said}{warned}", index))
+        by_hand = ", corrected" if result.corrected else ""
+        found.append((f"{MARKS[status]} {result.name}{said}{warned}{by_hand}", index))
     return found
 
 

@@ -18,7 +18,8 @@ export function watchKeys(reader) {
     zoomBy(reader, reader.panes.find((pane) => pane.name === reader.active), factor);
     reader.tell("view");
   };
-  const step = (by) => stepSlice(reader, reader.active, by);
+  const go = (move) => !reader.history.open && move(); // a stroke stays on its slice
+  const step = (by) => go(() => stepSlice(reader, reader.active, by));
   const nextStyle = () => STYLES[(STYLES.indexOf(reader.style) + 1) % STYLES.length];
   const resize = (steps) => {
     byId("radius").valueAsNumber += steps * Number(byId("radius").step);
@@ -30,8 +31,8 @@ export function watchKeys(reader) {
     ArrowDown: () => step(1),
     PageUp: () => step(-1),
     PageDown: () => step(1),
-    Home: () => setSlice(reader, reader.active, 0),
-    End: () => setSlice(reader, reader.active, sliceCount(reader, reader.active) - 1),
+    Home: () => go(() => setSlice(reader, reader.active, 0)),
+    End: () => go(() => setSlice(reader, reader.active, sliceCount(reader, reader.active) - 1)),
     "+": () => zoom(1.25),
     "=": () => zoom(1.25),
     "-": () => zoom(0.8),

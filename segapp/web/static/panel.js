@@ -1,6 +1,6 @@
 // What the page says about the result, and the readout below the panes.
 
-import { byId, make } from "./dom.js";
+import { byId, make, problem } from "./dom.js";
 import { fileVoxel, flatIndex, planeTitle, position, positionText } from "./geometry.js";
 import { pictureOf } from "./pane.js";
 import { voxelInView } from "./pointer.js";
@@ -33,6 +33,11 @@ export function buildTakeAway(reader) {
     return make("li", {}, make("a", { href, download: "", textContent: label }));
   });
   byId("downloads").append(...links);
+  byId("downloads").addEventListener("click", (event) => {
+    if (!reader.dirty) return;
+    event.preventDefault();
+    problem("Save or discard the correction first: files hold what is saved.");
+  });
   byId("picture").addEventListener("click", async () => {
     const pane = reader.panes.find(({ name }) => name === reader.main);
     const href = URL.createObjectURL(await pictureOf(pane));
@@ -88,9 +93,11 @@ export function buildReadout(reader) {
       label.textContent = meta.classes[reader.labels[at]]?.name ?? String(reader.labels[at]);
       readout.dataset.class = label.textContent;
     }
-    if (sure) sure.textContent = reader.confidence ? percent(reader.confidence[at]) : "…";
+    // Of a corrected result the model's confidence would speak of another class.
+    const own = !reader.dirty && !reader.corrected;
+    if (sure) sure.textContent = !own ? "–" : reader.confidence ? percent(reader.confidence[at]) : "…";
   };
-  for (const kind of ["cursor", "pointer", "labels", "confidence"]) reader.on(kind, follow);
+  for (const kind of ["cursor", "pointer", "labels", "confidence", "correction"]) reader.on(kind, follow);
   follow();
 }
 
