@@ -94,8 +94,8 @@ export function buildReadout(reader) {
       readout.dataset.class = label.textContent;
     }
     // Of a corrected result the model's confidence would speak of another class.
-    const own = !reader.dirty && !reader.corrected;
-    if (sure) sure.textContent = !own ? "–" : reader.confidence ? percent(reader.confidence[at]) : "…";
+    const known = reader.confidence ? percent(reader.confidence[at]) : "…";
+    if (sure) sure.textContent = reader.dirty || reader.corrected ? "–" : known;
   };
   for (const kind of ["cursor", "pointer", "labels", "confidence", "correction"]) reader.on(kind, follow);
   follow();
