@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -128,7 +129,8 @@ def start(
     """
     root = private_root()
     uploads = Uploads(root)
-    sessions = Sessions(root, uploads)
+    place_of_sessions = Path(tempfile.mkdtemp(prefix="sessions-", dir=root))  # mode 0700
+    sessions = Sessions(place_of_sessions, uploads)
     handlers = Handlers(models, examples, sessions)
     page = build_page(handlers, FolderHandlers(handlers, roots))
     place = roots[0] if roots else Path() if is_loopback(host) else None
