@@ -93,7 +93,7 @@ class FolderHandlers:
         """What is done by now: (status, stop, table, download)."""
         session = self.handlers.sessions.of_tab(request.session_hash or "", browser_of(request))
         job: Job | None = session.batch if session else None
-        if session is None or job is None:
+        if session is None or job is None or job.ended.is_set():  # an earlier one is not this one
             hidden = gr.Button(visible=False)
             return note_html("Stopped."), hidden, gr.skip(), hidden
         session.stop("batch")
