@@ -16,13 +16,13 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import bcrypt
 
-from segapp.errors import ConfigError
+from segapp.errors import ConfigError, OutputError
+from segapp.files import atomic_path
 from segapp.web.browsers import credentials
 
 log = logging.getLogger("segapp")
@@ -140,18 +140,11 @@ def write_user(path: Path, name: str, password: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".users-", dir=path.parent)  # mode 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 (mkstemp gives a string)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise ConfigError(f"{path}: can't write it: {error.strerror}") from error
+        with atomic_path(path, mode=0o600) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OutputError as error:
+        raise ConfigError(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
