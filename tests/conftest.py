@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +37,13 @@ def write_png_dataset(root: Path, count: int = 6, values: tuple[int, ...] = (0, 
 @pytest.fixture
 def png_dataset(tmp_path: Path) -> Path:
     return write_png_dataset(tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_the_start() -> Iterator[None]:
+    """A command that a test runs in this process sends the log to the screen: the next test's
+    `caplog` would stay empty."""
+    logger = logging.getLogger("segapp")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before

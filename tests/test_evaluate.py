@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -205,8 +204,7 @@ def test_a_page_shows_the_cases_and_the_command(two_cases, tmp_path, model):
     assert before == sorted(p.name for p in two_cases.rglob("*"))
 
 
-def test_cases_seen_in_training_are_counted(two_cases, tmp_path, model, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("segapp"), "propagate", True)
+def test_cases_seen_in_training_are_counted(two_cases, tmp_path, model, caplog):
     add_case(two_cases, "renamed", [[0, 200]], [[0, 255]])
     found = evaluate_model(model, two_cases, None, tmp_path / "out")
     assert found["n_seen_in_training"] == 1

@@ -156,9 +156,7 @@ def test_what_a_model_learned_is_ranked_apart(
     tmp_path: Path,
     loaded: list[str],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("segapp"), "propagate", True)
     caplog.set_level(logging.WARNING, "segapp")
     model = write_model(tmp_path / "run", info_of([image(data, 3), image(data, 1)]))
     found = review(list_cases(data), find_judges(model), tmp_path / "out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import signal
 import threading
@@ -171,7 +170,6 @@ def test_resume_of_a_finished_run_says_so(
 ) -> None:
     out = run(png_dataset, tmp_path / "run", "train.epochs=1")
     before = (out / "model.safetensors").read_bytes()
-    logging.getLogger("segapp").propagate = True
     with caplog.at_level("INFO", "segapp"):
         resume(out)
     assert "finished" in caplog.text

@@ -544,9 +544,10 @@ def test_a_stopped_batch_keeps_what_is_done(sessions, tmp_path):
         pass
     closing = threading.Thread(target=events.close)
     closing.start()
-    status, _, _, download = folders.stop(request("a"))
+    status, stopped, _, _, download = folders.stop(request("a"))
     closing.join()
-    assert "Stopped with" in status
+    assert not status.visible
+    assert "Stopped with" in stopped.value
     with zipfile.ZipFile(download.value["path"]) as archive:
         done = [name for name in archive.namelist() if name.endswith(".png")]
     assert 0 < len(done) < 40

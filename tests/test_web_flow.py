@@ -366,10 +366,11 @@ def test_who_waits_sees_it_and_can_leave(tmp_path):
         second.locator("#status", has_text="queue: 1/1").wait_for()
         take_picture_of(second, "flow-queue")
         second.locator("#stop").click()
-        second.locator("#status", has_text="Stopped.").wait_for()
+        second.locator("#stopped", has_text="Stopped.").wait_for()
         assert not second.locator("#stop").is_visible()
         first.locator("#stop").click()
-        first.locator("#status", has_text="Stopped.").wait_for()
+        first.locator("#stopped", has_text="Stopped.").wait_for()
+        assert not first.locator("#status").is_visible()
         drop(second, image)  # the engine is free
         reader(second, "hand.png")
 

@@ -20,7 +20,7 @@ from segapp.batch import Outcome, list_inputs, predict_batch
 from segapp.errors import SegappError
 from segapp.files import atomic_path, write_text
 from segapp.web.browsers import browser_of
-from segapp.web.handlers import Handlers, error
+from segapp.web.handlers import Handlers, error, instead_of_progress
 from segapp.web.session import CALL_SECONDS, Report, Session, stoppable
 from segapp.web.view import EMPTY, MARKS, note_html, progress_html
 from segapp.web.work import State
@@ -87,18 +87,20 @@ class FolderHandlers:
         except gr.Error as problem:
             yield skip, note_html(problem.message, "error"), hidden, skip, hidden
             return
-        yield None, *_final(job, stopped=state.stopped)
+        said, after = _final(job, stopped=state.stopped)
+        yield None, note_html(said), *after
 
     def stop(self, request: gr.Request):
-        """What is done by now: (status, stop, table, download)."""
+        """What is done by now: (status, stopped, stop, table, download)."""
         session = self.handlers.sessions.of_tab(request.session_hash or "", browser_of(request))
         job: Job | None = session.batch if session else None
         if session is None or job is None or job.ended.is_set():  # an earlier one is not this one
             hidden = gr.Button(visible=False)
-            return note_html("Stopped."), hidden, gr.skip(), hidden
+            return *instead_of_progress("Stopped."), hidden, gr.skip(), hidden
         session.stop("batch")
         job.ended.wait(2)
-        return _final(job, stopped=True)
+        said, after = _final(job, stopped=True)
+        return *instead_of_progress(said), *after
 
     def batch(
         self, files: list[str] | None, folder: str, model: str, request: gr.Request
@@ -174,8 +176,8 @@ class FolderHandlers:
         raise error("This folder is not below one that the app was started with (--root).")
 
 
-def _final(job: Job, stopped: bool) -> tuple[Any, ...]:
-    """(status, stop, table, download) of a batch that has ended."""
+def _final(job: Job, stopped: bool) -> tuple[str, tuple[Any, ...]]:
+    """What to say of a batch that has ended, and (stop, table, download)."""
     words = {"ok": "ok", "review": "to review", "failed": "failed"}
     said = ", ".join(f"{job.counts[s]} {words[s]}" for s in words if job.counts[s])
     left = job.total - sum(job.counts.values())
@@ -183,7 +185,7 @@ def _final(job: Job, stopped: bool) -> tuple[Any, ...]:
         said = f"Stopped with {left} of {job.total} left. {said}"
     rows = sorted(job.rows, key=lambda row: _ORDER.index(row["status"]))
     button = gr.DownloadButton(value=str(job.zip) if job.zip else None, visible=job.zip is not None)
-    return note_html(said), gr.Button(visible=False), table_html(rows), button
+    return said, (gr.Button(visible=False), table_html(rows), button)
 
 
 def table_html(rows: Sequence[dict[str, str]]) -> str:

@@ -127,21 +127,24 @@ class Handlers:
         yield skip, skip, status, gr.Button(visible=False), some, skip, skip
 
     def stop(self, request: gr.Request):
-        """The visitor wants no more of a reading: (files, folder, status, stop, clear, worklist)"""
+        """The visitor wants no more of a reading: (files, folder, status, stopped, stop, clear,
+        worklist)."""
         hidden, session = gr.Button(visible=False), self._session(request)
+        after = (None, None, *instead_of_progress("Stopped."), hidden)
         if session is None:
-            return None, None, note_html("Stopped."), hidden, hidden, gr.skip()
+            return *after, hidden, gr.skip()
         session.stop("read")
         some = bool(session.results)
         listed = _worklist(session) if some else gr.skip()
-        return None, None, note_html("Stopped."), hidden, gr.Button(visible=some), listed
+        return *after, gr.Button(visible=some), listed
 
     def clear(self, request: gr.Request):
-        """The worklist is emptied, and its files deleted: (status, stop, clear, worklist, view)."""
+        """The worklist is emptied, and its files deleted: (status, stopped, stop, clear, worklist,
+        view)."""
         self.sessions.close(request.session_hash or "", browser_of(request))
         hidden = gr.Button(visible=False)
         return (
-            "",
+            *instead_of_progress(""),
             hidden,
             hidden,
             gr.Radio(choices=[], value=None, visible=False),
@@ -205,6 +208,12 @@ def _worklist(session: Session, chosen: int | None = None) -> gr.Radio:
     found = choices(session)
     value: dict[str, Any] = {} if chosen is None else {"value": chosen}
     return gr.Radio(choices=found, visible=bool(found), **value)
+
+
+def instead_of_progress(said: str) -> tuple[gr.HTML, gr.HTML]:
+    """(status, stopped): a word in a place of its own. The last line of progress may reach the page
+    after the answer to a click on Stop, and must not be what stays."""
+    return gr.HTML(visible=False), gr.HTML(note_html(said), visible=True)
 
 
 def _said(new: Sequence[Result], stopped: bool) -> str:

@@ -93,6 +93,7 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
                 elem_id="examples",
             )
             status = gr.HTML(elem_id="status")
+            stopped = gr.HTML(visible=False, elem_id="stopped")
             stop = gr.Button("Stop", visible=False, variant="stop", size="sm", elem_id="stop")
             worklist = gr.Radio(label="Worklist", visible=False, elem_id="worklist")
             clear = gr.Button("Clear the list", visible=False, size="sm", elem_id="clear")
@@ -106,7 +107,7 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
         (folder.upload, handlers.read, [folder, model]),
         (samples.click, handlers.read_example, [samples]),
     ):
-        source(_waiting, None, [status, stop], **_INSTANT)
+        source(_waiting, None, [status, stopped, stop], **_INSTANT)
         event = source(
             handler,
             inputs,
@@ -120,20 +121,26 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
     stop.click(
         handlers.stop,
         None,
-        [files, folder, status, stop, clear, worklist],
+        [files, folder, status, stopped, stop, clear, worklist],
         cancels=events,
         **_INSTANT,
     )
     clear.click(
-        handlers.clear, None, [status, stop, clear, worklist, view], cancels=events, **_INSTANT
+        handlers.clear,
+        None,
+        [status, stopped, stop, clear, worklist, view],
+        cancels=events,
+        **_INSTANT,
     )
     worklist.input(handlers.show, worklist, view, **_INSTANT)
     _endpoints(handlers, model)
 
 
-def _waiting() -> tuple[str, gr.Button]:
-    """Room for Gradio's word on the place in the queue, and a way out of it: (status, stop)."""
-    return "<p class='sa-note sa-waiting'>Waiting</p>", gr.Button(visible=True)
+def _waiting() -> tuple[gr.HTML, gr.HTML, gr.Button]:
+    """Room for Gradio's word on the place in the queue, and a way out of it: (status, stopped,
+    stop)."""
+    waiting = gr.HTML("<p class='sa-note sa-waiting'>Waiting</p>", visible=True)
+    return waiting, gr.HTML(visible=False), gr.Button(visible=True)
 
 
 def _endpoints(handlers: Handlers, model: gr.Dropdown) -> None:
@@ -181,12 +188,13 @@ def _batch_tab(folders: FolderHandlers, model: gr.Dropdown) -> None:
             start = gr.Button("Segment all", variant="primary", elem_id="batch-start")
             stop = gr.Button("Stop", visible=False, variant="stop", elem_id="batch-stop")
             status = gr.HTML(elem_id="batch-status")
+            stopped = gr.HTML(visible=False, elem_id="batch-stopped")
             download = gr.DownloadButton(
                 "Download all (zip)", visible=False, elem_id="batch-download"
             )
         with gr.Column(scale=4, min_width=480):
             table = gr.HTML(EMPTY.format("Results appear here as a table."), elem_id="batch-table")
-    start.click(_waiting, None, [status, stop], **_INSTANT)
+    start.click(_waiting, None, [status, stopped, stop], **_INSTANT)
     event = start.click(
         folders.run,
         [place, files, model],
@@ -195,7 +203,8 @@ def _batch_tab(folders: FolderHandlers, model: gr.Dropdown) -> None:
         **_ENGINE,
         **_PRIVATE,
     )
-    stop.click(folders.stop, None, [status, stop, table, download], cancels=[event], **_INSTANT)
+    after_stop = [status, stopped, stop, table, download]
+    stop.click(folders.stop, None, after_stop, cancels=[event], **_INSTANT)
     zipped = gr.File(label="Results (zip)", visible=False)
     summary = gr.JSON(label="Summary", visible=False)
     scans = gr.File(label="Scans", file_count="multiple", visible=False)
