@@ -166,11 +166,11 @@ def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, s
         if step == WARM_UP:
             began = time.perf_counter()
         images, masks, _ = next(batches)
-        loss, _ = training_step(
+        done = training_step(
             *(accelerator, network, optimizer, loss_function),
             *([Mixed(images, masks)], plan.settings.optim.clip_norm),
         )
-        losses.append(loss.item())
+        losses.append(done.loss)
     return losses, time.perf_counter() - began, precision
 
 

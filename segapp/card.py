@@ -37,7 +37,7 @@ def model_card(info: ModelInfo) -> Card:
     return Card(
         title=f"Segmentation of {structures(info)}",
         lead=f"{what} {network.name} over {network.encoder}{cut}, written by segapp "
-        f"{info.versions.get('segapp', '?')} on {info.created[:10]}.",
+        f"{info.versions.get('segapp', '?')}{f' on {info.created[:10]}' if info.created else ''}.",
         sections=(
             *(_use(info), _gives(info), _judges(info)),
             *(_takes(info), _learned(info), _limits(info)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +28,8 @@ MODEL_NAME = "model.safetensors"
 INFO_NAME = "info.json"  # the JSON part alone, in an exported folder
 _KEY = "segapp"
 _FORMAT = 1
+_COUNTING = ("torch", "segmentation-models-pytorch", "albumentations", "opencv-python-headless")
+_COUNTING += ("accelerate", "numpy", "scipy")  # packages that results depend on
 
 
 class Architecture(BaseModel):
@@ -88,8 +92,11 @@ class ModelInfo(BaseModel):
     training: TrainingRange | None = None  # None: not recorded
     temperature: float = Field(default=1.0, gt=0)
     quality: Quality | None = None  # None: results are not judged
+    # "": not recorded, as it would make files differ that are equal otherwise
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=lambda: current_versions())
+    machine: dict[str, str | int] = Field(default_factory=dict)  # that it was trained on
+    weights_sha256: str = ""  # see `weights_digest`; "": not recorded
     licence_notes: str = (
         "The weights derive from the training data and the starting weights named here; their "
         "licences apply. Research use, not a medical device."
@@ -110,7 +117,7 @@ class ModelInfo(BaseModel):
 def current_versions() -> dict[str, str]:
     """Of segapp, Python and the packages that results depend on, as installed here."""
     found = {"segapp": segapp.__version__, "python": platform.python_version()}
-    for package in ("torch", "segmentation-models-pytorch", "albumentations", "numpy"):
+    for package in _COUNTING:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -125,11 +132,23 @@ def save_model(path: Path, weights: dict[str, np.ndarray], info: ModelInfo) -> N
     """
     # safetensors writes memory as it lies: a channels-last array would come back scrambled
     weights = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    info = info.model_copy(update={"weights_sha256": weights_digest(weights)})
     with atomic_path(path) as temporary:
         try:
             save_file(weights, temporary, metadata={_KEY: info.model_dump_json()})
         except SafetensorError as error:  # its word for a full disk
             raise OutputError(f"{path}: can't be written ({error})") from error
+
+
+def weights_digest(weights: Mapping[str, np.ndarray], text: str = "") -> str:
+    """Hex SHA-256 of every array's name, type, shape and bytes, in the order of their names, and of
+    `text`."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def model_path(model: Path) -> Path:
@@ -185,10 +204,19 @@ def _parse(text: str, path: Path) -> ModelInfo:
 
 
 def read_weights(model: Path) -> dict[str, np.ndarray]:
-    """Every weight by its name, as stored. Raises ModelFileError."""
+    """Every weight by its name, as stored. Raises ModelFileError, also where they are no longer
+    those that were written."""
     path = model_path(model)
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get(_KEY, "{}")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: not a readable safetensors file ({error})") from error
+    recorded = _parse(text, path).weights_sha256
+    if recorded and weights_digest(weights) != recorded:
+        raise ModelFileError(
+            f"{path}: its weights are not those that were written (their checksum differs): the "
+            "file is damaged or was edited; take it from where it was trained"
+        )
+    return weights

@@ -105,11 +105,20 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "data": f"{record.data.root} ({split_sizes} cases)",
         "training scans": record.training or "not recorded",
         "judges results": _judging_text(record),
-        "created": record.created,
+        "created": record.created or "not recorded",
+        "trained on": ", ".join(f"{k} {v}" for k, v in record.machine.items()) or "not recorded",
+        "repeatable": _repeatable_text(record),
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,
     }
     return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
+
+
+def _repeatable_text(record: ModelInfo) -> str:
+    """What it takes to train the same weights again."""
+    if record.settings.get("train", {}).get("deterministic"):
+        return "bit for bit, with these settings (--json), data, machine and versions"
+    return "no; with train.deterministic=true it would be"
 
 
 def _judging_text(record: ModelInfo) -> str:

@@ -28,6 +28,7 @@ from segapp.report.timeline import Timeline, shown_cases
 from segapp.report.training import picture_names, write_comparison, write_curves
 from segapp.resume import State
 from segapp.scan import Segmentation
+from segapp.step import machine_facts
 from segapp.validation import Validation
 
 log = logging.getLogger("segapp")
@@ -41,7 +42,11 @@ T = TypeVar("T")
 def model_info(parts: Parts, state: State) -> ModelInfo:
     """What the model file of a run says, but how results are judged."""
     plan = parts.plan
-    return ModelInfo(
+    settings = plan.settings.model_dump(mode="json")
+    same = plan.settings.train.deterministic  # equal runs make equal files, wherever and whenever
+    if same:
+        settings["train"]["out"] = None
+    info = ModelInfo(
         architecture=parts.architecture,
         pruned=parts.pruned,
         preprocessing=plan.preprocessing,
@@ -49,12 +54,14 @@ def model_info(parts: Parts, state: State) -> ModelInfo:
         ignore=plan.ignore,
         merged=plan.merged,
         flips=plan.flips,
-        settings=plan.settings.model_dump(mode="json"),
+        settings=settings,
         metrics={"epoch": state.best_epoch, **state.best_metrics},
         starting_weights=state.starting_weights,
         data=plan.record,
         training=plan.training,
+        machine=machine_facts(parts.device),
     )
+    return info.model_copy(update={"created": ""}) if same else info
 
 
 def write_results(

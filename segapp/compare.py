@@ -15,7 +15,7 @@ import yaml
 
 from segapp.errors import ConfigError, DataError, Interrupted
 from segapp.files import require_writable, write_table, write_text
-from segapp.machine import catch_interrupt
+from segapp.machine import catch_signals
 from segapp.plan import make_plan
 from segapp.progress import track
 from segapp.report.comparison import (
@@ -51,20 +51,20 @@ def run_comparison(comparison: Comparison, out: Path) -> dict[str, Any]:
     write_text(out / "comparison.yaml", comparison.to_yaml())
     failures: dict[RunKey, str] = {}
     log.info("%s", _announcement(comparison, todo))
-    with catch_interrupt() as interrupted:
+    with catch_signals() as signals:
         for number, key in enumerate(comparison.runs, 1):
             if key not in todo:
                 continue
             left = _time_left(comparison, todo[todo.index(key) :])
             log.info("run %d of %d: %s, seed %d%s", number, len(comparison.runs), *key, left)
-            failure = "" if interrupted else run_in_own_process(comparison.runs[key], interrupted)
+            failure = "" if signals.stop else run_in_own_process(comparison.runs[key], signals)
             if failure:
                 failures[key] = failure
                 log.error("%s, seed %d: %s", *key, failure)
             _write_tables(comparison, failures, out)
             if is_finished(comparison.runs[key]):
                 log.info("%s", _figures(comparison.runs[key]))
-            if interrupted or failure is None:
+            if signals.stop or failure is None:
                 raise Interrupted(
                     "stopped and saved; go on with: "
                     f"segapp compare {out / 'comparison.yaml'} --out {out}"

@@ -59,6 +59,16 @@ def _without_effect(s: Settings) -> Iterator[str]:
             yield f"{key} does nothing with {cause}; set {share} too"
 
 
+def _length_by_the_clock(s: Settings) -> Iterator[str]:
+    """`train.deterministic` needs `train.epochs`: how many steps fit into `train.budget_minutes`
+    differs each time."""
+    if s.train.deterministic and s.train.budget_minutes:
+        yield (
+            "train.deterministic needs train.epochs: how many steps fit into train.budget_minutes "
+            "differs each time"
+        )
+
+
 def _two_sizes(s: Settings) -> Iterator[str]:
     """`preprocess.spacing_mm` and `preprocess.size` in pixels both say how large a slice becomes:
     give one."""
@@ -197,7 +207,8 @@ def _patience(s: Settings) -> Iterator[str]:
 
 
 RULES = (
-    *(_two_sizes, _mixed_batches, _nobody_to_mix_with, _no_room_to_move, _patience),
+    *(_length_by_the_clock, _two_sizes, _mixed_batches, _nobody_to_mix_with),
+    *(_no_room_to_move, _patience),
     *(_residual_blocks, _full_resolution, _short_encoder, _nothing_to_separate),
     _one_pixel_batches,
     *(_two_starts, _nothing_to_spare, _no_flips, _folds, _no_rise),

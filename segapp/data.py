@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -18,6 +20,9 @@ from segapp.preprocess import Preprocessing, to_slices
 from segapp.resample import resize
 from segapp.scan import SegClass
 
+log = logging.getLogger("segapp")
+
+_MOST_DEATHS = 3  # of workers, in a row
 _EMPTY_SHARE = 0.25  # slices without foreground, per slice with some, that an epoch takes
 
 
@@ -159,8 +164,11 @@ def pass_length(empty: Sequence[bool]) -> int:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one saves, and ends its workers."""
+    """Ctrl-C reaches every process of a terminal, and a scheduler's signals every one of a job; the
+    main one saves, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def make_batches(
@@ -169,18 +177,41 @@ def make_batches(
     """Batches without end: images (N, C, h, w) float32, masks (N, h, w) uint8, indices (N,).
 
     The batch of a step depends on the seed, the step and `batch_size` alone, never on `workers`; a
-    resumed run asks for `first_step` and gets what it would have got.
+    resumed run asks for `first_step` and gets what it would have got. So workers that died (the
+    system kills the largest process when memory runs out) are replaced, and after the third time
+    in a row this process does their work.
     """
+    step, deaths = first_step, 0
+    while True:
+        batches = iter(_loader(samples, batch_size, workers, step))
+        if workers and threading.current_thread() is threading.main_thread():
+            # torch would raise in the middle of whatever runs when a worker dies; without its
+            # handler the next batch that is asked for says so within seconds
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if not workers or "DataLoader worker" not in str(error):
+                    raise
+                deaths += 1
+                workers = workers if deaths < _MOST_DEATHS else 0
+                what = "are replaced" if workers else "are not replaced: data.workers=0 from now on"
+                log.warning("step %d: workers that prepare batches died and %s", step, what)
+                break
+            yield batch
+            step, deaths = step + 1, 0
+
+
+def _loader(samples: Samples, batch_size: int, workers: int, first_step: int) -> DataLoader:
     order = sample_order(samples.cache.empty, samples.seed)
     order = islice(order, first_step * batch_size, None)
-    return iter(
-        DataLoader(
-            samples,
-            batch_sampler=(list(islice(order, batch_size)) for _ in count()),
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # else it takes a number of the network's dropout
-        )
+    return DataLoader(
+        samples,
+        batch_sampler=(list(islice(order, batch_size)) for _ in count()),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # else it takes a number of the network's dropout
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -15,19 +16,26 @@ from typing import Any
 
 from segapp.errors import OutputError
 
+PARTIAL = ".partial-"  # begins the name of every file that is being written
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is a file that was being written when its process ended, or still is."""
+    return path.name.startswith(PARTIAL)
+
 
 @contextmanager
 def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on failure it vanishes.
 
     The temporary name keeps the suffix (".nii.gz"), because writers choose the format by it. The
-    file is flushed to disk before it is renamed. mode: of the file, if not the usual one. Raises
-    OutputError where the folder can't be written.
+    file is flushed to disk before it is renamed, and its name after. mode: of the file, if not the
+    usual one. Raises OutputError where the folder can't be written.
     """
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".partial-{secrets.token_hex(8)}{suffix}"
+        temporary = path.parent / f"{PARTIAL}{secrets.token_hex(8)}{suffix}"
         temporary.touch(exist_ok=False)  # not mkstemp, whose files only their owner may read
         mode = temporary.stat().st_mode & 0o777 if mode is None else mode
         temporary.chmod(mode)
@@ -39,11 +47,26 @@ def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+        _flush_names(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: can't be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """A renamed file has its new name after a loss of power too, where the system can do that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system does
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from segapp.checkpoint import MODEL_NAME, read_info
+from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info
 from segapp.errors import ModelFileError, ScanError
 from segapp.layout import list_cases
 
@@ -76,8 +76,12 @@ def _run_of_export(model: Path) -> Path | None:
         info = read_info(model)
         places = [model.parent, Path(str(info.settings.get("train", {}).get("out")))]
         for place in places:
-            if (place / MODEL_NAME).is_file() and read_info(place).created == info.created:
+            if (place / MODEL_NAME).is_file() and _is_same(read_info(place), info):
                 return place
     except ModelFileError:
         pass
     return None
+
+
+def _is_same(one: ModelInfo, other: ModelInfo) -> bool:
+    return (one.created, one.weights_sha256) == (other.created, other.weights_sha256)

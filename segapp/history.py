@@ -21,11 +21,14 @@ def record_epoch(
     result: Evaluation | None,
     classes: Sequence[SegClass],
     lr: float,
-    images_per_second: float,
+    images_per_second: float | None,
     clock: Clock,
     peak_memory_mb: float,
 ) -> None:
-    """Add the epoch's line to the history and log it; all lines' `seconds` make up the run's."""
+    """Add the epoch's line to the history and log it; all lines' `seconds` make up the run's.
+
+    images_per_second: None where the epoch's steps were taken before the run was resumed.
+    """
     before = sum(row["seconds"] for row in state.history)
     row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr}
     row["train_loss"] = state.loss_sum / max(1, state.loss_steps)
@@ -39,9 +42,10 @@ def record_epoch(
     state.history.append(row)
     state.loss_sum, state.loss_steps = 0.0, 0
     shown = f"val mIoU {result.miou:.4f}, Dice {result.dice:.4f}" if result else "not validated"
+    speed = f"{images_per_second:.1f} images/s, " if images_per_second else ""
     log.info(
-        "epoch %d: step %d, loss %.4f, %s, %.1f images/s, %s",
-        *(state.epoch, state.step, row["train_loss"], shown, images_per_second),
+        "epoch %d: step %d, loss %.4f, %s, %s%s",
+        *(state.epoch, state.step, row["train_loss"], shown, speed),
         clock_text(clock.elapsed()),
     )
 
@@ -57,6 +61,6 @@ def figures_text(
     speed = f"{batch_size / pace.step_seconds:.1f} images/s" if pace.step_seconds else ""
     left = clock_text(pace.seconds_left(state.step, validation_seconds))
     miou = f"val mIoU {state.best_metrics['miou']:.3f}" if state.best_metrics else ""
-    loss = f"loss {state.loss_sum / state.loss_steps:.3f}"
+    loss = f"loss {state.loss_sum / max(1, state.loss_steps):.3f}"
     parts = (loss, miou, speed, f"{peak_memory_mb:.0f} MB", f"{left} left")
     return " · ".join(part for part in parts if part)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from segapp.errors import Interrupted, OutputError
+from segapp.files import PARTIAL
 
 log = logging.getLogger("segapp")
 
@@ -28,26 +34,84 @@ def keep_freed_memory() -> None:
         log.debug("no glibc; its allocator is left as it is")
 
 
-@contextmanager
-def catch_interrupt() -> Iterator[list[int]]:
-    """A list that fills on the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
-    caught: list[int] = []
+@dataclass
+class Signals:
+    """What signals asked for so far."""
 
-    def note(number: int, _: object) -> None:
-        if caught:
+    stop: bool = False  # Ctrl-C or SIGTERM: save and stop
+    save: bool = False  # SIGUSR1, as schedulers send it before they take the machine back: save
+
+    def check(self, *_: object) -> None:
+        """For work between two steps. Raises Interrupted where it should stop."""
+        if self.stop:
+            raise Interrupted("stopped")
+
+
+@contextmanager
+def catch_signals() -> Iterator[Signals]:
+    """Ctrl-C, SIGTERM and SIGUSR1 are noted instead of ending the process; a second Ctrl-C or
+    SIGTERM stops at once."""
+    asked = Signals()
+
+    def stop(*_: object) -> None:
+        if asked.stop:
             raise KeyboardInterrupt
-        caught.append(number)
+        asked.stop = True
         log.info("stopping after this step; once more stops without saving")
 
+    def save(*_: object) -> None:
+        asked.save = True
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        handlers[signal.SIGUSR1] = save
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # signals can only be caught in the main thread
+        yield asked  # signals can only be caught in the main thread
         return
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield caught
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else trains in `folder` meanwhile, and what a killed process left half written is
+    removed. Raises OutputError where another process is at work in it.
+
+    The lock goes with the process, however it ends. Where there are no locks (Windows, some network
+    file systems) two processes must be kept apart by their users.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.rglob(f"{PARTIAL}*"):
+                left.unlink(missing_ok=True)
+        except BlockingIOError as error:
+            raise OutputError(f"{folder}: another process is training in it") from error
+        except OSError as error:
+            log.debug("%s: no locks there (%s)", folder, error)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def processor_name() -> str:
+    """As the maker calls it, where the system tells; else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @contextmanager
@@ -63,9 +127,27 @@ def end_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _LogFile(logging.FileHandler):
+    """A line that can't be written is lost, and the first time that is said; training goes on."""
+
+    said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.said:
+            self.said = True  # before the warning, which comes here too
+            reason = sys.exception()
+            log.warning(
+                "%s: can't be written (%s); lines of it are lost", self.baseFilename, reason
+            )
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """The log goes to `path` too. Raises OutputError where it can't be opened."""
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({error.strerror or error})") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     level = log.level
@@ -75,4 +157,5 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

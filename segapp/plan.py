@@ -16,7 +16,7 @@ from segapp.check import survey
 from segapp.checkpoint import DataRecord
 from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
-from segapp.files import require_writable, writable_folder
+from segapp.files import is_partial, require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
 from segapp.fingerprint import (
     CaseFacts,
@@ -100,7 +100,7 @@ def open_run(settings: Settings) -> Plan:
     """
     out = settings.train.out
     assert out is not None, "load_settings makes sure of it"
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(not is_partial(p) for p in out.iterdir())):
         raise ConfigError(
             f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
             "or choose another train.out"
@@ -119,11 +119,11 @@ def reopen_run(settings: Settings) -> Plan | None:
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None
-    if not (out / "log.txt").is_file():
+    others = {p.name for p in out.iterdir() if not is_partial(p)} - {"config.yaml"}
+    if others and not (out / "log.txt").is_file():
         raise ConfigError(f"{out}: holds no run of segapp train; --resume takes a run folder")
     require_writable(out)
-    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
-    return replace(plan, fresh=False)
+    return replace(make_plan(settings, lambda cases: track(cases, "reading the data")), fresh=False)
 
 
 def make_plan(

@@ -171,6 +171,7 @@ def _settings(info: ModelInfo, data: Path, run: Path, start: Path, minutes: floa
         "train.budget_minutes": minutes,
         "train.precision": precision if precision in usable else "auto",
         "train.progressive": None,
+        "train.deterministic": False,  # a run of some minutes can't be
         "train.export": "none",
     }
     return settings_of(tree, list(changes.items()), None)

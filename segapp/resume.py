@@ -1,9 +1,12 @@
-"""The state of a run, saved so that it can go on: tensors as safetensors, the rest as JSON."""
+"""The state of a run, saved so that it goes on as if it had never stopped: tensors as safetensors,
+the rest as JSON in the same file, and a checksum over both."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from segapp.checkpoint import weights_digest
 from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 from segapp.optim import Average
 
-_STATE = "state.safetensors"
+log = logging.getLogger("segapp")
+
+_KEPT = 2  # saved states
 _NEW_SHARE = 0.3  # of the newest epoch in the running mean
 _SETTLED = 0.75  # share of a run from which on the newest epoch is taken
 _FAR = 0.05  # of mIoU, by which the score may then be below the best
@@ -30,6 +36,7 @@ class State:
     step: int = 0  # optimiser steps tried
     epoch: int = 0  # epochs completed
     done: float = 0.0  # share of the run; the learning rate follows it
+    pieces: int = 1  # in so many parts a batch goes through the network, for want of memory
     elapsed: float = 0.0  # seconds of all sittings up to the last save
     loss_sum: float = 0.0  # of the epoch under way
     loss_steps: int = 0
@@ -38,15 +45,17 @@ class State:
     best_epoch: int = 0
     highest: float = -1.0  # val mIoU of an epoch, and which
     highest_epoch: int = 0
+    ended: str = ""  # why there are no more steps; only the results may be missing then
     best_metrics: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # the gradient scaler's, for fp16
     starting_weights: str = ""
     data: dict[str, Any] = field(default_factory=dict)  # file hashes by split
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def judge(self, miou: float, done: float = 0.0) -> bool:
+    def judge(self, miou: float, done: float = 0.0, loss: float = 0.0) -> bool:
         """Take in the val mIoU (see `selection_score`) of an epoch that ends when the share `done`
-        of the run is done; True (and it becomes the best) where the score is not lower.
+        of the run is done; True (and it becomes the best) where the score is not lower. An epoch
+        whose mIoU or loss is not a number never does.
 
         In the last quarter, where the learning rate runs out, it becomes the best unless the score
         has fallen 0.05 below the highest: a network that still takes large steps may suit a few
@@ -58,7 +67,7 @@ class State:
         0, unlike there: a first epoch whose luck the mean has nothing to weigh against never wins,
         and a run of a few epochs ends with its last, unless that is far worse.
         """
-        if math.isnan(miou):
+        if math.isnan(miou) or not math.isfinite(loss):
             return False
         if miou > self.highest:
             self.highest, self.highest_epoch = miou, self.epoch
@@ -73,16 +82,20 @@ def save_state(
     folder: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    state_of_run: State,
+    state: State,
     average: Average | None = None,
+    best: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write all of it, and torch's random state, to one file, atomically."""
+    """Write all of it, and torch's random state, to one file, atomically; it and the one before
+    stay, older ones go. best: the weights of `state.best_epoch`. Raises OutputError.
+    """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in (best or {}).items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    state = optimizer.state_dict()
+    of_optimizer = optimizer.state_dict()
     scalars: dict[str, Any] = {}
-    for index, values in state["state"].items():
+    for index, values in of_optimizer["state"].items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value
@@ -91,17 +104,22 @@ def save_state(
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    meta = {"run": asdict(state_of_run), "groups": state["param_groups"], "scalars": scalars}
+    meta = {"run": asdict(state), "groups": of_optimizer["param_groups"], "scalars": scalars}
+    text = json.dumps(meta)
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    with atomic_path(folder / _STATE) as temporary:
+    path = folder / f"step-{state.step:09}.safetensors"
+    with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
+            save_file(tensors, temporary, {"state": text, "sha256": _digest(tensors, text)})
         except SafetensorError as error:  # its word for a full disk
-            raise OutputError(f"{folder / _STATE}: can't be written ({error})") from error
+            raise OutputError(f"{path}: can't be written ({error})") from error
+    for older in saved_states(folder)[_KEPT:]:
+        older.unlink(missing_ok=True)
 
 
-def has_state(folder: Path) -> bool:
-    return (folder / _STATE).is_file()
+def saved_states(folder: Path) -> list[Path]:
+    """The files of a run's saved states, the newest first; none where the folder is not there."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
 def load_state(
@@ -109,21 +127,27 @@ def load_state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: Average | None = None,
-) -> State:
-    """Restore what `save_state` wrote, and return the run's.
+) -> tuple[State, dict[str, torch.Tensor]]:
+    """Restore what `save_state` wrote last; the run's state, and the weights of its best epoch.
 
-    Parameters that had no optimiser state yet (a frozen encoder's) have none afterwards. Raises
-    ModelFileError if damaged, or if it holds no average where one is asked for.
+    A file whose content is not what was written is left out with a warning, and removed: the one
+    before it counts. Parameters that had no optimiser state yet (a frozen encoder's) have none
+    afterwards. Raises ModelFileError where no file is sound, or where it holds no average and one
+    is asked for.
     """
-    path = folder / _STATE
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["state"])
-        tensors = load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    for path in saved_states(folder):
+        try:
+            tensors, meta = _read(path)
+            break
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            log.warning("%s: this saved state is damaged (%s) and is not used", path, error)
+    else:
         raise ModelFileError(
-            f"{path}: the saved state is damaged ({error}); delete {folder} to start the run again"
-        ) from error
+            f"{folder}: every saved state is damaged; delete the folder to start the run again"
+        )
+    for damaged in saved_states(folder):
+        if damaged > path:  # it would push sound ones out
+            damaged.unlink(missing_ok=True)
     network.load_state_dict(_below("network.", tensors))
     if average is not None:
         if "average.n_averaged" not in tensors:
@@ -145,7 +169,21 @@ def load_state(
         for key, value in values.items():
             if value.shape == parameter.shape:  # fused steps pair both element by element as they
                 values[key] = torch.empty_like(parameter).copy_(value)  # lie in memory
-    return State(**meta["run"])
+    return State(**meta["run"]), _below("best.", tensors)
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and the rest. Raises ValueError and others for what is not as it was written."""
+    with safe_open(path, framework="pt") as file:
+        kept = file.metadata()
+    tensors = load_file(path)
+    if _digest(tensors, kept["state"]) != kept["sha256"]:
+        raise ValueError("its checksum is another")
+    return tensors, json.loads(kept["state"])
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    return weights_digest({name: value.numpy() for name, value in tensors.items()}, text)
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,49 +20,17 @@ from pydantic import (
     field_validator,
 )
 
+from segapp.parsing import all_different, comma_list, ends_at_one, number_or_names, numbers
+
 Auto = Literal["auto"]
 DEFAULT_BUDGET_MINUTES = 15.0
 WARM_UP = {"onecycle": 0.3, "cosine": 0.05, "poly": 0.05}  # what optim.warm_up=auto means
 
 
-def _comma_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _number_or_names(value: Any) -> Any:
-    """YAML reads 1e-1 as a word."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return _comma_list(value)
-
-
-def _numbers(value: Any) -> Any:
-    """ "0.5,1" → [0.5, 1.0]; all else stays as it is."""
-    if not isinstance(value, str) or "," not in value:
-        return value
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        return value
-
-
-def _all_different(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError("every class needs a name of its own")
-    return names
-
-
-def _ends_at_one(scales: list[float]) -> list[float]:
-    if scales[-1] != 1 or sorted(set(scales)) != scales:
-        raise ValueError("expected rising scales that end with 1, e.g. 0.5,0.75,1")
-    return scales
-
-
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
-ClassNames = Annotated[list[Name], BeforeValidator(_comma_list), AfterValidator(_all_different)]
+ClassNames = Annotated[list[Name], BeforeValidator(comma_list), AfterValidator(all_different)]
 
 
 def _set(default: Any, description: str) -> Any:
@@ -95,7 +63,7 @@ class DataSettings(_Section):
         | Annotated[float, Field(gt=0, lt=1)]
         | Annotated[list[Name], Field(min_length=1)]
         | None,
-        BeforeValidator(_number_or_names),
+        BeforeValidator(number_or_names),
     ] = _set(
         None,
         "A first try on less: a share (0.1) or a number (20) of the training cases, without test; "
@@ -231,7 +199,7 @@ class LossSettings(_Section):
     )
     class_weights: Annotated[
         Literal["none", "auto"] | list[Annotated[float, Field(gt=0)]],
-        BeforeValidator(_numbers),
+        BeforeValidator(numbers),
     ] = _set(
         "none",
         "Weights in the cross-entropy: none, auto (1 / ln(1.02 + share of pixels), "
@@ -297,8 +265,8 @@ class TrainSettings(_Section):
     )
     progressive: Annotated[
         Annotated[list[Annotated[float, Field(ge=0.25, le=1)]], Field(min_length=2)] | None,
-        BeforeValidator(_numbers),
-        AfterValidator(lambda scales: scales and _ends_at_one(scales)),
+        BeforeValidator(numbers),
+        AfterValidator(lambda scales: scales and ends_at_one(scales)),
     ] = _set(None, "Scales of the slices in equal stages of the run, e.g. 0.5,0.75,1.")
     folds: Annotated[int, Field(ge=2, le=20)] | None = _set(
         None, "Cross-validation: so many models by patient, in one budget, and their ensemble."
@@ -309,10 +277,17 @@ class TrainSettings(_Section):
     precision: Auto | Literal["fp32", "bf16", "fp16"] = _set(
         "auto", "auto: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32."
     )
+    save_minutes: Annotated[float, Field(ge=0)] = _set(
+        1.0,
+        "Time between two saved states, which a killed run loses at most; 0: each step's.",
+    )
     export: Literal["none", "openvino"] = _set(
         "none", "openvino: RUN/openvino is written at the end, which answers sooner on a CPU."
     )
     seed: Annotated[int, Field(ge=0)] = _set(0, "Of everything that is drawn at random.")
+    deterministic: bool = _set(
+        False, "The same model file, bit for bit, each time on one machine; slower on a GPU."
+    )
 
 
 class Settings(_Section):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +18,25 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from segapp.errors import ConfigError
+from segapp.machine import processor_name
 from segapp.mix import Mixed
+
+log = logging.getLogger("segapp")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of an optimiser step.
+
+    loss: the mean over its batches. taken: False where it was left out: a gradient scaler skips a
+    step on overflow, and one whose loss or gradient is not finite would ruin the weights. finite:
+    False in the latter case. pieces: in how many parts each batch went through the network.
+    """
+
+    loss: float
+    taken: bool
+    finite: bool
+    pieces: int
 
 
 def training_step(
@@ -23,28 +46,85 @@ def training_step(
     loss: Callable[[Tensor, Tensor], Tensor],
     batches: Sequence[Mixed],
     clip_norm: float,
-) -> tuple[Tensor, bool]:
+    pieces: int = 1,
+) -> Step:
     """One optimiser step on one batch or more, down the gradient of the mean of their losses.
 
     loss: logits (N, classes, h, w) and masks (N, h, w) → scalar. Of a mixture of two images it is
     taken for both masks and weighed by their shares (Zhang et al. 2018).
 
-    Returns the mean loss, and whether the step was taken: a gradient scaler skips it on overflow.
+    pieces: each batch goes through the network in so many parts, whose gradients add up. Where
+    memory does not suffice it is doubled, down to parts of one image, and the batches are tried
+    again; the caller keeps what `Step.pieces` says. Normalisation layers and a Dice term then see
+    the parts, so the result is that of smaller batches. Raises what the smallest part raises.
     """
-    mean = torch.zeros((), device=accelerator.device)
-    for batch in batches:
-        part = _loss(accelerator.device, network, loss, batch) / len(batches)
-        accelerator.backward(part)  # adds to the gradients, and frees this batch's activations
-        mean += part.detach()
-    accelerator.clip_grad_norm_(network.parameters(), clip_norm)
-    scaler = accelerator.scaler
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    largest = max(len(batch.images) for batch in batches)
+    value: float | None = None
+    while value is None:
+        try:
+            value = _gradients(accelerator, network, loss, batches, pieces)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or pieces >= largest:
+                raise
+        if value is None:  # here, as the error keeps what it caught in memory
+            optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            pieces *= 2
+            log.warning(
+                "out of memory: each batch of %d goes through the network in %d parts from now on",
+                largest,
+                pieces,
+            )
+    norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+    scaler = accelerator.scaler  # it sees to gradients that overflow, and lowers its scale
+    finite = math.isfinite(value) and (scaler is not None or norm is None or bool(norm.isfinite()))
+    if not finite:
+        for buffer, before in zip(network.buffers(), statistics, strict=True):
+            buffer.copy_(before)
     scale = scaler.get_scale() if scaler else 0.0
-    optimizer.step()
+    if finite or scaler:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     # A skipped step shows in the scale alone: a fused optimiser is called and skips inside, which
     # Accelerate's own step_was_skipped does not see.
-    taken = not scaler or scaler.get_scale() >= scale
-    return mean, taken
+    taken = finite and (not scaler or scaler.get_scale() >= scale)
+    return Step(value, taken, finite, pieces)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or this machine's memory did not suffice, as torch and NumPy say it."""
+    of_machine = "DefaultCPUAllocator" in str(error) or "Cannot allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_machine
+
+
+def _gradients(
+    accelerator: Accelerator,
+    network: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Sequence[Mixed],
+    pieces: int,
+) -> float:
+    """Add the gradient of the mean loss of the batches, each in `pieces` parts; the mean."""
+    mean = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        for part in _parts(batch, pieces):
+            share = len(part.images) / len(batch.images) / len(batches)
+            value = share * _loss(accelerator.device, network, loss, part)
+            accelerator.backward(value)  # adds to the gradients, and frees the activations
+            mean += value.detach()
+    return mean.item()
+
+
+def _parts(batch: Mixed, pieces: int) -> list[Mixed]:
+    if pieces == 1:
+        return [batch]
+    others = batch.other_masks
+    cut = [None] * pieces if others is None else others.chunk(pieces)
+    # chunks may be fewer than asked for
+    parts = zip(batch.images.chunk(pieces), batch.masks.chunk(pieces), cut, strict=False)
+    return [Mixed(images, masks, other, batch.share) for images, masks, other in parts]
 
 
 def _loss(
@@ -71,6 +151,36 @@ def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     if accelerator.num_processes > 1:
         raise ConfigError("training over several processes is not supported yet; start one")
     return accelerator
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within it torch takes, where `wanted`, only kernels that give the same bits each time; one
+    that has none raises RuntimeError. On a CPU all are so, for a number of threads."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def machine_facts(device: torch.device) -> dict[str, str | int]:
+    """What else than settings, data and versions the bits of a result depend on."""
+    facts: dict[str, str | int] = {
+        "processor": processor_name(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    return facts
 
 
 def peak_memory_mb() -> float:

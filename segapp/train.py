@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import tempfile
 import time
@@ -15,7 +14,7 @@ import torch
 
 from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
-from segapp.checkpoint import MODEL_NAME, read_weights, save_model
+from segapp.checkpoint import MODEL_NAME, save_model
 from segapp.closing import model_info, write_results
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
@@ -25,7 +24,7 @@ from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
 from segapp.losses import make_loss
-from segapp.machine import catch_interrupt, end_cleanly, keep_freed_memory, log_file
+from segapp.machine import alone_in, catch_signals, end_cleanly, keep_freed_memory, log_file
 from segapp.metrics import selection_score
 from segapp.mix import Mixed, mix_batch
 from segapp.optim import Average, Schedule, make_optimizer
@@ -37,14 +36,14 @@ from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.timeline import Timeline
 from segapp.report.training import write_augmentations
 from segapp.resume import State
+from segapp.safeguards import explain, leave_out, refuse_changes, require_run
 from segapp.settings import Settings
-from segapp.step import make_accelerator, peak_memory_mb, training_step
+from segapp.step import deterministic, make_accelerator, peak_memory_mb, training_step
 from segapp.validation import Validation
 from segapp.weights import freeze
 
 log = logging.getLogger("segapp")
 
-_SAVE_EVERY_S = 60
 _FEW_STEPS = 30
 
 
@@ -54,37 +53,37 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     started: time.time() when the command began (a budget counts from there); now if None.
     Raises ConfigError for settings that this machine or the network can't follow (nothing is left
     behind then), DataError where the data changed since an interrupted run began, TrainingError
-    for a loss that is not finite, Interrupted on Ctrl-C or SIGTERM (after saving).
+    for losses that are not finite or too little memory, OutputError where the run folder can't be
+    written or is another process's, Interrupted on Ctrl-C or SIGTERM (after saving).
     """
     started = started or time.time()
     if plan.settings.train.folds and not plan.settings.train.fold:
         return run_folds(plan, run_plan, started)
     keep_freed_memory()
     s, out = plan.settings, plan.out
-    resuming = resume.has_state(out / "last")
-    write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
-    with end_cleanly(), log_file(out / "log.txt"):
-        for line in plan.reasons:
-            log.info("%s", line)
-        for line in plan.warnings:
-            log.warning("%s", line)
-        try:
-            parts = assemble(plan, out / ".cache", load_weights=not resuming)
-            write_text(out / "config.yaml", s.to_yaml())
-            fit(parts, started)
-        except ConfigError:
-            shutil.rmtree(out / ".cache", ignore_errors=True)
-            withdraw_run(plan)  # the corrected command must find the folder as it was
-            raise
-        except OSError as error:
-            raise OutputError(f"{out}: can't be written ({error.strerror or error})") from error
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of memory with batches of {s.optim.batch_size} × {s.optim.patch}²; set a "
-                "smaller optim.batch_size (optim.accumulate makes up for it) or optim.patch"
-            ) from error
-        finally:
-            shutil.rmtree(out / ".cache", ignore_errors=True)
+    with alone_in(out), end_cleanly(), deterministic(s.train.deterministic):
+        resuming = bool(resume.saved_states(out / "last"))
+        write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
+        with log_file(out / "log.txt"):
+            for line in plan.reasons:
+                log.info("%s", line)
+            for line in plan.warnings:
+                log.warning("%s", line)
+            try:
+                parts = assemble(plan, out / ".cache", load_weights=not resuming)
+                write_text(out / "config.yaml", s.to_yaml())
+                fit(parts, started)
+            except ConfigError:
+                shutil.rmtree(out / ".cache", ignore_errors=True)
+                withdraw_run(plan)  # the corrected command must find the folder as it was
+                raise
+            except (OSError, OutputError, RuntimeError, MemoryError) as error:
+                explained = explain(error, plan)
+                if explained is None:  # a bug
+                    raise
+                raise explained from error
+            finally:
+                shutil.rmtree(out / ".cache", ignore_errors=True)
     return out
 
 
@@ -97,16 +96,10 @@ def fit(parts: Parts, started: float) -> None:
     average = Average(network, s.optim.ema) if s.optim.ema else None
     state = State(data=plan.record.model_dump(), starting_weights=parts.starting_weights)
     best: dict[str, torch.Tensor] = {}
-    resuming = resume.has_state(out / "last")
+    resuming = bool(resume.saved_states(out / "last"))
     if resuming:
-        state = resume.load_state(out / "last", network, optimizer, average)
-        if state.data != plan.record.model_dump():
-            raise DataError(f"{s.data.root}: the data changed since {out} began; start a new run")
-        if parts.starting_weights not in ("", state.starting_weights):
-            changed = f"the model of model.init_from changed since {out} began"
-            raise DataError(f"{s.model.init_from}: {changed}; start a new run")
-        if state.best_epoch:
-            best = {name: torch.from_numpy(a) for name, a in read_weights(out).items()}
+        state, best = resume.load_state(out / "last", network, optimizer, average)
+        refuse_changes(parts, state)
         log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
     schedule = Schedule(optimizer, s.optim, state.done)
     loss_function = make_loss(s.loss, len(plan.classes))
@@ -122,6 +115,8 @@ def fit(parts: Parts, started: float) -> None:
     per_epoch = int(s.train.steps_per_epoch)
     if not resuming:
         write_augmentations(make_samples(parts), plan.classes, out / "augmentations.png")
+    elif state.history:  # what was written after the state was saved, is trained again
+        write_table(out / "history.csv", list(state.history[0]), state.history)
     clock = Clock(started, state.elapsed, s.train.budget_minutes)
     pace = Pace(clock, per_epoch, (s.train.epochs or 0) * per_epoch)
     validation = Validation(predictor, plan)
@@ -131,24 +126,29 @@ def fit(parts: Parts, started: float) -> None:
     timeline = Timeline(out / "overlays" / "progress", validation.cases, axis, validation.every)
     scale = stage_scale(s.train.progressive, schedule.done)
     batches = batches_at(parts, scale, state.step)
+    saved_at, written = time.time(), 0  # when, and the epoch whose weights the model file has
+    unusable = 0  # steps in a row
 
     def save() -> None:
+        nonlocal saved_at, written
+        require_run(out)
         state.done, state.elapsed = schedule.done, clock.elapsed()
         state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-        if best:
+        if best and state.best_epoch != written:
             save_model(out / MODEL_NAME, _arrays(best), model_info(parts, state))
-        resume.save_state(out / "last", network, optimizer, state, average)
+            written = state.best_epoch
+        resume.save_state(out / "last", network, optimizer, state, average, best)
+        saved_at = time.time()
 
-    stop = "the schedule has ended" if schedule.done >= 1 else ""  # only the pictures were missing
-    saved_at = time.time()
-    with catch_interrupt() as interrupted, training_bar() as show:
-        while not stop:
+    with catch_signals() as signals, training_bar() as show:
+        while not (state.ended or signals.stop):
             epoch_began, trained = clock.elapsed(), 0
             frozen = schedule.done < s.optim.freeze_encoder
             network.train()
             freeze(encoder, frozen)
             pace.resume_timing()
-            while True:
+            # a run that was stopped while it validated has no step left here
+            while state.step < (state.epoch + 1) * per_epoch and schedule.done < 1:
                 if frozen and schedule.done >= s.optim.freeze_encoder:
                     frozen = False
                     network.train()
@@ -158,59 +158,71 @@ def fit(parts: Parts, started: float) -> None:
                     batches = batches_at(parts, scale, state.step)
                     log.info("step %d: slices at %g of their size", state.step, scale)
                 micro, indices = _micro_batches(batches, s, state.step)
-                loss, taken = training_step(
-                    accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
+                step = training_step(
+                    *(accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm),
+                    state.pieces,
                 )
-                value = loss.item()
-                if not math.isfinite(value):
-                    names = ", ".join(parts.cache.names[i] for i in indices)
-                    raise TrainingError(f"the loss became {value} on a batch of these: {names}")
-                if average and taken:
+                state.step, trained, state.pieces = state.step + 1, trained + 1, step.pieces
+                if step.finite:
+                    unusable = 0
+                    state.loss_sum += step.loss
+                    state.loss_steps += 1
+                else:
+                    unusable += 1
+                    names = [parts.cache.names[i] for i in indices]
+                    leave_out(state.step, step, unusable, names)
+                if average and step.taken:
                     average.update(network)
-                state.step, trained = state.step + 1, trained + 1
-                state.loss_sum, state.loss_steps = state.loss_sum + value, state.loss_steps + 1
                 pace.step_done()
-                if taken:
+                if step.taken:
                     schedule.advance(pace.steps_left(state.step, validation.seconds))
                 show(
                     state.epoch + 1,
                     schedule.done,
                     figures_text(state, per_step, pace, validation.seconds, peak_memory_mb()),
                 )
-                if interrupted or schedule.done >= 1 or state.step % per_epoch == 0:
+                if signals.stop:
                     break
-            if interrupted and state.step % per_epoch:  # in the middle of an epoch
+                if signals.save or time.time() - saved_at >= 60 * s.train.save_minutes:
+                    signals.save = False
+                    save()
+                    pace.resume_timing()
+            if signals.stop:
                 break
-            speed = trained * per_step / (clock.elapsed() - epoch_began)
+            speed = trained * per_step / (clock.elapsed() - epoch_began) if trained else None
+            result = None
+            if schedule.done >= 1 or validation.due(clock):
+                picture = timeline.at(schedule.done, state.epoch + 1)
+                try:
+                    result = validation.run(clock, on_segmentation=picture, on_slab=signals.check)
+                except Interrupted:
+                    break
+                except DataError:
+                    save()  # the steps are good, and the run goes on with this validation
+                    raise
             state.epoch += 1
             if schedule.done >= 1:
-                stop = "the schedule has ended"
-            result = None
-            if stop or validation.due(clock):
-                picture = timeline.at(schedule.done, state.epoch)
-                result = validation.run(clock, on_segmentation=picture)
+                state.ended = "the schedule has ended"
+            if result:
                 if not result.failed() and state.judge(
-                    selection_score(result.matrix), schedule.done
+                    selection_score(result.matrix), schedule.done, result.loss
                 ):
                     state.best_metrics = summary(result, "val") | {"every": validation.every}
                     best = {
                         n: t.detach().to("cpu", copy=True) for n, t in judged.state_dict().items()
                     }
                 if s.train.patience and state.epoch - state.highest_epoch >= s.train.patience:
-                    stop = f"no better val mIoU for {s.train.patience} epochs"
+                    state.ended = f"no better val mIoU for {s.train.patience} epochs"
             record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
             write_table(out / "history.csv", list(state.history[0]), state.history)
-            if interrupted and not stop:
-                break
-            if stop or time.time() - saved_at > _SAVE_EVERY_S:
+            if state.ended:
                 save()
-                saved_at = time.time()
-    if interrupted and not stop:
+    if not state.ended:
         save()
         raise Interrupted(f"stopped and saved; go on with: segapp train --resume {out}")
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
-    log.info("%s; the model is written after %s", stop, clock_text(clock.elapsed()))
+    log.info("%s; the model is written after %s", state.ended, clock_text(clock.elapsed()))
     if s.train.budget_minutes and state.step < _FEW_STEPS:
         log.warning(
             "the network learned for %d steps only, too few for most data; give it more time or "
@@ -264,10 +276,9 @@ def find_rate(settings: Settings) -> tuple[float, Path]:
             number = next(numbers)
             show(1, number / STEPS, f"learning rate {rate:.1e}")
             micro, _ = _micro_batches(batches, s, number)
-            loss, _ = training_step(
+            return training_step(
                 accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm
-            )
-            return loss.item()
+            ).loss
 
         with training_bar() as show:
             result = range_test(step)

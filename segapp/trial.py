@@ -30,6 +30,7 @@ from segapp.errors import DataError, Interrupted, SegappError
 from segapp.evaluate import evaluate_cases
 from segapp.figures import summary
 from segapp.files import write_text
+from segapp.machine import Signals
 from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.report.comparison import Curve, Row
@@ -50,7 +51,7 @@ def folder_of(settings: Settings) -> Path:
     return settings.train.out
 
 
-def run_in_own_process(settings: Settings, interrupted: list[int]) -> str | None:
+def run_in_own_process(settings: Settings, signals: Signals) -> str | None:
     """Train and measure one run; why it failed, "" where it didn't, None where it was stopped."""
     run = folder_of(settings)
     failure = run.parent / f"{run.name}.failed.txt"
@@ -64,13 +65,13 @@ def run_in_own_process(settings: Settings, interrupted: list[int]) -> str | None
     try:
         while process.is_alive():
             process.join(0.2)
-            if interrupted and not forwarded:
+            if signals.stop and not forwarded:
                 process.terminate()  # it saves its state
                 forwarded = True
     except KeyboardInterrupt:  # the second one
         process.kill()
         raise
-    if process.exitcode == _STOPPED or (process.exitcode and interrupted):
+    if process.exitcode == _STOPPED or (process.exitcode and signals.stop):
         return None
     if failure.is_file():
         return failure.read_text(encoding="utf-8").strip()

@@ -10,6 +10,7 @@ from typing import Any
 
 from segapp.cases import Case
 from segapp.check import read_case
+from segapp.errors import DataError
 from segapp.evaluate import evaluate_cases
 from segapp.figures import Evaluation
 from segapp.pace import CLOSING_PASSES, CLOSING_S, VALIDATION_SHARE, Clock
@@ -72,6 +73,8 @@ class Validation:
         return is_short and left > (CLOSING_PASSES + 1) * self.seconds + CLOSING_S
 
     def run(self, clock: Clock, **kwargs: Any) -> Evaluation:
+        """Measure all cases. kwargs: those of `evaluate_cases`. Raises DataError where none can be
+        read any more."""
         began = clock.elapsed()
         result = evaluate_cases(
             *(self._predictor, self.cases, self._ignore, self._merged),
@@ -80,6 +83,9 @@ class Validation:
         )
         for failed in result.failed():
             log.warning("validation: %s", failed.error)
+        if self.cases and not result.done():
+            first = result.failed()[0].error
+            raise DataError(f"none of the validation cases can be read any more: {first}")
         self._last_end = clock.elapsed()
         self.seconds = self._last_end - began
         return result

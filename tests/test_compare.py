@@ -19,6 +19,7 @@ from PIL import Image
 
 from segapp import compare, trial
 from segapp.errors import ConfigError, DataError, Interrupted
+from segapp.machine import Signals
 from segapp.report.comparison import LEGEND, draw, mean_curve, summarise, table_text
 from segapp.settings import Settings
 from segapp.variants import Comparison, read_comparison
@@ -276,7 +277,7 @@ class Runner:
         self.failing, self.stop_at = failing, stop_at
         self.done: list[str] = []
 
-    def __call__(self, settings: Settings, interrupted: list[int]) -> str | None:
+    def __call__(self, settings: Settings, signals: Signals) -> str | None:
         run = settings.train.out
         assert run
         if run.name == self.stop_at:
@@ -466,7 +467,7 @@ def test_a_run_that_dies_is_told_in_a_line(
     target: Any, said: str, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_run_child", target)
-    told = trial.run_in_own_process(comparison.runs["ce", 0], [])
+    told = trial.run_in_own_process(comparison.runs["ce", 0], Signals())
     assert told is not None
     assert told.startswith(said)
     assert "\n" not in told
@@ -477,7 +478,7 @@ def test_sigterm_is_handed_on_to_the_run(
 ) -> None:
     monkeypatch.setattr(trial, "_run_child", waiting)
     began = time.monotonic()
-    assert trial.run_in_own_process(comparison.runs["ce", 0], [signal.SIGTERM]) is None
+    assert trial.run_in_own_process(comparison.runs["ce", 0], Signals(stop=True)) is None
     assert time.monotonic() - began < 30
 
 

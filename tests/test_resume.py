@@ -7,7 +7,7 @@ import torch
 
 from segapp.errors import ModelFileError
 from segapp.optim import Average, make_optimizer
-from segapp.resume import State, has_state, load_state, save_state
+from segapp.resume import State, load_state, save_state, saved_states
 from segapp.settings import OptimSettings
 
 SETTINGS = OptimSettings(max_lr=1e-2, weight_decay=0.1)
@@ -36,12 +36,12 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Also in channels-last, where moments must lie in memory as their parameters do."""
     network, optimizer = network_and_optimizer(0)
     step(network, optimizer)
-    assert not has_state(tmp_path)
+    assert not saved_states(tmp_path)
     save_state(tmp_path, network, optimizer, State(step=1, done=0.5, history=[{"epoch": 1}]))
-    assert has_state(tmp_path)
+    assert saved_states(tmp_path)
     step(network, optimizer)
     other, other_optimizer = network_and_optimizer(1)
-    state = load_state(tmp_path, other, other_optimizer)
+    state, _ = load_state(tmp_path, other, other_optimizer)
     assert (state.step, state.done, state.history) == (1, 0.5, [{"epoch": 1}])
     step(other, other_optimizer)
     assert equal(network, other)

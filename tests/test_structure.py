@@ -15,7 +15,16 @@ MODULES = {
 # A module imports only modules above it. `engines.torch` and `report.training` stand where what
 # they need does; other modules of a package stand where the package does.
 ORDER = [
-    *("errors", "settings", "policies", "contradictions", "config", "reference", "variants"),
+    *(
+        "errors",
+        "parsing",
+        "settings",
+        "policies",
+        "contradictions",
+        "config",
+        "reference",
+        "variants",
+    ),
     *("finding", "declared", "files", "progress", "scan", "ahead"),
     *("formats.source", "formats.listing", "formats"),
     *("layout", "cases", "selection", "resample", "spread", "preprocess", "shapes", "fingerprint"),
@@ -66,6 +75,7 @@ ORDER = [
         "optim",
     ),
     *("pace", "data", "machine", "step", "resume", "history", "validation", "verify", "assemble"),
+    "safeguards",
     *("closing", "kfold"),
     *("quantize", "export", "rangetest", "train", "trial", "compare", "report.pruning", "prune"),
     "web",
