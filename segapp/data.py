@@ -191,8 +191,8 @@ def make_batches(
         while True:
             try:
                 batch = next(batches)
-            except RuntimeError as error:
-                if not workers or "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not workers or not _tells_of_death(error):
                     raise
                 deaths += 1
                 workers = workers if deaths < _MOST_DEATHS else 0
@@ -201,6 +201,13 @@ def make_batches(
                 break
             yield batch
             step, deaths = step + 1, 0
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Whether a loader means that a worker is gone, not what went wrong in one that still lives."""
+    if "Caught " in str(error):  # how it begins to tell the latter
+        return False
+    return "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError)
 
 
 def _loader(samples: Samples, batch_size: int, workers: int, first_step: int) -> DataLoader:

@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from segapp.errors import Interrupted, OutputError
 from segapp.files import PARTIAL
 
 log = logging.getLogger("segapp")
+_PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
+_locks: set[int] = set()  # descriptors of the folders that this process is alone in
 
 
 def keep_freed_memory() -> None:
@@ -91,18 +94,37 @@ def alone_in(folder: Path) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
+    _locks.add(descriptor)
+    until = time.monotonic() + _PATIENCE_S
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.rglob(f"{PARTIAL}*"):
-                left.unlink(missing_ok=True)
-        except BlockingIOError as error:
-            raise OutputError(f"{folder}: another process is training in it") from error
-        except OSError as error:
-            log.debug("%s: no locks there (%s)", folder, error)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for left in folder.rglob(f"{PARTIAL}*"):
+                    left.unlink(missing_ok=True)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise OutputError(f"{folder}: another process is training in it") from error
+                time.sleep(0.05)
+            except OSError as error:
+                log.debug("%s: no locks there (%s)", folder, error)
+                break
         yield
     finally:
+        _locks.discard(descriptor)
         os.close(descriptor)
+
+
+def _leave_locks() -> None:
+    """In a worker: it must not hold on to its parent's folder when that is killed."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def processor_name() -> str:

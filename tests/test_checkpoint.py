@@ -13,6 +13,7 @@ from segapp.checkpoint import (
     read_info,
     read_weights,
     save_model,
+    weights_digest,
 )
 from segapp.errors import ModelFileError, OutputError
 from segapp.likeness import TrainingRange
@@ -74,7 +75,8 @@ def test_a_model_comes_back_as_it_was(model):
     for place in (model, model.parent):
         assert model_path(place) == model
         found = read_info(place)
-        assert found.model_copy(update={"created": info.created}) == info
+        as_made = {"created": info.created, "weights_sha256": ""}
+        assert found.model_copy(update=as_made) == info
         assert isinstance(found.preprocessing, Preprocessing)
         assert found.classes[1].name == "Läsion"
         weights = read_weights(place)
@@ -82,6 +84,37 @@ def test_a_model_comes_back_as_it_was(model):
         for name, array in weights.items():
             assert array.dtype == WEIGHTS[name].dtype
             assert np.array_equal(array, WEIGHTS[name])
+
+
+def with_another_bit(model):
+    """A copy of the model file with another bit in its weights."""
+    content = model.read_bytes()
+    path = model.parent / "edited.safetensors"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return path
+
+
+def test_edited_weights_are_refused(model):
+    path = with_another_bit(model)
+    assert read_info(path).weights_sha256 == read_info(model).weights_sha256 != ""
+    with pytest.raises(ModelFileError, match=r"edited\.safetensors.*not those that were written"):
+        read_weights(path)
+
+
+def test_the_checksum_is_of_names_types_shapes_and_bytes():
+    array = np.arange(6, dtype=np.float32)
+    digest = weights_digest({"a": array, "b": array})
+    assert digest == weights_digest({"b": array, "a": array.copy()})
+    others = [
+        {"a": array, "c": array},
+        {"a": array, "b": array.reshape(2, 3)},
+        {"a": array, "b": array.view(np.int32)},
+        {"a": array, "b": array[::-1]},
+        {"a": array},
+    ]
+    assert len({weights_digest(other) for other in [*others, {}]} | {digest}) == 7
+    assert weights_digest({}, "a") != weights_digest({}, "b")
+    assert weights_digest({"a": np.float32(1), "b": np.zeros((0, 2))})  # no dimensions, no bytes
 
 
 def test_saving_replaces_and_leaves_nothing_else(model):

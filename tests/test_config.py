@@ -292,6 +292,7 @@ def test_the_wheel_brings_its_own_copy(tmp_path: Path, monkeypatch) -> None:
 # A value other than the default for every key; a new key needs one here.
 OTHERS: dict[str, object] = {
     "data.root": Path("données/my data"),
+    "train.deterministic": True,
     "data.classes": ["no", "1", "Läsion", "a: b"],
     "data.ignore": 255,
     "data.limit": ["liver", "1"],

@@ -38,6 +38,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, str]]] = [
         {"augment.foreground_p": 0.5, "optim.patch": "full"},
         ("augment.foreground_p", "optim.patch=full"),
     ),
+    (
+        {"train.deterministic": True, "train.budget_minutes": 3.0},
+        ("train.deterministic", "train.budget_minutes"),
+    ),
     ({"data.val_share": 0.3, "train.folds": 5}, ("data.val_share", "train.folds")),
     (
         {"train.patience": 3, "train.progressive": [0.5, 1]},

@@ -1,12 +1,15 @@
 """The cache gives back what went in; batches depend on (seed, step) alone."""
 
+import os
 import pickle
+import signal
 from itertools import islice
 from pathlib import Path
 
 import cv2
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -173,6 +176,47 @@ def test_batches_have_the_promised_shapes(samples: Samples) -> None:
 
 def test_workers_change_nothing(samples: Samples) -> None:
     assert_equal(take(samples, 5, workers=0), take(samples, 5, workers=2))
+
+
+def workers_of_this_process() -> list[int]:
+    return [child.pid for child in psutil.Process().children()]
+
+
+def test_dead_workers_are_replaced(samples: Samples, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed as the system does it when memory runs out; the batches are those of no such luck."""
+    batches, found = make_batches(samples, 4, workers=2), []
+    for step in range(12):
+        if step == 3:
+            os.kill(workers_of_this_process()[0], signal.SIGKILL)
+        found.append(list(next(batches)))
+    assert_equal(found, take(samples, 12, workers=0))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "died and are replaced" in said
+    batches.close()
+
+
+def test_workers_that_always_die_are_done_without(
+    samples: Samples, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, take_one = os.getpid(), Samples.__getitem__
+
+    def die(self: Samples, at: tuple[int, int]) -> object:
+        if os.getpid() != parent:
+            os._exit(1)
+        return take_one(self, at)
+
+    monkeypatch.setattr(Samples, "__getitem__", die)
+    assert_equal(take(samples, 3, workers=1), take(samples, 3, workers=0))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "data.workers=0 from now on" in said[-1]
+    assert not workers_of_this_process()
+
+
+def test_an_error_in_a_worker_is_not_taken_for_its_death(samples: Samples) -> None:
+    samples.cache.offsets[0] = samples.cache.offsets[1] = None
+    with pytest.raises(TypeError):
+        take(samples, 5, workers=1)
 
 
 def test_a_later_start_gives_the_same_batches(samples: Samples) -> None:

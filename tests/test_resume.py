@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from segapp.errors import ModelFileError
 from segapp.optim import Average, make_optimizer
@@ -107,13 +108,74 @@ def test_the_scales_of_the_rates_come_back(tmp_path: Path) -> None:
     assert len(set(scales)) == 6
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+def test_the_newest_two_states_are_kept(tmp_path: Path) -> None:
     network, optimizer = network_and_optimizer(0)
-    save_state(tmp_path, network, optimizer, State())
-    path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelFileError, match="damaged"):
+    best = {"weight": torch.arange(3.0)}
+    for number in (1, 5, 12):
+        save_state(tmp_path, network, optimizer, State(step=number), best=best)
+    assert [path.name for path in saved_states(tmp_path)] == [
+        "step-000000012.safetensors",
+        "step-000000005.safetensors",
+    ]
+    assert len(list(tmp_path.iterdir())) == 2
+    state, found = load_state(tmp_path, network, optimizer)
+    assert state.step == 12
+    assert torch.equal(found["weight"], best["weight"])
+
+
+def flip(path: Path, place: int) -> None:
+    """One bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a bit of a weight": lambda path: flip(path, -1),
+    "a bit of the text": lambda path: flip(path, path.read_bytes().index(b"elapsed") + 3),
+    "another's": lambda path: save_file({"a": torch.zeros(1)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_skipped_with_a_warning(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, optimizer = network_and_optimizer(0)
+    for number in (1, 2):
+        step(network, optimizer)
+        save_state(tmp_path, network, optimizer, State(step=number))
+        if number == 1:
+            earlier = {name: value.clone() for name, value in network.state_dict().items()}
+    newest = saved_states(tmp_path)[0]
+    DAMAGE[damage](newest)
+    state, _ = load_state(tmp_path, network, optimizer)
+    assert state.step == 1
+    assert all(torch.equal(value, earlier[name]) for name, value in network.state_dict().items())
+    assert newest.name in caplog.text
+    assert "damaged" in caplog.text
+    save_state(tmp_path, network, optimizer, State(step=2))
+    assert len(saved_states(tmp_path)) == 2, "the damaged one must not push the sound one out"
+    assert load_state(tmp_path, network, optimizer)[0].step == 2
+
+
+def test_where_every_state_is_damaged_the_run_is_refused(tmp_path: Path) -> None:
+    network, optimizer = network_and_optimizer(0)
+    for number in (1, 2):
+        save_state(tmp_path, network, optimizer, State(step=number))
+        flip(saved_states(tmp_path)[0], -1)
+    with pytest.raises(ModelFileError, match="every saved state is damaged"):
         load_state(tmp_path, network, optimizer)
+
+
+def test_an_epoch_without_a_finite_loss_is_never_the_best() -> None:
+    state = State(epoch=1)
+    assert not state.judge(0.9, loss=float("nan"))
+    assert not state.judge(float("nan"))
+    assert (state.best_epoch, state.best_score) == (0, -1.0)
+    assert state.judge(0.1, loss=2.0)
 
 
 def test_one_lucky_epoch_is_not_the_best() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segapp.mix import Mixed
 from segapp.optim import Schedule, make_optimizer
 from segapp.settings import OptimSettings
-from segapp.step import make_accelerator, training_step
+from segapp.step import deterministic, make_accelerator, training_step
 
 SETTINGS = OptimSettings(max_lr=1e-2, weight_decay=0.1)
 
@@ -39,12 +39,13 @@ def data(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 2, (count, 8, 8), generator=generator).to(torch.uint8)
 
 
-def take_step(model: nn.Module, batches: list[Mixed], clip_norm: float = 5.0) -> Tensor:
+def take_step(model: nn.Module, batches: list[Mixed], clip_norm: float = 5.0) -> float:
     accelerator = make_accelerator("fp32", torch.device("cpu"))
     model, optimizer = accelerator.prepare(model, make_optimizer(model, SETTINGS))
-    loss, taken = training_step(accelerator, model, optimizer, cross_entropy, batches, clip_norm)
-    assert taken
-    return loss
+    step = training_step(accelerator, model, optimizer, cross_entropy, batches, clip_norm)
+    assert step.taken
+    assert step.finite
+    return step.loss
 
 
 def gradients(model: nn.Module, batches: list[Mixed], clip_norm: float = 1e9) -> list[Tensor]:
@@ -64,7 +65,7 @@ def test_two_batches_of_four_are_one_of_eight() -> None:
     images = images.double()
     one = take_step(whole, [Mixed(images, masks)])
     two = take_step(parts, [Mixed(images[:4], masks[:4]), Mixed(images[4:], masks[4:])])
-    assert one.item() == pytest.approx(two.item(), rel=1e-6)
+    assert one == pytest.approx(two, rel=1e-6)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     untouched = network().double()
@@ -98,9 +99,9 @@ def test_a_mixture_has_the_losses_of_both_masks_by_their_shares() -> None:
     of_one, of_zero = (-torch.tensor(share).log().item() for share in (0.75, 0.25))
     for share in (0.7, 0.2):
         batch = Mixed(images, ones, other_masks=1 - ones, share=share)
-        loss = take_step(deepcopy(model), [batch]).item()
+        loss = take_step(deepcopy(model), [batch])
         assert loss == pytest.approx(share * of_one + (1 - share) * of_zero)
-    assert take_step(deepcopy(model), [Mixed(images, ones)]).item() == pytest.approx(of_one)
+    assert take_step(deepcopy(model), [Mixed(images, ones)]) == pytest.approx(of_one)
 
 
 def test_a_frozen_encoder_stays_bit_for_bit() -> None:
@@ -145,10 +146,99 @@ def test_a_step_skipped_by_the_gradient_scaler_does_not_move_the_schedule() -> N
     taken_count = 0
     for _ in range(12):
         rate, weights = schedule.lr, model.weight.detach().clone()
-        _, taken = training_step(accelerator, model, optimizer, cross_entropy, batches, 5)
+        taken = training_step(accelerator, model, optimizer, cross_entropy, batches, 5).taken
         if taken:
             schedule.advance(steps_left=100)
         assert (schedule.lr != rate) == taken
         assert torch.equal(model.weight, weights) == (not taken)
         taken_count += taken
     assert 0 < taken_count < 12, "the scale must overflow first, and then have come down"
+
+
+class Small(Network):
+    """Has memory for so many images at once."""
+
+    most = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def prepared(model: nn.Module) -> tuple:
+    accelerator = make_accelerator("fp32", torch.device("cpu"))
+    return accelerator, *accelerator.prepare(model, make_optimizer(model, SETTINGS))
+
+
+def test_out_of_memory_halves_what_goes_through_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Without normalisation layers, whose statistics are of the parts, the step is the same."""
+    torch.manual_seed(0)
+    small, large = Small(), Network()
+    for model in (small, large):
+        model.encoder[1] = nn.Identity()
+        model.load_state_dict(small.state_dict())
+    batches = [Mixed(*data(8)), Mixed(*data(8, seed=2), data(8, seed=3)[1], 0.3)]
+    accelerator, network, optimizer = prepared(small)
+    step = training_step(accelerator, network, optimizer, cross_entropy, batches, 5)
+    assert (step.taken, step.pieces) == (True, 4)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"out of memory: each batch of 8 goes through the network in {n} parts from now on"
+        for n in (2, 4)
+    ]
+    assert step.loss == pytest.approx(take_step(large, batches), rel=1e-5)
+    for one, other in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    caplog.clear()
+    again = training_step(accelerator, network, optimizer, cross_entropy, batches, 5, step.pieces)
+    assert (again.pieces, caplog.records) == (4, [])
+
+
+def test_where_no_part_is_small_enough_the_error_is_raised() -> None:
+    small = Small()
+    small.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        take_step(small, [Mixed(*data(4))])
+
+
+def test_a_bug_is_not_taken_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        take_step(network(), [Mixed(torch.zeros(2, 3, 8, 8), data(2)[1])])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_loss_changes_nothing(value: float) -> None:
+    """Running statistics neither: with a NaN in them validation would see nothing else again."""
+    accelerator, model, optimizer = prepared(network())
+    images, masks = data(4)
+    training_step(accelerator, model, optimizer, cross_entropy, [Mixed(images, masks)], 5)
+    weights, moments = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict()["state"])
+    images[1, 0, 2, 3] = value
+    step = training_step(accelerator, model, optimizer, cross_entropy, [Mixed(images, masks)], 5)
+    assert (step.taken, step.finite) == (False, False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    for key, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[name], moments[key][name]) for name in state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_no_step_either() -> None:
+    """The square root's slope at 0 is infinite, times 0."""
+    accelerator, model, optimizer = prepared(network())
+    weights = deepcopy(model.state_dict())
+    batch = [Mixed(*data(4))]
+    step = training_step(
+        accelerator, model, optimizer, lambda x, _: (0 * x).pow(0.5).sum(), batch, 5
+    )
+    assert step.loss == 0
+    assert (step.taken, step.finite) == (False, False)
+    assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
+
+
+def test_deterministic_kernels_are_asked_for_and_no_longer() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    for wanted in (False, True):
+        with deterministic(wanted):
+            assert torch.are_deterministic_algorithms_enabled() == (wanted or before)
+        assert torch.are_deterministic_algorithms_enabled() == before
