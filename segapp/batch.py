@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from segapp.ahead import in_order
-from segapp.errors import DataError, ScanError, SegappError
+from segapp.cases import files_hash
+from segapp.earlier import model_key, still_good
+from segapp.errors import DataError, OutputError, ScanError, SegappError
+from segapp.files import sha256
 from segapp.formats import (
     Entry,
     Format,
@@ -27,6 +30,7 @@ from segapp.formats import (
 )
 from segapp.formats.listing import FORMATS, is_readable_zip, is_small
 from segapp.formats.source import share_memory
+from segapp.locks import together_in
 from segapp.outcomes import Outcome, OutcomeTable, read_rows
 from segapp.predict import Predictor
 from segapp.progress import log_bug
@@ -34,6 +38,8 @@ from segapp.report.overlay import write_overlay
 from segapp.scan import Segmentation, planes
 
 log = logging.getLogger("segapp")
+
+_MOST_UNWRITTEN = 3  # results in a row, after which nobody waits for the other 9,997
 
 
 def list_inputs(
@@ -112,30 +118,37 @@ def predict_batch(
 
     A scan that fails is recorded, and the others go on. Never writes over an input, or over the
     result of another scan: a clash of names gets a numbered suffix and a warning. The CSV is
-    complete after each scan, also when the run is interrupted. on_outcome gets each outcome, in the
-    order of the entries; none is kept. Returns the number of scans by status. Raises OutputError
-    only where the CSV itself can't be written. allow_gaps: see read_scan.
+    complete after each scan, also when the run is interrupted or killed. skip_existing: leave the
+    results of an earlier run that still are what it would give (see `earlier.still_good`).
+    on_outcome gets each outcome, in the order of the entries; none is kept. Returns the number of
+    scans by status. Raises OutputError where the CSV can't be written, or three results in a row.
+    allow_gaps: see read_scan.
     """
     entries = list(entries)
     taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
     counts: Counter[str] = Counter()
     table_path = out / "predictions.csv"
     earlier = read_rows(table_path)
-    owners = {Path(output): Path(row["file"]) for output, row in earlier.items()}
+    owners = {Path(output): Path(row["file"] or "") for output, row in earlier.items()}
     names = _Names(out, taken, owners, kept=skip_existing)
+    model = model_key(predictor)
     done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
     def predict(job: _Job) -> Outcome:
-        outcome = job.outcome or _predict_safely(predictor, job, allow_gaps)
+        outcome = job.outcome
+        if outcome is None:
+            line = earlier.get(os.path.realpath(job.output)) if skip_existing else None
+            outcome = _predict_safely(predictor, job, allow_gaps, model, line)
         done[id(outcome)] = outcome
         return outcome
 
-    jobs = (_Job.of(entry, names, output_format, overlay, skip_existing) for entry in entries)
+    jobs = (_Job.of(entry, names, output_format, overlay) for entry in entries)
     engine = predictor.engine
     threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
     threads = threads if engine.calls_at_once > 1 else 1
     judged = bool(predictor.info and predictor.info.quality)
-    with OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
+    unwritten = 0  # in a row
+    with together_in(out), OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
         try:
             # volumes go one by one, each through all that the engine computes at once
             for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
@@ -145,6 +158,12 @@ def predict_batch(
                     table.write(outcome)
                     counts[outcome.status] += 1
                     on_outcome(outcome)
+                    unwritten = unwritten + 1 if outcome.unwritten else 0
+                    if unwritten >= _MOST_UNWRITTEN:
+                        raise OutputError(
+                            f"{outcome.reason}; so it was {unwritten} times in a row: make sure it "
+                            "can, then go on with the same command and --skip-existing"
+                        )
         finally:
             for outcome in list(done.values()):  # interrupted: what was written has its line
                 table.write(outcome)
@@ -162,9 +181,7 @@ class _Job:
     outcome: Outcome | None = None
 
     @classmethod
-    def of(
-        cls, entry: Entry, names: _Names, output_format: Format, overlay: bool, skip_existing: bool
-    ) -> _Job:
+    def of(cls, entry: Entry, names: _Names, output_format: Format, overlay: bool) -> _Job:
         """Names are given in the order of the entries, whichever is segmented first."""
         try:
             suffix = output_suffix(entry.paths[0], output_format)
@@ -174,26 +191,43 @@ class _Job:
                 name = output.relative_to(names.out).with_name(f"{stem(output)}_overlay").as_posix()
                 picture, more = names.take(name, ".png", entry.source)
                 clashes += more
-            if skip_existing and output.exists():
-                done = Outcome(entry.source, output, "skipped", "output exists", warnings=clashes)
-                return cls(entry, output, outcome=done)
             return cls(entry, output, picture, clashes)
         except Exception as error:  # of this entry alone
             return cls(entry, Path(), outcome=_failed(entry, error))
 
 
-def _predict_safely(predictor: Predictor, job: _Job, allow_gaps: bool) -> Outcome:
-    """The outcome of one entry, whatever happens to it."""
+def _predict_safely(
+    predictor: Predictor, job: _Job, allow_gaps: bool, model: str, line: dict[str, str] | None
+) -> Outcome:
+    """The outcome of one entry, whatever happens to it. line: that of an earlier result, which may
+    stay."""
+    entry, output = job.entry, job.output
     try:
-        segmentation, outcome = predict_entry(
-            predictor, job.entry, job.output, allow_gaps=allow_gaps
-        )
-        outcome.warnings = (*outcome.warnings, *job.clashes)
+        scan = _scan_hash(entry)
+        stays, doubt = False, ""
+        if line and output.is_file():
+            stays, doubt = still_good(entry, output, line, model, scan)
+        warnings = (*job.clashes, doubt) if doubt else job.clashes
+        if stays and (job.picture is None or job.picture.is_file()):
+            return Outcome(entry.source, output, "skipped", "output exists", warnings=warnings)
+        segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+        outcome.warnings = (*outcome.warnings, *warnings)
+        outcome.model, outcome.scan_sha256, outcome.output_sha256 = model, scan, sha256(output)
         if job.picture:
-            write_overlay(segmentation, predictor.preprocessing.slice_axis, job.picture)
+            try:
+                write_overlay(segmentation, predictor.preprocessing.slice_axis, job.picture)
+            except (OutputError, OSError) as error:  # the result is good without it
+                outcome.warnings = (*outcome.warnings, f"no picture: {error}")
         return outcome
     except Exception as error:  # a bug of ours must not stop the other 9,999 files
-        return _failed(job.entry, error)
+        return _failed(entry, error)
+
+
+def _scan_hash(entry: Entry) -> str:
+    try:
+        return files_hash(entry.paths)
+    except (DataError, OSError, ValueError):  # reading it will say what is wrong
+        return ""
 
 
 def _failed(entry: Entry, error: Exception) -> Outcome:
@@ -201,10 +235,13 @@ def _failed(entry: Entry, error: Exception) -> Outcome:
         reason = error.reason if isinstance(error, ScanError) else str(error)
     elif isinstance(error, MemoryError):
         reason = "not enough memory for this scan"
+    elif isinstance(error, OSError):
+        reason = f"can't be read ({error.strerror or error})"
     else:
         log_bug("segmenting a scan", error)
         reason = f"unexpected {type(error).__name__}: {error}"
-    return Outcome(entry.source, status="failed", reason=reason)
+    unwritten = isinstance(error, OutputError)
+    return Outcome(entry.source, status="failed", reason=reason, unwritten=unwritten)
 
 
 class _Names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +34,13 @@ def find_cases(root: Path) -> Dataset:
 
 
 def image_hash(case: Case) -> str:
-    """SHA-256 of a case's image; of several files, that of theirs. Raises OSError."""
-    hashes = [file_hash(path) for path in case.images]
+    """SHA-256 of a case's image, as `files_hash` has it. Raises OSError."""
+    return files_hash(case.images)
+
+
+def files_hash(paths: Sequence[Path]) -> str:
+    """SHA-256 of a scan's file; of several files, that of theirs. Raises OSError."""
+    hashes = [file_hash(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -17,15 +17,14 @@ from segapp.cli_models import (
     Data,
     Device,
     Json,
-    command_line,
     evaluate,
     export,
     info,
     predict,
     prune,
-    start_logging,
     web_app,
 )
+from segapp.cli_start import command_line, start_logging
 from segapp.errors import SegappError
 
 app = typer.Typer(

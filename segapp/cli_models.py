@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from segapp.cli_start import command_line, quick_start, start_logging
 
 Model = Annotated[
     Path,
@@ -52,7 +49,12 @@ def predict(
         bool, typer.Option("--overlay", help="Also write a picture of each result.")
     ] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave scans that have a result.")
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Leave results that are there, of the same scan and the same model, as their "
+            "checksums in predictions.csv tell; also to go on with what was stopped.",
+        ),
     ] = False,
     allow_gaps: Annotated[
         bool,
@@ -305,26 +307,3 @@ def web_app(
     from segapp.web.app import launch
 
     launch(models or [], host, port, auth_file, root or [])
-
-
-@contextmanager
-def quick_start() -> Iterator[None]:
-    """Nobody looks for garbage among what imports make, now or later: it stays, and the looking
-    takes a sixth of their time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def command_line() -> str:
-    """What was typed, to be shown where its result is."""
-    return shlex.join(["segapp", *sys.argv[1:]])
-
-
-def start_logging() -> None:
-    from segapp.progress import log_to_console
-
-    log_to_console()

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import platform
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from segapp.errors import Interrupted, OutputError
-from segapp.files import PARTIAL
 
 log = logging.getLogger("segapp")
-_PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
-_locks: set[int] = set()  # descriptors of the folders that this process is alone in
 
 
 def keep_freed_memory() -> None:
@@ -77,54 +72,6 @@ def catch_signals() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else trains in `folder` meanwhile, and what a killed process left half written is
-    removed. Raises OutputError where another process is at work in it.
-
-    The lock goes with the process, however it ends. Where there are no locks (Windows, some network
-    file systems) two processes must be kept apart by their users.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    _locks.add(descriptor)
-    until = time.monotonic() + _PATIENCE_S
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in folder.rglob(f"{PARTIAL}*"):
-                    left.unlink(missing_ok=True)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise OutputError(f"{folder}: another process is training in it") from error
-                time.sleep(0.05)
-            except OSError as error:
-                log.debug("%s: no locks there (%s)", folder, error)
-                break
-        yield
-    finally:
-        _locks.discard(descriptor)
-        os.close(descriptor)
-
-
-def _leave_locks() -> None:
-    """In a worker: it must not hold on to its parent's folder when that is killed."""
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def processor_name() -> str:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from segapp.errors import OutputError
+from segapp.files import write_text
 from segapp.scan import SegClass
+
+log = logging.getLogger("segapp")
 
 
 @dataclass
@@ -30,23 +37,45 @@ class Outcome:
     estimated_dice: float | None = None
     unlikeness: float | None = None
     range_coverage: float | None = None  # share of scans in which a range holds the true size
+    model: str = ""  # see `earlier.model_key`
+    scan_sha256: str = ""
+    output_sha256: str = ""
+    unwritten: bool = False  # failed because the output could not be written
 
 
 _JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
-_OWN_COLUMNS = ("file", "output", "status", "reason")  # what a skipped scan says anew
+_VOUCHING = ("model", "scan_sha256", "output_sha256")
+_OWN_COLUMNS = ("file", "output", "status", "reason", "warnings")  # a skipped scan says them anew
 
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Output → line of an earlier predictions.csv; empty where there is none to read."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return {}
-    return {row["output"]: row for row in csv.DictReader(io.StringIO(text)) if row.get("output")}
+    """Output, resolved → line of an earlier predictions.csv, and of the lines that a batch which
+    was stopped had not come to; empty where there is nothing to read. A line that was cut off by a
+    kill is left out."""
+    rows: dict[str, dict[str, str]] = {}
+    for part in (_waiting(path), path):
+        try:
+            text = part.read_text(encoding="utf-8", errors="surrogateescape")
+            lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+            rows |= {os.path.realpath(row["output"]): row for row in lines if row.get("output")}
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, csv.Error) as error:
+            log.warning("%s: the earlier results can't be read from it (%s)", part, error)
+    return rows
+
+
+def _waiting(path: Path) -> Path:
+    """The file of the earlier lines that a batch under way has not come to."""
+    return path.with_name(f".{path.stem}-earlier.csv")
 
 
 class OutcomeTable:
-    """predictions.csv, complete after each line, so that an interrupted batch keeps its record."""
+    """predictions.csv, complete after each line, so that a batch that is stopped keeps its record.
+
+    The lines of an earlier batch stand in a file beside it until this one has gone through all its
+    scans. A context; raises OutputError where the table can't be written or was taken away.
+    """
 
     def __init__(
         self,
@@ -57,7 +86,7 @@ class OutcomeTable:
     ):
         """judged: whether the model judges its results."""
         self.path = path
-        self.earlier = earlier  # output → its line; a skipped scan keeps its figures
+        self.earlier = earlier  # output, resolved → its line; a skipped scan keeps its figures
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
         self.columns += ["warnings"]
         for unit in ("voxels", "ml", "mm2"):
@@ -66,22 +95,32 @@ class OutcomeTable:
             self.columns += [*_JUDGED]
             sizes = [f"{c.name}_{unit}" for unit in ("voxels", "ml", "mm2") for c in classes]
             self.columns += [f"{size}_{end}" for size in sizes for end in ("low", "high")]
+        self.columns += _VOUCHING
 
     def __enter__(self) -> OutcomeTable:
+        if self.earlier:
+            columns = dict.fromkeys(key for row in self.earlier.values() for key in row if key)
+            write_text(_waiting(self.path), _csv(list(columns), self.earlier.values(), header=True))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # File names need not be UTF-8; surrogateescape writes the bytes they came with.
-            self.file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            self.file = self.path.open("wb", buffering=0)
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
-        self.writer = csv.DictWriter(self.file, self.columns)
-        self.writer.writeheader()
+        self.size = 0
+        try:
+            self._append(_csv(self.columns, (), header=True))
+        except OutputError:
+            self.file.close()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.file.close()
+        if kind is None:
+            _waiting(self.path).unlink(missing_ok=True)
 
     def write(self, outcome: Outcome) -> None:
+        """Add the line of a scan. Raises OutputError."""
         confidence = outcome.mean_confidence
         row: dict[str, object] = {
             "file": outcome.file,
@@ -90,21 +129,51 @@ class OutcomeTable:
             "reason": outcome.reason,
             "seconds": f"{outcome.seconds:.3f}",
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
-            "warnings": "; ".join(outcome.warnings),
+            **{column: getattr(outcome, column) for column in _VOUCHING},
         }
+        warnings = [*outcome.warnings]
         for column in _JUDGED:
             if (judged := getattr(outcome, column)) is not None:
                 row[column] = f"{judged:.4g}"
         if outcome.status == "skipped":
-            before = self.earlier.get(str(outcome.output), {})
+            before = self.earlier.get(os.path.realpath(outcome.output or ""), {})
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
+            warnings = [before.get("warnings") or "", *warnings]
             if before.get("status") == "review":  # it still is in doubt
                 row |= {"status": "review", "reason": before["reason"]}
+        row["warnings"] = "; ".join(filter(None, dict.fromkeys(warnings)))
         for column, value in outcome.sizes.items():
             row[column] = value if isinstance(value, int) else f"{value:.6g}"
+        self._append(_csv(self.columns, [row]))
+
+    def _append(self, text: str) -> None:
+        """The whole text or nothing of it. File names need not be UTF-8: surrogateescape writes the
+        bytes they came with."""
+        data = text.encode("utf-8", "surrogateescape")
         try:
-            self.writer.writerow(row)
-            self.file.flush()
+            there, ours = self.path.stat(), os.fstat(self.file.fileno())
+            if not os.path.samestat(there, ours):
+                raise FileNotFoundError
+            written = 0
+            while written < len(data):  # a disk that gets full takes a part first
+                written += self.file.write(data[written:])
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"{self.path}: is no longer there; was its folder or its disk taken away?"
+            ) from error
         except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(self.size)
+                self.file.seek(self.size)
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        self.size += len(data)
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = False) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -113,6 +113,10 @@ def save_state(
             save_file(tensors, temporary, {"state": text, "sha256": _digest(tensors, text)})
         except SafetensorError as error:  # its word for a full disk
             raise OutputError(f"{path}: can't be written ({error})") from error
+    _remove_older(folder)
+
+
+def _remove_older(folder: Path) -> None:
     for older in saved_states(folder)[_KEPT:]:
         older.unlink(missing_ok=True)
 
@@ -148,6 +152,7 @@ def load_state(
     for damaged in saved_states(folder):
         if damaged > path:  # it would push sound ones out
             damaged.unlink(missing_ok=True)
+    _remove_older(folder)  # a kill may have left one
     network.load_state_dict(_below("network.", tensors))
     if average is not None:
         if "average.n_averaged" not in tensors:

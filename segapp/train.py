@@ -23,8 +23,9 @@ from segapp.figures import summary
 from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
+from segapp.locks import alone_in
 from segapp.losses import make_loss
-from segapp.machine import alone_in, catch_signals, end_cleanly, keep_freed_memory, log_file
+from segapp.machine import catch_signals, end_cleanly, keep_freed_memory, log_file
 from segapp.metrics import selection_score
 from segapp.mix import Mixed, mix_batch
 from segapp.optim import Average, Schedule, make_optimizer

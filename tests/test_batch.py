@@ -75,6 +75,7 @@ def test_the_columns_are_the_contracts(tmp_path):
     assert list(rows[0]) == [
         *("file", "output", "status", "reason", "seconds", "mean_confidence", "warnings"),
         *(f"{name}_{unit}" for unit in ("voxels", "ml", "mm2") for name in NAMES),
+        *("model", "scan_sha256", "output_sha256"),
     ]
     by_name = {os.path.basename(r["file"]): r for r in rows}  # noqa: PTH119
     png, volume, single = by_name["a.png"], by_name["v.nii"], by_name["slice.nii"]
@@ -244,6 +245,7 @@ def test_existing_results_are_skipped(tmp_path):
     (out / "a.png").write_bytes(content + b"touched")
     rows = run([tmp_path / "in"], out, skip_existing=True)
     assert [(r["status"], r["reason"]) for r in rows] == [("skipped", "output exists"), ("ok", "")]
+    assert rows[0]["warnings"] == "changed since it was written; left as it is"
     measured = ("mean_confidence", "background_voxels", "seconds")
     assert all(rows[0][key] for key in measured), "a skipped scan keeps its figures"
     assert (out / "a.png").read_bytes() == content + b"touched"

@@ -19,7 +19,8 @@ import segapp.train as training
 from segapp import step
 from segapp.checkpoint import read_weights
 from segapp.errors import DataError, Interrupted, OutputError, TrainingError
-from segapp.machine import alone_in, catch_signals, log_file
+from segapp.locks import alone_in
+from segapp.machine import catch_signals, log_file
 from segapp.mix import Mixed
 from segapp.resume import saved_states
 from segapp.validation import Validation
@@ -262,7 +263,7 @@ def test_validation_data_that_vanish_end_the_run_before_the_next_epoch(
 # -- two at once ---------------------------------------------------------------------------------
 
 
-HOLD = "import sys, pathlib; from segapp.machine import alone_in\n"
+HOLD = "import sys, pathlib; from segapp.locks import alone_in\n"
 HOLD += "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
 
 

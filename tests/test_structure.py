@@ -25,7 +25,7 @@ ORDER = [
         "reference",
         "variants",
     ),
-    *("finding", "declared", "files", "progress", "scan", "ahead"),
+    *("finding", "declared", "files", "locks", "progress", "scan", "ahead"),
     *("formats.source", "formats.listing", "formats"),
     *("layout", "cases", "selection", "resample", "spread", "preprocess", "shapes", "fingerprint"),
     *(
@@ -46,7 +46,7 @@ ORDER = [
     "predict",
     *("report", "report.overlay", "report.findings", "report.board", "report.sheet", "doctor"),
     *("report.page", "report.scans", "report.timeline", "report.training"),
-    *("report.comparison", "outcomes", "batch", "measure"),
+    *("report.comparison", "outcomes", "earlier", "batch", "measure"),
     *(
         "seen",
         "figures",
@@ -79,7 +79,7 @@ ORDER = [
     *("closing", "kfold"),
     *("quantize", "export", "rangetest", "train", "trial", "compare", "report.pruning", "prune"),
     "web",
-    *("cli_text", "cli_models", "cli"),
+    *("cli_start", "cli_text", "cli_models", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}

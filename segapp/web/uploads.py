@@ -17,6 +17,7 @@ from typing import Any
 from segapp.web.limits import Refusal
 
 _LOOSE = re.compile(r"tmp\w+")  # what Gradio leaves of a call, or of an upload that broke off
+_EMPTY_S = 60.0  # such a file that is still empty then was moved away, and stays so
 
 
 @dataclass
@@ -114,7 +115,9 @@ class Uploads:
         for path in self.root.iterdir():
             if _LOOSE.fullmatch(path.name) and path.is_file():
                 with suppress(OSError):  # it found its place meanwhile
-                    if time.time() - path.stat().st_mtime > pending_s:
+                    about = path.stat()
+                    age = time.time() - about.st_mtime
+                    if age > pending_s or (age > _EMPTY_S and not about.st_size):
                         path.unlink()
 
     def _delete_if_free(self, path: str) -> None:

@@ -1,0 +1,47 @@
+"""Results of an earlier batch: which of them are what segmenting the scan again would give."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from segapp.errors import DataError
+from segapp.files import sha256
+from segapp.formats import Entry, read_labels, read_scan
+from segapp.predict import Predictor
+
+
+def model_key(predictor: Predictor) -> str:
+    """16 hex digits that stand for all that a result depends on but the scan: what the model file
+    says (the checksum of its weights too), the engine and its precision. "" for a predictor that is
+    of no file."""
+    if predictor.info is None:
+        return ""
+    engine = predictor.engine
+    parts = (predictor.info.model_dump_json(), type(engine).__name__, engine.precision)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def still_good(
+    entry: Entry, output: Path, line: Mapping[str, str] | None, model: str, scan: str
+) -> tuple[bool, str]:
+    """Whether the result of `entry` that is at `output` can stay, and a warning or "".
+
+    line: of predictions.csv for it; without one nobody knows what it is. model and scan: the key of
+    the model, and the checksum of the scan's files. A result that somebody edited stays.
+    """
+    if line is None or not line.get("output_sha256"):
+        return False, ""
+    if line.get("model") != model:
+        return False, "the earlier result is of another model; written again"
+    if not scan or line.get("scan_sha256") != scan:
+        return False, "the scan changed since the earlier result; written again"
+    try:
+        if sha256(output) == line["output_sha256"]:
+            return True, ""
+        if read_labels(output).shape == read_scan(entry.paths, allow_gaps=True).shape:
+            return True, "changed since it was written; left as it is"
+    except (DataError, OSError, ValueError):
+        pass
+    return False, "the earlier result was damaged; written again"

@@ -1,0 +1,362 @@
+"""A batch that is stopped or killed, or meets a bad disk: what is done stays, told by content."""
+
+import csv
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_batch import files, run, save_png
+from test_predict import brightness
+from web import untrained_model
+
+from segapp import batch
+from segapp.batch import list_inputs, predict_batch
+from segapp.errors import OutputError
+from segapp.locks import together_in
+from segapp.outcomes import Outcome, OutcomeTable, read_rows
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A folder of three scans and its results: (scans, out)."""
+    for n in range(3):
+        save_png(tmp_path / "in" / f"{n}.png", n)
+    run([tmp_path / "in"], tmp_path / "out")
+    return tmp_path / "in", tmp_path / "out"
+
+
+def again(scans, out, **options):
+    return run([scans], out, skip_existing=True, **options)
+
+
+def statuses(rows):
+    return [row["status"] for row in rows]
+
+
+# -- what may stay -------------------------------------------------------------------------------
+
+
+def test_what_is_the_same_stays(done):
+    scans, out = done
+    before = {name: (out / name).stat().st_mtime_ns for name in ("0.png", "1.png", "2.png")}
+    first = list(csv.DictReader((out / "predictions.csv").open()))
+    rows = again(scans, out)
+    assert statuses(rows) == ["skipped"] * 3
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    for one, other in zip(first, rows, strict=True):
+        assert {k: v for k, v in other.items() if k not in ("status", "reason")} == {
+            k: v for k, v in one.items() if k not in ("status", "reason")
+        }
+    assert statuses(again(scans, out)) == ["skipped"] * 3, "a skipped line vouches too"
+
+
+def test_a_result_of_another_model_is_made_again(done, monkeypatch):
+    scans, out = done
+    monkeypatch.setattr(batch, "model_key", lambda _: "another")
+    rows = again(scans, out)
+    assert statuses(rows) == ["ok"] * 3
+    assert "of another model; written again" in rows[0]["warnings"]
+    rows = again(scans, out)
+    assert statuses(rows) == ["skipped"] * 3
+    assert rows[0]["model"] == "another"
+
+
+def test_a_result_of_a_scan_that_changed_is_made_again(done):
+    scans, out = done
+    before = (out / "1.png").read_bytes()
+    save_png(scans / "1.png", 9)
+    rows = again(scans, out)
+    assert statuses(rows) == ["skipped", "ok", "skipped"]
+    assert rows[1]["warnings"] == "the scan changed since the earlier result; written again"
+    assert (out / "1.png").read_bytes() != before
+
+
+def test_an_edited_result_stays_and_is_told(done):
+    scans, out = done
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    edited = (out / "0.png").read_bytes()
+    for _ in range(2):  # also after its line was written anew
+        rows = again(scans, out)
+        assert statuses(rows) == ["skipped"] * 3
+        assert rows[0]["warnings"] == "changed since it was written; left as it is"
+        assert (out / "0.png").read_bytes() == edited
+
+
+@pytest.mark.parametrize("size", [(20, 30), (30, 20)], ids=["cut off", "of another size"])
+def test_a_damaged_result_is_made_again(done, size):
+    scans, out = done
+    good = (out / "0.png").read_bytes()
+    if size == (20, 30):
+        (out / "0.png").write_bytes(good[: len(good) // 2])
+    else:
+        Image.fromarray(np.zeros(size, np.uint8)).save(out / "0.png")
+    rows = again(scans, out)
+    assert statuses(rows) == ["ok", "skipped", "skipped"]
+    assert rows[0]["warnings"] == "the earlier result was damaged; written again"
+    assert (out / "0.png").read_bytes() == good
+
+
+def test_a_result_that_no_line_vouches_for_is_made_again(done):
+    """A killed batch may have written it, or anybody else."""
+    scans, out = done
+    (out / "predictions.csv").unlink()
+    (out / "2.png").unlink()
+    rows = again(scans, out)
+    assert statuses(rows) == ["ok"] * 3
+    assert [row["warnings"] for row in rows] == [""] * 3
+
+
+def test_a_missing_picture_is_reason_enough(done):
+    scans, out = done
+    assert statuses(again(scans, out, overlay=True)) == ["ok"] * 3
+    assert statuses(again(scans, out, overlay=True)) == ["skipped"] * 3
+    (out / "1_overlay.png").unlink()
+    assert statuses(again(scans, out, overlay=True)) == ["skipped", "ok", "skipped"]
+
+
+def test_a_table_of_before_checksums_vouches_for_nothing(done):
+    scans, out = done
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    with (out / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0])[:-3], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert statuses(again(scans, out)) == ["ok"] * 3
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def interrupted_at(scans, out, name, **options):
+    def stop(outcome):
+        if outcome.file.name == name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_batch(brightness(), list_inputs([scans]), out, on_outcome=stop, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}])
+def test_a_rerun_that_is_stopped_loses_no_earlier_line(done, options):
+    scans, out = done
+    first = read_rows(out / "predictions.csv")
+    interrupted_at(scans, out, "0.png", **options)
+    assert len((out / "predictions.csv").read_text().splitlines()) == 2, "this run's lines alone"
+    assert read_rows(out / "predictions.csv").keys() == first.keys()
+    interrupted_at(scans, out, "0.png", **options)  # and again
+    rows = again(scans, out)
+    assert statuses(rows) == ["skipped"] * 3
+    assert [row["bright_voxels"] for row in rows] == [r["bright_voxels"] for r in first.values()]
+    assert files(out) == ["0.png", "1.png", "2.png", "predictions.csv"]
+
+
+@pytest.mark.parametrize("cut", [2, 10, 70, 150])
+def test_a_line_that_was_cut_off_vouches_for_nothing(done, cut):
+    scans, out = done
+    table = out / "predictions.csv"
+    table.write_bytes(table.read_bytes()[:-cut])
+    assert statuses(again(scans, out)) == ["skipped", "skipped", "ok"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xfe\n\xff", b'"', b"a,b\n1\n1,2,3\n"])
+def test_a_table_that_is_none_is_as_none(done, content):
+    scans, out = done
+    (out / "predictions.csv").write_bytes(content)
+    assert statuses(again(scans, out)) == ["ok"] * 3
+
+
+def table_in(folder):
+    return OutcomeTable(folder / "predictions.csv", (), {})
+
+
+def test_a_line_is_written_as_a_whole_or_not(tmp_path, monkeypatch):
+    """A disk that gets full takes a part of it."""
+    with pytest.raises(OutputError, match="No space left"), table_in(tmp_path) as table:  # noqa: PT012
+        table.write(Outcome(Path("a.png")))
+        before = (tmp_path / "predictions.csv").read_bytes()
+        real, room = table.file.write, 10
+
+        class Full:
+            def __getattr__(self, name):
+                return getattr(table_file, name)
+
+            def write(self, data):
+                nonlocal room
+                if not room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                taken, room = real(data[:room]), 0
+                return taken
+
+        table_file, table.file = table.file, Full()
+        table.write(Outcome(Path("b.png")))
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_table_that_was_taken_away_is_missed(tmp_path, whole):
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="no longer there"), table_in(out) as table:  # noqa: PT012
+        table.write(Outcome(Path("a.png")))
+        shutil.rmtree(out)
+        if whole:  # another disk is there now
+            out.mkdir()
+            (out / "predictions.csv").touch()
+        table.write(Outcome(Path("b.png")))
+    assert not whole or not (out / "predictions.csv").read_bytes()
+
+
+# -- the disk ------------------------------------------------------------------------------------
+
+
+def fail_to_write(monkeypatch, numbers):
+    real, count = batch.write_segmentation, 0
+
+    def write(segmentation, output):
+        nonlocal count
+        count += 1
+        if count in numbers:
+            raise OutputError(f"{output}: can't be written (No space left on device)")
+        real(segmentation, output)
+
+    monkeypatch.setattr(batch, "write_segmentation", write)
+
+
+def test_one_result_that_can_not_be_written_is_one_scans_failure(done, monkeypatch):
+    scans, out = done
+    shutil.rmtree(out)
+    fail_to_write(monkeypatch, {1, 3})
+    rows = run([scans], out)
+    assert statuses(rows) == ["failed", "ok", "failed"]
+    assert "No space left" in rows[0]["reason"]
+    assert statuses(again(scans, out)) == ["ok", "skipped", "ok"]
+
+
+def test_three_in_a_row_end_the_batch(tmp_path, monkeypatch):
+    for n in range(9):
+        save_png(tmp_path / "in" / f"{n}.png", n)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        fail_to_write(patch, range(4, 99))
+        with pytest.raises(OutputError, match=r"No space left.*3 times in a row.*--skip-existing"):
+            run([tmp_path / "in"], out)
+    lines = list(csv.DictReader((out / "predictions.csv").open()))
+    assert statuses(lines) == ["ok"] * 3 + ["failed"] * 3
+    assert statuses(again(tmp_path / "in", out)) == ["skipped"] * 3 + ["ok"] * 6
+
+
+def test_a_picture_that_can_not_be_written_is_a_warning(done, monkeypatch):
+    scans, out = done
+
+    def fail(*_):
+        raise OutputError("x_overlay.png: can't be written (No space left on device)")
+
+    monkeypatch.setattr(batch, "write_overlay", fail)
+    rows = run([scans], out, overlay=True)
+    assert statuses(rows) == ["ok"] * 3
+    assert "no picture: x_overlay.png: can't be written" in rows[0]["warnings"]
+    assert statuses(again(scans, out)) == ["skipped"] * 3
+
+
+# -- killed --------------------------------------------------------------------------------------
+
+
+def test_what_killed_processes_left_is_swept_unless_one_is_at_work(done):
+    scans, out = done
+    left = out / "deep" / ".partial-0123456789abcdef.png"
+    left.parent.mkdir()
+    left.touch()
+    code = "import sys, pathlib; from segapp.locks import together_in\n"
+    code += "with together_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": REPOSITORY}
+    other = subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes)
+    assert other.stdout
+    assert other.stdout.readline() == b"in\n"
+    assert not left.exists()
+    left.touch()
+    again(scans, out)
+    assert left.exists(), "the other process may be writing it"
+    other.kill()
+    other.wait()
+    with together_in(out):
+        assert not left.exists()
+
+
+BAD = {
+    "cut.png": lambda content: content[: len(content) // 2],
+    "head.png": lambda content: content[:20],
+    "empty.png": lambda _: b"",
+    "text.png": lambda _: b"not an image",
+    "text.nii": lambda _: b"\0" * 400,
+}
+
+
+def write_thousand(folder, count):
+    """count scans, of which each tenth is bad in one of five ways; the names of the bad ones."""
+    bad = []
+    for n in range(count):
+        picture = folder / f"series{n % 7}" / f"{n:04}.png"
+        save_png(picture, n, (40, 48))
+        if n % 10 == 3:
+            name = list(BAD)[n // 10 % len(BAD)]
+            content = picture.read_bytes()
+            picture.unlink()
+            picture = picture.with_suffix(Path(name).suffix)
+            picture.write_bytes(BAD[name](content))
+            bad.append(picture.name)
+    return bad
+
+
+def lines_of(table):
+    return table.read_bytes().count(b"\n") - 1 if table.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_scans_killed_three_times_end_as_if_nobody_had(tmp_path):
+    model = untrained_model(tmp_path / "model")
+    bad = write_thousand(tmp_path / "in", 1000)
+    command = [sys.executable, "-m", "segapp.cli", "predict", str(model), str(tmp_path / "in")]
+    command += ["--device", "cpu", "--out"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": REPOSITORY}
+    assert subprocess.run([*command, str(tmp_path / "clean")], check=False, **quiet).returncode == 1
+    out, rng = tmp_path / "out", random.Random(0)
+    table, killed_at = out / "predictions.csv", []
+    for part in range(3):
+        enough = rng.randint(1000 * part // 4 + 50, 1000 * (part + 1) // 4)
+        extra = ["--skip-existing"] if part else []
+        process = subprocess.Popen([*command, str(out), *extra], **quiet)
+        while lines_of(table) < enough and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))  # anywhere between two lines
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_at.append(lines_of(table))
+    print(f"killed at lines {killed_at} of 1000")
+    ended = subprocess.run(
+        [*command, str(out), "--skip-existing"], check=False, capture_output=True, cwd=REPOSITORY
+    )
+    assert ended.returncode == 1
+    assert b"Traceback" not in ended.stderr
+    clean = files(tmp_path / "clean")
+    assert len(clean) == 901
+    assert files(out) == clean, "no half file, no second result, no list of earlier lines"
+    for name in clean:
+        if name != "predictions.csv":
+            assert (out / name).read_bytes() == (tmp_path / "clean" / name).read_bytes(), name
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert len({row["file"] for row in rows}) == len(rows) == 1000
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert sorted(Path(row["file"]).name for row in failed) == sorted(bad)
+    assert not any("unexpected" in row["reason"] or not row["reason"] for row in failed)
+    assert sum(row["status"] == "skipped" for row in rows) >= killed_at[-1] * 0.8
