@@ -153,8 +153,9 @@ def info(
 ) -> None:
     """Show what a model file says about itself.
 
-    --verify looks for the validation cases in the data that the file names, below the working
-    directory, and exits with 2 where mIoU is not the recorded one within 0.005.
+    --verify compares the weights with their checksum, looks for the validation cases in the data
+    that the file names, below the working directory, and exits with 2 where the weights are others
+    or mIoU is not the recorded one within 0.005.
     """
     if verify:
         raise typer.Exit(_verify(model, device, as_json))

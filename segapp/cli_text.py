@@ -139,7 +139,9 @@ def verification_text(found: dict[str, Any]) -> str:
     """What info --verify found, a line each."""
     said = "verified" if found["verified"] else "NOT VERIFIED"
     now = f"now {_cell(found['now'])} on {found['n']} cases"
+    whole = "as they were written" if found["checksum"] else "the file holds no checksum of them"
     lines = [
+        f"weights: {whole}",
         f"val mIoU: {found['recorded']:.4f} recorded, {now}",
         f"{said}: differs by {_cell(found['difference'])}, {found['tolerance']:g} are allowed",
     ]

@@ -24,9 +24,11 @@ def verify_model(model: Path, device: str = "auto") -> dict[str, Any]:
     """Measure the validation cases again, known by their hashes below the recorded data root, and
     compare mIoU with the recorded one; where that is of every n-th slice or case, so is this.
 
-    Returns recorded, now, difference, tolerance, n, n_failed, n_missing (cases that are no longer
-    there) and verified. Raises ConfigError for an ensemble of folds, whose record is that of its
-    members, and DataError where the data or all of the cases are gone.
+    Returns recorded, now, difference, tolerance, checksum (whether the file has one of its weights;
+    it is compared when they are read), n, n_failed, n_missing (cases that are no longer there) and
+    verified. Raises ModelFileError for weights that are not those that were written, ConfigError
+    for an ensemble of folds, whose record is that of its members, and DataError where the data or
+    all of the cases are gone.
     """
     predictor = Predictor.load(model, device)
     info = predictor.info
@@ -55,6 +57,7 @@ def verify_model(model: Path, device: str = "auto") -> dict[str, Any]:
         "now": number(result.miou),
         "difference": number(difference),
         "tolerance": TOLERANCE,
+        "checksum": bool(info.weights_sha256),
         "n": len(result.done()),
         "n_failed": len(result.failed()),
         "n_missing": missing,
