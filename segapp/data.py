@@ -167,6 +167,7 @@ def _ignore_interrupts(_: int) -> None:
     """Ctrl-C reaches every process of a terminal, and a scheduler's signals every one of a job; the
     main one saves, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

@@ -8,10 +8,11 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segapp.errors import Interrupted, OutputError
 
@@ -60,15 +61,21 @@ def catch_signals() -> Iterator[Signals]:
     def save(*_: object) -> None:
         asked.save = True
 
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = save
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals can only be caught in the main thread
         return
+    with _handling(handlers):
+        yield asked
+
+
+@contextmanager
+def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -85,15 +92,16 @@ def processor_name() -> str:
 
 @contextmanager
 def end_cleanly() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs."""
+    """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs; SIGUSR1 asks to save what is
+    not there yet, or no more, and does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    handlers: dict[int, Any] = {signal.SIGTERM: signal.default_int_handler}
+    if hasattr(signal, "SIGUSR1"):
+        handlers[signal.SIGUSR1] = signal.SIG_IGN
+    with _handling(handlers):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _LogFile(logging.FileHandler):
