@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_OF_A_RUN = ("last", "overlays", "overlays/progress")  # where a training writes
 _PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
 _held: set[int] = set()  # descriptors of locked folders
 
@@ -31,7 +32,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     process is at work in it."""
     with _opened(folder) as descriptor:
         until = time.monotonic() + _PATIENCE_S
-        while not _swept(folder, descriptor):
+        parts = [folder, *(folder / part for part in _OF_A_RUN)]
+        while not _swept(descriptor, parts):
             if time.monotonic() > until:
                 raise OutputError(f"{folder}: another process is at work in it")
             time.sleep(0.05)
@@ -43,7 +45,7 @@ def together_in(folder: Path) -> Iterator[None]:
     """Several processes may write into `folder`, which is made, at once: the files that one of
     them is writing are not taken for those of a killed one."""
     with _opened(folder) as descriptor:
-        _swept(folder, descriptor)
+        _swept(descriptor, _without_others(folder))
         if fcntl:
             with suppress(
                 OSError
@@ -68,18 +70,32 @@ def _opened(folder: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _swept(folder: Path, descriptor: int) -> bool:
-    """Lock the folder for this process alone and remove the half-written files in it; False where
-    another process is at work in it."""
+def _without_others(folder: Path) -> Iterator[Path]:
+    """The folder and those below it, but no folder that another batch or a training has."""
+    for place, inside, _ in os.walk(folder):
+        yield Path(place)
+        inside[:] = [
+            name
+            for name in inside
+            if not any(
+                Path(place, name, mark).exists() for mark in ("predictions.csv", "config.yaml")
+            )
+        ]
+
+
+def _swept(descriptor: int, parts: Iterable[Path]) -> bool:
+    """Lock the folder for this process alone and remove the half-written files in its parts; False
+    where another process is at work in it."""
     if not fcntl:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:  # any but these: there are no locks on this file system
         return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-    for left in folder.rglob(f"{PARTIAL}*"):
-        with suppress(OSError):
-            left.unlink(missing_ok=True)
+    for part in parts:
+        for left in part.glob(f"{PARTIAL}*"):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
     return True
 
 

@@ -166,7 +166,10 @@ class OutcomeTable:
             with suppress(OSError):
                 self.file.truncate(self.size)
                 self.file.seek(self.size)
-            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+            raise OutputError(
+                f"{self.path}: can't be written ({error.strerror}); make sure it can, then go on "
+                "with the same command and --skip-existing"
+            ) from error
         self.size += len(data)
 
 

@@ -276,6 +276,10 @@ def test_what_killed_processes_left_is_swept_unless_one_is_at_work(done):
     left = out / "deep" / ".partial-0123456789abcdef.png"
     left.parent.mkdir()
     left.touch()
+    (out / "sub").mkdir()
+    (out / "sub" / "predictions.csv").touch()
+    of_another = out / "sub" / ".partial-0123456789abcdef.png"
+    of_another.touch()
     code = "import sys, pathlib; from segapp.locks import together_in\n"
     code += "with together_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": REPOSITORY}
@@ -290,6 +294,7 @@ def test_what_killed_processes_left_is_swept_unless_one_is_at_work(done):
     other.wait()
     with together_in(out):
         assert not left.exists()
+        assert of_another.exists(), "a batch in that folder may be writing it"
 
 
 BAD = {
