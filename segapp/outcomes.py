@@ -111,6 +111,8 @@ class OutcomeTable:
             self._append(_csv(self.columns, (), header=True))
         except OutputError:
             self.file.close()
+            with suppress(OSError):
+                self.path.unlink()  # a table without a header is none
             raise
         return self
 
