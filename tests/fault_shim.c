@@ -1,8 +1,9 @@
 /* Makes the n-th system call that writes below one folder fail; for LD_PRELOAD, see faults.py.
 
    Counted are the calls that write, make, rename or flush a file there. Descriptors are told by
-   /proc/self/fd, paths by their beginning. What C's own buffers write at a flush or a close goes
-   past this; fwrite is counted instead. */
+   /proc/self/fd, paths by their beginning. Two kinds go past this: what C's own buffers write at a
+   flush or a close (fwrite is counted instead), and the renameat by which safetensors puts the file
+   that it wrote in place, as it asks the kernel itself. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -10,19 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import (
-    KINDS,
-    READERS,
-    Ended,
-    Fault,
-    badly_said,
-    build,
-    chosen,
-    places,
-    start,
-    unreadable,
-    write_scans,
-)
+from fault_checks import READERS, badly_said, unreadable
+from fault_runs import Ended, Fault, build, start
+from faults import KINDS, chosen, places, write_scans
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +31,7 @@ def shim(tmp_path_factory):
 
 # About a minute each. `python tests/faults.py train` tries every call, in an hour.
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "most"), [("train", 20), ("predict", 30)])
+@pytest.mark.parametrize(("command", "most"), [("train", 15), ("predict", 25)])
 def test_a_write_that_fails_spoils_nothing(shim, command, most):
     done = start([command, str(most)], shim, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,7 +43,7 @@ ARMED = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from faults import load
+from fault_runs import load
 folder, nth, error, lasting = json.loads(sys.argv[1])
 shim, said = load(), {}
 os.chdir(folder)
