@@ -26,7 +26,7 @@ from test_takeaway import AS_IT_IS, OBLIQUE, Bands, voxels
 from segapp.batch import list_inputs
 from segapp.cases import find_cases
 from segapp.check import read_case
-from segapp.checkpoint import INFO_NAME, MODEL_NAME, save_model
+from segapp.checkpoint import INFO_NAME, MODEL_NAME, read_info, save_model
 from segapp.corrections import changed_voxels, keep_case, with_labels
 from segapp.errors import DataError
 from segapp.files import sha256
@@ -372,7 +372,7 @@ def test_an_export_is_trained_from_its_run_and_an_ensemble_not_at_all(tmp_path):
     info = make_info()
     save_model(run / MODEL_NAME, WEIGHTS, info)
     (run / "openvino").mkdir()
-    (run / "openvino" / INFO_NAME).write_text(info.model_dump_json())
+    (run / "openvino" / INFO_NAME).write_text(read_info(run).model_dump_json())
     command, _ = training_command(folder, run / "openvino")
     assert f"model.init_from={run}" in shlex.split(command or "")
     moved = (run / "openvino").rename(tmp_path / "alone")

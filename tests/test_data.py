@@ -1,5 +1,6 @@
 """The cache gives back what went in; batches depend on (seed, step) alone."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -9,7 +10,6 @@ from pathlib import Path
 import cv2
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -179,7 +179,7 @@ def test_workers_change_nothing(samples: Samples) -> None:
 
 
 def workers_of_this_process() -> list[int]:
-    return [child.pid for child in psutil.Process().children()]
+    return [child.pid for child in multiprocessing.active_children() if child.pid]
 
 
 def test_dead_workers_are_replaced(samples: Samples, caplog: pytest.LogCaptureFixture) -> None:
