@@ -39,8 +39,8 @@ def _read_tensors(path: Path) -> None:
 def _read_csv(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
-    assert not text or text.endswith("\n"), "the last line is cut"
-    assert len({len(row) for row in rows}) <= 1, "a line is cut"
+    assert text.endswith("\n"), "the last line is cut"
+    assert len({len(row) for row in rows}) == 1, "a line is cut"
 
 
 def _read_yaml(path: Path) -> None:
