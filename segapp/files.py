@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 from segapp.errors import OutputError
 
 PARTIAL = ".partial-"  # begins the name of every file that is being written
+_OF_SAFETENSORS = re.compile(r"\.tmp\w{6}")  # which it writes beside ours, and renames to ours
 
 
 def is_partial(path: Path) -> bool:
     """Whether it is a file that was being written when its process ended, or still is."""
-    return path.name.startswith(PARTIAL)
+    return path.name.startswith(PARTIAL) or bool(_OF_SAFETENSORS.fullmatch(path.name))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segapp.errors import OutputError
-from segapp.files import PARTIAL
+from segapp.files import is_partial
 
 try:
     import fcntl
@@ -93,8 +93,8 @@ def _swept(descriptor: int, parts: Iterable[Path]) -> bool:
     except OSError as error:  # any but these: there are no locks on this file system
         return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
     for part in parts:
-        for left in part.glob(f"{PARTIAL}*"):
-            with suppress(OSError):
+        with suppress(OSError):  # it is not there, or not ours
+            for left in filter(is_partial, list(part.iterdir())):
                 left.unlink(missing_ok=True)
     return True
 

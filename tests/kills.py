@@ -137,7 +137,7 @@ def killed_training(
     model = "model.safetensors"
     assert (run / model).read_bytes() == (expected / model).read_bytes(), f"{run}: other weights"
     assert losses(run) == losses(expected), f"{run}: another history"
-    assert not [*run.rglob(".partial-*"), *run.glob(".cache")], f"{run}: leftovers"
+    assert not [*run.rglob(".*")], f"{run}: leftovers"
     names = sorted(path.name for path in (run / "last").iterdir())
     assert 1 <= len(names) <= 2, f"{run}: not the newest two states, but {names}"
     return done, saved

@@ -269,12 +269,15 @@ HOLD += "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
     left = tmp_path / "overlays" / ".partial-0123.png"
-    left.parent.mkdir()
+    other_left = tmp_path / "last" / ".tmpaB3x9Z"  # as safetensors calls its own
+    for path in (left, other_left):
+        path.parent.mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes)
     assert other.stdout
     assert other.stdout.readline() == b"in\n"
     left.touch()  # the other one writes it right now
+    other_left.touch()
     with pytest.raises(OutputError, match="another process"), alone_in(tmp_path):
         pass
     assert left.exists()
@@ -282,6 +285,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
     other.wait()
     with alone_in(tmp_path):
         assert not left.exists(), "what a killed process leaves is swept"
+        assert not other_left.exists()
 
 
 def test_a_worker_does_not_hold_the_folder_of_a_killed_training(tmp_path):
