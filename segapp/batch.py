@@ -208,7 +208,8 @@ def _predict_safely(
         if line and output.is_file():
             stays, doubt = still_good(entry, output, line, model, scan)
         warnings = (*job.clashes, doubt) if doubt else job.clashes
-        if stays and (job.picture is None or job.picture.is_file()):
+        # an edited result (the doubt) is not written over for the sake of its picture either
+        if stays and (doubt or job.picture is None or job.picture.is_file()):
             return Outcome(entry.source, output, "skipped", "output exists", warnings=warnings)
         segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
         outcome.warnings = (*outcome.warnings, *warnings)

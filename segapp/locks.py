@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 _OF_A_RUN = ("last", "overlays", "overlays/progress")  # where a training writes
 _PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock that is held says
 _held: set[int] = set()  # descriptors of locked folders
 
 
@@ -46,11 +47,9 @@ def together_in(folder: Path) -> Iterator[None]:
     them is writing are not taken for those of a killed one."""
     with _opened(folder) as descriptor:
         _swept(descriptor, _without_others(folder))
-        if fcntl:
-            with suppress(
-                OSError
-            ):  # somebody is alone there; we don't sweep, so that's his concern
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        until = time.monotonic() + _PATIENCE_S
+        while not _shared(descriptor) and time.monotonic() < until:
+            time.sleep(0.05)  # another batch sweeps; beside a training we go on without the lock
         yield
 
 
@@ -91,11 +90,22 @@ def _swept(descriptor: int, parts: Iterable[Path]) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:  # any but these: there are no locks on this file system
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+        return error.errno not in _TAKEN
     for part in parts:
         with suppress(OSError):  # it is not there, or not ours
             for left in filter(is_partial, list(part.iterdir())):
                 left.unlink(missing_ok=True)
+    return True
+
+
+def _shared(descriptor: int) -> bool:
+    """Lock the folder together with others; False where another process is alone in it."""
+    if not fcntl:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _TAKEN
     return True
 
 

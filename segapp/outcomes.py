@@ -50,19 +50,24 @@ _OWN_COLUMNS = ("file", "output", "status", "reason", "warnings")  # a skipped s
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
     """Output, resolved → line of an earlier predictions.csv, and of the lines that a batch which
-    was stopped had not come to; empty where there is nothing to read. A line that was cut off by a
-    kill is left out."""
+    was stopped had not come to; empty where there is nothing to read. Left out are a line that was
+    cut off by a kill, and those that name no scan or no output."""
     rows: dict[str, dict[str, str]] = {}
     for part in (_waiting(path), path):
         try:
             text = part.read_text(encoding="utf-8", errors="surrogateescape")
             lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-            rows |= {os.path.realpath(row["output"]): row for row in lines if row.get("output")}
+            rows |= {os.path.realpath(row["output"]): row for row in lines if _names_files(row)}
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, csv.Error) as error:
             log.warning("%s: the earlier results can't be read from it (%s)", part, error)
     return rows
+
+
+def _names_files(row: Mapping[str, str]) -> bool:
+    names = (row.get("file"), row.get("output"))
+    return all(name and "\0" not in name for name in names)  # a loss of power leaves zeros
 
 
 def _waiting(path: Path) -> Path:
@@ -103,10 +108,10 @@ class OutcomeTable:
             write_text(_waiting(self.path), _csv(list(columns), self.earlier.values(), header=True))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("wb", buffering=0)
+            self.file = self.path.open("ab", buffering=0)  # where the file ends, whoever ended it
+            self.file.truncate(0)
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
-        self.size = 0
         try:
             self._append(_csv(self.columns, (), header=True))
         except OutputError:
@@ -143,7 +148,7 @@ class OutcomeTable:
             row |= kept
             warnings = [before.get("warnings") or "", *warnings]
             if before.get("status") == "review":  # it still is in doubt
-                row |= {"status": "review", "reason": before["reason"]}
+                row |= {"status": "review", "reason": before.get("reason") or ""}
         row["warnings"] = "; ".join(filter(None, dict.fromkeys(warnings)))
         for column, value in outcome.sizes.items():
             row[column] = value if isinstance(value, int) else f"{value:.6g}"
@@ -157,22 +162,23 @@ class OutcomeTable:
             there, ours = self.path.stat(), os.fstat(self.file.fileno())
             if not os.path.samestat(there, ours):
                 raise FileNotFoundError
-            written = 0
-            while written < len(data):  # a disk that gets full takes a part first
-                written += self.file.write(data[written:])
+            try:
+                written = 0
+                while written < len(data):  # a disk that gets full takes a part first
+                    written += self.file.write(data[written:])
+            except OSError:
+                with suppress(OSError):
+                    self.file.truncate(ours.st_size)
+                raise
         except FileNotFoundError as error:
             raise OutputError(
                 f"{self.path}: is no longer there; was its folder or its disk taken away?"
             ) from error
         except OSError as error:
-            with suppress(OSError):
-                self.file.truncate(self.size)
-                self.file.seek(self.size)
             raise OutputError(
                 f"{self.path}: can't be written ({error.strerror}); make sure it can, then go on "
                 "with the same command and --skip-existing"
             ) from error
-        self.size += len(data)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = False) -> str:

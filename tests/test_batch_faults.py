@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from test_batch import files, run, save_png
 from test_predict import brightness
 from web import untrained_model
 
-from segapp import batch
+from segapp import batch, locks
 from segapp.batch import list_inputs, predict_batch
 from segapp.errors import OutputError
 from segapp.locks import together_in
@@ -91,6 +93,16 @@ def test_an_edited_result_stays_and_is_told(done):
         assert statuses(rows) == ["skipped"] * 3
         assert rows[0]["warnings"] == "changed since it was written; left as it is"
         assert (out / "0.png").read_bytes() == edited
+
+
+def test_an_edited_result_stays_where_a_picture_is_missing(done):
+    scans, out = done
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    edited = (out / "0.png").read_bytes()
+    rows = again(scans, out, overlay=True)
+    assert statuses(rows) == ["skipped", "ok", "ok"]
+    assert rows[0]["warnings"] == "changed since it was written; left as it is"
+    assert (out / "0.png").read_bytes() == edited
 
 
 @pytest.mark.parametrize("size", [(20, 30), (30, 20)], ids=["cut off", "of another size"])
@@ -169,7 +181,36 @@ def test_a_line_that_was_cut_off_vouches_for_nothing(done, cut):
     assert statuses(again(scans, out)) == ["skipped", "skipped", "ok"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xfe\n\xff", b'"', b"a,b\n1\n1,2,3\n"])
+def test_a_rerun_that_is_killed_loses_no_earlier_line(done):
+    scans, out = done
+    first = read_rows(out / "predictions.csv")
+
+    def die(outcome):
+        if outcome.file.name == "1.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            predict_batch(brightness(), list_inputs([scans]), out, on_outcome=die)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert lines_of(out / "predictions.csv") == 2, "this run's lines alone"
+    assert read_rows(out / "predictions.csv").keys() == first.keys()
+    assert statuses(again(scans, out)) == ["skipped"] * 3
+    assert files(out) == ["0.png", "1.png", "2.png", "predictions.csv"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\0\0\0", b"\xff\xfe\n\xff", b'"', b"a,b\n1\n1,2,3\n"),
+        *(b"output\nx.png\n", b"file,output\n,x.png\nx.png,\n", b"file,file\nx.png,x.png\n"),
+        *(b"file,output\n\0,x.png\n", b"file,output\nx.png,\0\n\0\0\0\n"),
+        b"file,output\n" + b"x" * 200_000 + b",x.png\n",
+    ],
+)
 def test_a_table_that_is_none_is_as_none(done, content):
     scans, out = done
     (out / "predictions.csv").write_bytes(content)
@@ -201,6 +242,18 @@ def test_a_line_is_written_as_a_whole_or_not(tmp_path, monkeypatch):
         table_file, table.file = table.file, Full()
         table.write(Outcome(Path("b.png")))
     assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_two_batches_in_one_folder_leave_whole_lines(tmp_path):
+    """The second one empties the table of the first, which goes on."""
+    with table_in(tmp_path) as one, table_in(tmp_path) as other:
+        one.write(Outcome(Path("a.png"), tmp_path / "a.png"))
+        with table_in(tmp_path) as third:
+            one.write(Outcome(Path("b.png"), tmp_path / "b.png"))
+            third.write(Outcome(Path("c.png"), tmp_path / "c.png"))
+            other.write(Outcome(Path("d.png"), tmp_path / "d.png"))
+    rows = csv.DictReader((tmp_path / "predictions.csv").open())
+    assert [row["file"] for row in rows] == ["b.png", "c.png", "d.png"]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -295,6 +348,32 @@ def test_what_killed_processes_left_is_swept_unless_one_is_at_work(done):
     with together_in(out):
         assert not left.exists()
         assert of_another.exists(), "a batch in that folder may be writing it"
+
+
+def test_a_batch_that_starts_while_another_sweeps_holds_the_folder_too(tmp_path):
+    sweeping = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(sweeping, fcntl.LOCK_EX)
+    Timer(0.2, os.close, [sweeping]).start()
+    with together_in(tmp_path):
+        being_written = tmp_path / ".partial-0123456789abcdef.png"
+        being_written.touch()
+        with together_in(tmp_path):
+            assert being_written.exists()
+
+
+@pytest.mark.parametrize("system", ["Windows", "a network file system"])
+def test_nothing_is_swept_where_there_are_no_locks(tmp_path, monkeypatch, system):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if system == "Windows":
+        monkeypatch.setattr(locks, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    of_somebody = tmp_path / ".partial-0123456789abcdef.png"
+    of_somebody.touch()
+    with together_in(tmp_path):
+        assert of_somebody.exists()
 
 
 BAD = {
