@@ -30,7 +30,7 @@ from segapp.formats import (
 )
 from segapp.formats.listing import FORMATS, is_readable_zip, is_small
 from segapp.formats.source import share_memory
-from segapp.locks import together_in
+from segapp.locks import alone_in, left_of_a_batch
 from segapp.outcomes import Outcome, OutcomeTable, read_rows
 from segapp.predict import Predictor
 from segapp.progress import log_bug
@@ -125,48 +125,52 @@ def predict_batch(
     allow_gaps: see read_scan.
     """
     entries = list(entries)
-    taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
-    counts: Counter[str] = Counter()
-    table_path = out / "predictions.csv"
-    earlier = read_rows(table_path)
-    owners = {Path(output): Path(row["file"] or "") for output, row in earlier.items()}
-    names = _Names(out, taken, owners, kept=skip_existing)
-    model = model_key(predictor)
-    done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
+    with alone_in(out, left_of_a_batch):
+        taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
+        counts: Counter[str] = Counter()
+        table_path = out / "predictions.csv"
+        earlier = read_rows(table_path)
+        owners = {Path(output): Path(row["file"] or "") for output, row in earlier.items()}
+        names = _Names(out, taken, owners, kept=skip_existing)
+        model = model_key(predictor, allow_gaps)
+        for row in earlier.values():
+            if row.get("model") != model:  # it vouches no more, also not after a kill, as this
+                row["output_sha256"] = ""  # batch may have written another model's result by then
+        done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
-    def predict(job: _Job) -> Outcome:
-        outcome = job.outcome
-        if outcome is None:
-            line = earlier.get(os.path.realpath(job.output)) if skip_existing else None
-            outcome = _predict_safely(predictor, job, allow_gaps, model, line)
-        done[id(outcome)] = outcome
-        return outcome
+        def predict(job: _Job) -> Outcome:
+            outcome = job.outcome
+            if outcome is None:
+                line = earlier.get(os.path.realpath(job.output)) if skip_existing else None
+                outcome = _predict_safely(predictor, job, allow_gaps, model, line)
+            done[id(outcome)] = outcome
+            return outcome
 
-    jobs = (_Job.of(entry, names, output_format, overlay) for entry in entries)
-    engine = predictor.engine
-    threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
-    threads = threads if engine.calls_at_once > 1 else 1
-    judged = bool(predictor.info and predictor.info.quality)
-    unwritten = 0  # in a row
-    with together_in(out), OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
-        try:
-            # volumes go one by one, each through all that the engine computes at once
-            for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
-                share_memory(threads if small else 1)
-                for outcome in in_order(predict, group, threads if small else 1):
-                    del done[id(outcome)]
+        jobs = (_Job.of(entry, names, output_format, overlay) for entry in entries)
+        engine = predictor.engine
+        threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
+        threads = threads if engine.calls_at_once > 1 else 1
+        judged = bool(predictor.info and predictor.info.quality)
+        unwritten = 0  # in a row
+        with OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
+            try:
+                # volumes go one by one, each through all that the engine computes at once
+                for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
+                    share_memory(threads if small else 1)
+                    for outcome in in_order(predict, group, threads if small else 1):
+                        del done[id(outcome)]
+                        table.write(outcome)
+                        counts[outcome.status] += 1
+                        on_outcome(outcome)
+                        unwritten = unwritten + 1 if outcome.unwritten else 0
+                        if unwritten >= _MOST_UNWRITTEN:
+                            raise OutputError(
+                                f"{outcome.reason}; so it was {unwritten} times in a row: make "
+                                "sure it can, then go on with the same command and --skip-existing"
+                            )
+            finally:
+                for outcome in list(done.values()):  # interrupted: what was written has its line
                     table.write(outcome)
-                    counts[outcome.status] += 1
-                    on_outcome(outcome)
-                    unwritten = unwritten + 1 if outcome.unwritten else 0
-                    if unwritten >= _MOST_UNWRITTEN:
-                        raise OutputError(
-                            f"{outcome.reason}; so it was {unwritten} times in a row: make sure it "
-                            "can, then go on with the same command and --skip-existing"
-                        )
-        finally:
-            for outcome in list(done.values()):  # interrupted: what was written has its line
-                table.write(outcome)
     return counts
 
 

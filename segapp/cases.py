@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from segapp.declared import Names
 from segapp.errors import ScanError
 from segapp.files import sha256
 from segapp.finding import refuse
-from segapp.formats.source import open_binary
+from segapp.formats.source import beside, open_binary
 from segapp.layout import Case, Dataset, list_cases
 from segapp.scan import SegClass, make_classes
 
@@ -39,9 +40,24 @@ def image_hash(case: Case) -> str:
 
 
 def files_hash(paths: Sequence[Path]) -> str:
-    """SHA-256 of a scan's file; of several files, that of theirs. Raises OSError."""
-    hashes = [file_hash(path) for path in paths]
+    """SHA-256 of a scan's file; of several files, and of a header with its file of voxels, that of
+    theirs. Raises OSError."""
+    hashes = [file_hash(part) for path in paths for part in (path, *_detached(path))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _detached(path: Path) -> tuple[Path, ...]:
+    """The file of voxels beside a header of MetaImage or NRRD that names one; none for others."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return ()
+    with open_binary(path, only_start=True) as stream:
+        lines = stream.read(1 << 16).decode("latin-1").splitlines()
+    for line in lines:
+        key, _, name = line.replace(":", "=", 1).partition("=")
+        if key.strip().lower() in ("elementdatafile", "data file", "datafile"):
+            with suppress(ScanError):  # reading it says what is wrong
+                return (beside(path, name.strip()),)
+    return ()
 
 
 def file_hash(path: Path) -> str:

@@ -24,7 +24,7 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, start_logging
+from segapp.cli_start import command_line, outlive_save_requests, start_logging
 from segapp.errors import SegappError
 
 app = typer.Typer(
@@ -85,6 +85,7 @@ def train(
         typer.echo(settings.to_yaml(), nl=False)
         return
     start_logging()
+    outlive_save_requests()
     if find_lr:
         from segapp.train import find_rate
 

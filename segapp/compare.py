@@ -146,7 +146,8 @@ def _figures(settings: Settings) -> str:
     return (
         f"  val mIoU {row['val_miou']:.4f}{test}, best epoch {row['best_epoch']} of "
         f"{row['epochs']}, {row['seconds_per_epoch']:.3g} s an epoch, "
-        f"{row['images_per_second']:.3g} images/s, {row['peak_memory_mb']:.0f} MB"
+        + (f"{row['images_per_second']:.3g} images/s, " if row["images_per_second"] else "")
+        + f"{row['peak_memory_mb']:.0f} MB"
     )
 
 

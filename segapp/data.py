@@ -206,9 +206,12 @@ def make_batches(
 
 def _tells_of_death(error: Exception) -> bool:
     """Whether a loader means that a worker is gone, not what went wrong in one that still lives."""
-    if "Caught " in str(error):  # how it begins to tell the latter
+    said = str(error)
+    if "shared memory" in said or "Pin memory thread" in said:  # too small, or its sender is gone
+        return True
+    if "Caught " in said:  # how it begins to tell the latter
         return False
-    return "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError)
+    return "DataLoader worker" in said or isinstance(error, ConnectionError | EOFError)
 
 
 def _loader(samples: Samples, batch_size: int, workers: int, first_step: int) -> DataLoader:

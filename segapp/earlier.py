@@ -12,15 +12,16 @@ from segapp.formats import Entry, read_labels, read_scan
 from segapp.predict import Predictor
 
 
-def model_key(predictor: Predictor) -> str:
+def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
     """16 hex digits that stand for all that a result depends on but the scan: what the model file
-    says (the checksum of its weights too), the engine and its precision. "" for a predictor that is
-    of no file."""
+    says (the checksum of its weights too), the engine, what it was exported to and its precision.
+    "" for a predictor that is of no file."""
     if predictor.info is None:
         return ""
     engine = predictor.engine
-    parts = (predictor.info.model_dump_json(), type(engine).__name__, engine.precision)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    exported = getattr(engine, "exported", "")
+    parts = (predictor.info.model_dump_json(), type(engine).__name__, exported, engine.precision)
+    return hashlib.sha256("\n".join((*parts, str(allow_gaps))).encode()).hexdigest()[:16]
 
 
 def still_good(
@@ -31,12 +32,14 @@ def still_good(
     line: of predictions.csv for it; without one nobody knows what it is. model and scan: the key of
     the model, and the checksum of the scan's files. A result that somebody edited stays.
     """
-    if line is None or not line.get("output_sha256"):
+    if line is None:
         return False, ""
-    if line.get("model") != model:
+    if line.get("model") not in (None, model):
         return False, "the earlier result is of another model; written again"
-    if not scan or line.get("scan_sha256") != scan:
+    if not scan or line.get("scan_sha256") not in (None, scan):
         return False, "the scan changed since the earlier result; written again"
+    if not line.get("output_sha256"):
+        return False, ""
     try:
         if sha256(output) == line["output_sha256"]:
             return True, ""

@@ -128,6 +128,8 @@ def _quality(runs: list[Path], first: ModelInfo) -> Quality | None:
 def _settings_of_all(of_fold: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """A fold's settings, in which every `auto` is decided, as those of the whole run."""
     train = {**of_fold["train"], "fold": None, "out": str(plan.out)}
+    if train["deterministic"]:  # as in a run's own model file
+        train["out"] = None
     train["budget_minutes"] = plan.settings.train.budget_minutes
     return {**of_fold, "train": train}
 

@@ -9,48 +9,57 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segapp.errors import OutputError
-from segapp.files import is_partial
+from segapp.files import PARTIAL, is_partial
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-_OF_A_RUN = ("last", "overlays", "overlays/progress")  # where a training writes
 _PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock that is held says
 _held: set[int] = set()  # descriptors of locked folders
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else trains in `folder`, which is made, meanwhile. Raises OutputError where another
-    process is at work in it."""
+def alone_in(folder: Path, left: Callable[[Path], Iterable[Path]]) -> Iterator[None]:
+    """Nobody else works in `folder`, which is made, meanwhile; the files that left(folder) finds
+    there are of killed processes, and removed. Raises OutputError where another process is at work
+    in it."""
     with _opened(folder) as descriptor:
         until = time.monotonic() + _PATIENCE_S
-        parts = [folder, *(folder / part for part in _OF_A_RUN)]
-        while not _swept(descriptor, parts):
+        while not _locked(descriptor):
             if time.monotonic() > until:
                 raise OutputError(f"{folder}: another process is at work in it")
             time.sleep(0.05)
+        for path in list(left(folder)) if fcntl and descriptor in _held else []:
+            with suppress(OSError):
+                path.unlink()
         yield
 
 
-@contextmanager
-def together_in(folder: Path) -> Iterator[None]:
-    """Several processes may write into `folder`, which is made, at once: the files that one of
-    them is writing are not taken for those of a killed one."""
-    with _opened(folder) as descriptor:
-        _swept(descriptor, _without_others(folder))
-        until = time.monotonic() + _PATIENCE_S
-        while not _shared(descriptor) and time.monotonic() < until:
-            time.sleep(0.05)  # another batch sweeps; beside a training we go on without the lock
-        yield
+def left_of_a_run(folder: Path) -> Iterator[Path]:
+    """Half-written files where a training writes, and those that safetensors calls by names of its
+    own beside them."""
+    for part in (folder, *(folder / name for name in ("last", "overlays", "overlays/progress"))):
+        yield from filter(is_partial, part.iterdir() if part.is_dir() else ())
+
+
+def left_of_a_batch(folder: Path) -> Iterator[Path]:
+    """Half-written files in the folder and those below it, but in no folder that another batch or a
+    training has."""
+    for place, inside, names in os.walk(folder):
+        yield from (Path(place, name) for name in names if name.startswith(PARTIAL))
+        inside[:] = [name for name in inside if not _is_anothers(Path(place, name))]
+
+
+def _is_anothers(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in ("predictions.csv", "config.yaml"))
 
 
 @contextmanager
@@ -69,43 +78,16 @@ def _opened(folder: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _without_others(folder: Path) -> Iterator[Path]:
-    """The folder and those below it, but no folder that another batch or a training has."""
-    for place, inside, _ in os.walk(folder):
-        yield Path(place)
-        inside[:] = [
-            name
-            for name in inside
-            if not any(
-                Path(place, name, mark).exists() for mark in ("predictions.csv", "config.yaml")
-            )
-        ]
-
-
-def _swept(descriptor: int, parts: Iterable[Path]) -> bool:
-    """Lock the folder for this process alone and remove the half-written files in its parts; False
-    where another process is at work in it."""
+def _locked(descriptor: int) -> bool:
+    """Lock a folder for this process; False where another one has it."""
     if not fcntl:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # any but these: there are no locks on this file system
-        return error.errno not in _TAKEN
-    for part in parts:
-        with suppress(OSError):  # it is not there, or not ours
-            for left in filter(is_partial, list(part.iterdir())):
-                left.unlink(missing_ok=True)
-    return True
-
-
-def _shared(descriptor: int) -> bool:
-    """Lock the folder together with others; False where another process is alone in it."""
-    if not fcntl:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in _TAKEN
+        if error.errno in _TAKEN:
+            return False
+        _held.discard(descriptor)  # there are no locks on this file system
     return True
 
 

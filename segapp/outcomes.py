@@ -60,8 +60,10 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
             rows |= {os.path.realpath(row["output"]): row for row in lines if _names_files(row)}
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, csv.Error) as error:
+        except csv.Error as error:
             log.warning("%s: the earlier results can't be read from it (%s)", part, error)
+        except OSError as error:  # writing would lose them
+            raise OutputError(f"{part}: can't be read ({error.strerror})") from error
     return rows
 
 
@@ -79,7 +81,8 @@ class OutcomeTable:
     """predictions.csv, complete after each line, so that a batch that is stopped keeps its record.
 
     The lines of an earlier batch stand in a file beside it until this one has gone through all its
-    scans. A context; raises OutputError where the table can't be written or was taken away.
+    scans; those of other scans' results stay there. A context; raises OutputError where the table
+    can't be written or was taken away.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class OutcomeTable:
         """judged: whether the model judges its results."""
         self.path = path
         self.earlier = earlier  # output, resolved → its line; a skipped scan keeps its figures
+        self.named: set[str] = set()  # outputs of this batch, resolved
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
         self.columns += ["warnings"]
         for unit in ("voxels", "ml", "mm2"):
@@ -104,8 +108,7 @@ class OutcomeTable:
 
     def __enter__(self) -> OutcomeTable:
         if self.earlier:
-            columns = dict.fromkeys(key for row in self.earlier.values() for key in row if key)
-            write_text(_waiting(self.path), _csv(list(columns), self.earlier.values(), header=True))
+            self._keep(self.earlier)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("ab", buffering=0)  # where the file ends, whoever ended it
@@ -124,10 +127,22 @@ class OutcomeTable:
     def __exit__(self, kind: object, *_: object) -> None:
         self.file.close()
         if kind is None:
+            # results of other scans, which this batch was not about, still are theirs
+            others = {p: row for p, row in self.earlier.items() if p not in self.named}
+            self._keep({p: row for p, row in others.items() if Path(p).is_file()})
+
+    def _keep(self, rows: Mapping[str, Mapping[str, str]]) -> None:
+        """Lines that wait beside the table; without any their file goes."""
+        if not rows:
             _waiting(self.path).unlink(missing_ok=True)
+            return
+        columns = dict.fromkeys(key for row in rows.values() for key in row if key)
+        write_text(_waiting(self.path), _csv(list(columns), rows.values(), header=True))
 
     def write(self, outcome: Outcome) -> None:
         """Add the line of a scan. Raises OutputError."""
+        if outcome.output:
+            self.named.add(os.path.realpath(outcome.output))
         confidence = outcome.mean_confidence
         row: dict[str, object] = {
             "file": outcome.file,

@@ -58,6 +58,8 @@ def explain(error: Exception, plan: Plan) -> SegappError | None:
     then = f"then go on with: segapp train --resume {out}"
     if not saved_states(out / "last"):
         then = f"then start again with: segapp train --resume {out} (nothing was saved yet)"
+    if not (out / "config.yaml").is_file():
+        then = "then start it again"
     if isinstance(error, OutputError):
         return OutputError(f"{error}; make sure it can, {then}")
     if isinstance(error, OSError):

@@ -23,6 +23,9 @@ from segapp.mix import Mixed
 
 log = logging.getLogger("segapp")
 
+_NO_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "CUDA error: out of memory")
+_NO_MEMORY += ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -67,8 +70,13 @@ def training_step(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or pieces >= largest:
                 raise
+        except ValueError as error:  # a layer normalises over one pixel of one image
+            if pieces == 1 or "more than 1 value" not in str(error):
+                raise
+            raise MemoryError from error
         if value is None:  # here, as the error keeps what it caught in memory
             optimizer.zero_grad(set_to_none=True)
+            _restore(network, statistics)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             pieces *= 2
@@ -81,8 +89,7 @@ def training_step(
     scaler = accelerator.scaler  # it sees to gradients that overflow, and lowers its scale
     finite = math.isfinite(value) and (scaler is not None or norm is None or bool(norm.isfinite()))
     if not finite:
-        for buffer, before in zip(network.buffers(), statistics, strict=True):
-            buffer.copy_(before)
+        _restore(network, statistics)
     scale = scaler.get_scale() if scaler else 0.0
     if finite or scaler:
         optimizer.step()
@@ -90,13 +97,20 @@ def training_step(
     # A skipped step shows in the scale alone: a fused optimiser is called and skips inside, which
     # Accelerate's own step_was_skipped does not see.
     taken = finite and (not scaler or scaler.get_scale() >= scale)
+    if scaler and not taken and scaler.get_scale() < 1:  # no scale is small enough
+        finite = False
     return Step(value, taken, finite, pieces)
+
+
+def _restore(network: nn.Module, statistics: Sequence[Tensor]) -> None:
+    for buffer, before in zip(network.buffers(), statistics, strict=True):
+        buffer.copy_(before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or this machine's memory did not suffice, as torch and NumPy say it."""
-    of_machine = "DefaultCPUAllocator" in str(error) or "Cannot allocate memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_machine
+    said = any(word in str(error) for word in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def _gradients(

@@ -16,6 +16,7 @@ from segapp import resume
 from segapp.assemble import Batches, Parts, assemble, batches_at, make_samples
 from segapp.checkpoint import MODEL_NAME, save_model
 from segapp.closing import model_info, write_results
+from segapp.config import load_settings
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
 from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
@@ -23,7 +24,7 @@ from segapp.figures import summary
 from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
 from segapp.kfold import run_folds
-from segapp.locks import alone_in
+from segapp.locks import alone_in, left_of_a_run
 from segapp.losses import make_loss
 from segapp.machine import catch_signals, end_cleanly, keep_freed_memory, log_file
 from segapp.metrics import selection_score
@@ -59,11 +60,15 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     """
     started = started or time.time()
     if plan.settings.train.folds and not plan.settings.train.fold:
-        return run_folds(plan, run_plan, started)
+        with end_cleanly():
+            return run_folds(plan, run_plan, started)
     keep_freed_memory()
     s, out = plan.settings, plan.out
-    with alone_in(out), end_cleanly(), deterministic(s.train.deterministic):
+    with alone_in(out, left_of_a_run), end_cleanly(), deterministic(s.train.deterministic):
         resuming = bool(resume.saved_states(out / "last"))
+        if resuming and s.model.encoder_weights == "auto":  # a fold's own file knows better
+            decided = load_settings(out / "config.yaml", [])
+            s.model.encoder_weights = decided.model.encoder_weights
         write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
         with log_file(out / "log.txt"):
             for line in plan.reasons:
@@ -190,6 +195,10 @@ def fit(parts: Parts, started: float) -> None:
                     pace.resume_timing()
             if signals.stop:
                 break
+            if signals.save:
+                signals.save = False
+                save()
+            require_run(out)
             speed = trained * per_step / (clock.elapsed() - epoch_began) if trained else None
             result = None
             if schedule.done >= 1 or validation.due(clock):
@@ -214,6 +223,7 @@ def fit(parts: Parts, started: float) -> None:
                     }
                 if s.train.patience and state.epoch - state.highest_epoch >= s.train.patience:
                     state.ended = f"no better val mIoU for {s.train.patience} epochs"
+            require_run(out)
             record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
             write_table(out / "history.csv", list(state.history[0]), state.history)
             if state.ended:
@@ -231,6 +241,7 @@ def fit(parts: Parts, started: float) -> None:
             state.step,
         )
     judged.load_state_dict(best)
+    require_run(out)
     write_results(parts, state, _arrays(best), predictor, validation, timeline, clock)
 
 

@@ -178,7 +178,8 @@ def run_figures(settings: Settings) -> tuple[Row, Curve]:
         "measured_on": result.get("measured_on"),
     }
     row["seconds_per_epoch"] = median(float(e["seconds"]) for e in epochs)
-    row["images_per_second"] = median(float(e["images_per_second"]) for e in epochs)
+    speeds = [float(e["images_per_second"]) for e in epochs if e["images_per_second"]]
+    row["images_per_second"] = median(speeds) if speeds else None
     row["peak_memory_mb"] = max(float(e["peak_memory_mb"]) for e in epochs)
     row["wall_seconds"] = result["wall_seconds"]
     times = np.cumsum([float(e["seconds"]) for e in epochs])

@@ -35,6 +35,7 @@ class Validation:
         self._kept: dict[str, tuple[Scan, Scan]] = {}
         self._room = _KEPT_BYTES
         self._last_end: float | None = None
+        self._read_any = False
         self.every = 1  # takes each n-th slice of volumes, or each n-th single image
         self.shares: dict[str, float] = {}  # case → what its voxels that are taken count for each
         self.seconds = 0.0  # of one run over all cases
@@ -76,6 +77,7 @@ class Validation:
         """Measure all cases. kwargs: those of `evaluate_cases`. Raises DataError where none can be
         read any more."""
         began = clock.elapsed()
+        self._read_any = False
         result = evaluate_cases(
             *(self._predictor, self.cases, self._ignore, self._merged),
             read=self._read,
@@ -83,7 +85,7 @@ class Validation:
         )
         for failed in result.failed():
             log.warning("validation: %s", failed.error)
-        if self.cases and not result.done():
+        if self.cases and not self._read_any:
             first = result.failed()[0].error
             raise DataError(f"none of the validation cases can be read any more: {first}")
         self._last_end = clock.elapsed()
@@ -92,8 +94,10 @@ class Validation:
 
     def _read(self, case: Case) -> tuple[Scan, Scan]:
         if case.name in self._kept:
+            self._read_any = True
             return self._kept[case.name]
         scan, mask = read_case(case)
+        self._read_any = True
         if not self._predictor.preprocessing.context:
             along = slice_direction(scan, self._predictor.preprocessing.slice_axis)
             whole = scan.shape[along]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 import pytest
@@ -22,8 +21,9 @@ from web import untrained_model
 
 from segapp import batch, locks
 from segapp.batch import list_inputs, predict_batch
+from segapp.cases import files_hash
 from segapp.errors import OutputError
-from segapp.locks import together_in
+from segapp.locks import alone_in, left_of_a_batch
 from segapp.outcomes import Outcome, OutcomeTable, read_rows
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_what_is_the_same_stays(done):
 
 def test_a_result_of_another_model_is_made_again(done, monkeypatch):
     scans, out = done
-    monkeypatch.setattr(batch, "model_key", lambda _: "another")
+    monkeypatch.setattr(batch, "model_key", lambda *_: "another")
     rows = again(scans, out)
     assert statuses(rows) == ["ok"] * 3
     assert "of another model; written again" in rows[0]["warnings"]
@@ -244,18 +244,6 @@ def test_a_line_is_written_as_a_whole_or_not(tmp_path, monkeypatch):
     assert (tmp_path / "predictions.csv").read_bytes() == before
 
 
-def test_two_batches_in_one_folder_leave_whole_lines(tmp_path):
-    """The second one empties the table of the first, which goes on."""
-    with table_in(tmp_path) as one, table_in(tmp_path) as other:
-        one.write(Outcome(Path("a.png"), tmp_path / "a.png"))
-        with table_in(tmp_path) as third:
-            one.write(Outcome(Path("b.png"), tmp_path / "b.png"))
-            third.write(Outcome(Path("c.png"), tmp_path / "c.png"))
-            other.write(Outcome(Path("d.png"), tmp_path / "d.png"))
-    rows = csv.DictReader((tmp_path / "predictions.csv").open())
-    assert [row["file"] for row in rows] == ["b.png", "c.png", "d.png"]
-
-
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_table_that_was_taken_away_is_missed(tmp_path, whole):
     out = tmp_path / "out"
@@ -324,41 +312,70 @@ def test_a_picture_that_can_not_be_written_is_a_warning(done, monkeypatch):
 # -- killed --------------------------------------------------------------------------------------
 
 
-def test_what_killed_processes_left_is_swept_unless_one_is_at_work(done):
+HOLD = "import sys, pathlib; from segapp.locks import alone_in\n"
+HOLD += "with alone_in(pathlib.Path(sys.argv[1]), lambda _: ()): print('in', flush=True)"
+HOLD += "; sys.stdin.read()"
+
+
+def test_one_batch_at_a_time_which_sweeps_what_killed_ones_left(done):
     scans, out = done
-    left = out / "deep" / ".partial-0123456789abcdef.png"
-    left.parent.mkdir()
-    left.touch()
-    (out / "sub").mkdir()
+    left, of_another = (out / name / ".partial-0123456789abcdef.png" for name in ("deep", "sub"))
+    for path in (left, of_another):
+        path.parent.mkdir()
+        path.touch()
     (out / "sub" / "predictions.csv").touch()
-    of_another = out / "sub" / ".partial-0123456789abcdef.png"
-    of_another.touch()
-    code = "import sys, pathlib; from segapp.locks import together_in\n"
-    code += "with together_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    before = (out / "predictions.csv").read_bytes()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": REPOSITORY}
-    other = subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], **pipes)
     assert other.stdout
     assert other.stdout.readline() == b"in\n"
-    assert not left.exists()
-    left.touch()
-    again(scans, out)
+    with pytest.raises(OutputError, match="another process is at work in it"):
+        again(scans, out)
     assert left.exists(), "the other process may be writing it"
+    assert (out / "predictions.csv").read_bytes() == before
     other.kill()
     other.wait()
-    with together_in(out):
-        assert not left.exists()
-        assert of_another.exists(), "a batch in that folder may be writing it"
+    assert statuses(again(scans, out)) == ["skipped"] * 3
+    assert not left.exists()
+    assert of_another.exists(), "a batch in that folder may be writing it"
 
 
-def test_a_batch_that_starts_while_another_sweeps_holds_the_folder_too(tmp_path):
-    sweeping = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(sweeping, fcntl.LOCK_EX)
-    Timer(0.2, os.close, [sweeping]).start()
-    with together_in(tmp_path):
-        being_written = tmp_path / ".partial-0123456789abcdef.png"
-        being_written.touch()
-        with together_in(tmp_path):
-            assert being_written.exists()
+def test_results_of_other_scans_stay_theirs(tmp_path):
+    """Also in the second batch after theirs."""
+    save_png(tmp_path / "one" / "a.png", 1)
+    save_png(tmp_path / "two" / "a.png", 2)
+    out = tmp_path / "out"
+    run([tmp_path / "one"], out)
+    before = (out / "a.png").read_bytes()
+    for status in ("ok", "skipped", "skipped"):
+        rows = again(tmp_path / "two", out)
+        assert [(row["status"], row["output"]) for row in rows] == [(status, str(out / "a_2.png"))]
+        assert (out / "a.png").read_bytes() == before
+    assert statuses(again(tmp_path / "one", out)) == ["skipped"]
+
+
+def test_a_batch_of_another_model_that_is_killed_leaves_nothing_that_seems_edited(
+    done, monkeypatch
+):
+    """A result of the other model, that has no line yet, is not the first model's."""
+    scans, out = done
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "model_key", lambda *_: "another")
+        interrupted_at(scans, out, "0.png")
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "1.png")  # the other's
+    rows = again(scans, out)
+    assert statuses(rows) == ["ok"] * 3
+    assert "changed since" not in "".join(row["warnings"] for row in rows)
+
+
+def test_detached_voxels_are_part_of_a_scan(tmp_path):
+    import nrrd
+
+    nrrd.write(str(tmp_path / "a.nhdr"), np.zeros((4, 5, 6), np.uint8), detached_header=True)
+    before = files_hash([tmp_path / "a.nhdr"])
+    (raw,) = (path for path in tmp_path.iterdir() if path.suffix != ".nhdr")
+    raw.write_bytes(raw.read_bytes()[:-1] + b"x")
+    assert files_hash([tmp_path / "a.nhdr"]) != before
 
 
 @pytest.mark.parametrize("system", ["Windows", "a network file system"])
@@ -372,7 +389,7 @@ def test_nothing_is_swept_where_there_are_no_locks(tmp_path, monkeypatch, system
         monkeypatch.setattr(fcntl, "flock", refuse)
     of_somebody = tmp_path / ".partial-0123456789abcdef.png"
     of_somebody.touch()
-    with together_in(tmp_path):
+    with alone_in(tmp_path, left_of_a_batch):
         assert of_somebody.exists()
 
 

@@ -19,7 +19,7 @@ import segapp.train as training
 from segapp import step
 from segapp.checkpoint import read_weights
 from segapp.errors import DataError, Interrupted, OutputError, TrainingError
-from segapp.locks import alone_in
+from segapp.locks import alone_in, left_of_a_run
 from segapp.machine import catch_signals, log_file
 from segapp.mix import Mixed
 from segapp.resume import saved_states
@@ -264,7 +264,8 @@ def test_validation_data_that_vanish_end_the_run_before_the_next_epoch(
 
 
 HOLD = "import sys, pathlib; from segapp.locks import alone_in\n"
-HOLD += "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+HOLD += "with alone_in(pathlib.Path(sys.argv[1]), lambda _: ()): print('in', flush=True)"
+HOLD += "; sys.stdin.read()"
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
@@ -278,25 +279,25 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
     assert other.stdout.readline() == b"in\n"
     left.touch()  # the other one writes it right now
     other_left.touch()
-    with pytest.raises(OutputError, match="another process"), alone_in(tmp_path):
+    with pytest.raises(OutputError, match="another process"), alone_in(tmp_path, left_of_a_run):
         pass
     assert left.exists()
     other.kill()
     other.wait()
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, left_of_a_run):
         assert not left.exists(), "what a killed process leaves is swept"
         assert not other_left.exists()
 
 
 def test_a_worker_does_not_hold_the_folder_of_a_killed_training(tmp_path):
     """A forked child lives on; the next training must not wait for it."""
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, left_of_a_run):
         child = os.fork()
         if not child:
             time.sleep(60)
             os._exit(0)
     try:
-        with alone_in(tmp_path):
+        with alone_in(tmp_path, left_of_a_run):
             pass
     finally:
         os.kill(child, signal.SIGKILL)

@@ -153,7 +153,10 @@ def open_export(
     if record.engine == "onnx":
         from segapp.engines.onnx import OnnxEngine
 
-        return OnnxEngine.load(network)
-    from segapp.engines.openvino import OpenVinoEngine
+        engine = OnnxEngine.load(network)
+    else:
+        from segapp.engines.openvino import OpenVinoEngine
 
-    return OpenVinoEngine.load(network, precision, 1 if single else processors())
+        engine = OpenVinoEngine.load(network, precision, 1 if single else processors())
+    engine.exported = record.model_dump_json()
+    return engine

@@ -14,6 +14,7 @@ class OnnxEngine:
     """Runs slices one by one, each on all threads, in float32 but for quantised layers."""
 
     batch_size = 1
+    exported = ""  # what the exported folder says of itself, where it is of one
     calls_at_once = 1
     precision = "fp32"
 

@@ -25,6 +25,7 @@ class OpenVinoEngine:
     """
 
     batch_size = 1
+    exported = ""  # what the exported folder says of itself, where it is of one
 
     def __init__(self, compiled: ov.CompiledModel, precision: str = "fp32", streams: int = 1):
         self.precision = precision
