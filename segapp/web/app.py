@@ -159,7 +159,7 @@ def start(
         css_paths=[HERE / "style.css"],
         head='<script src="/reader/static/page.js"></script>',  # inline ones don't run
     )
-    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users, tab_is_there(sessions))
+    guard = Guard(api, uploads, sessions.may_read, MAX_UPLOAD, users, tab_is_there(sessions, page))
     listener = _listen(host, port)
     number = listener.getsockname()[1]
     config = uvicorn.Config(
@@ -192,9 +192,18 @@ def limit_memory_to_what_is_free(predictors: Iterable[Predictor]) -> None:
     limit_memory(0.8 * psutil.virtual_memory().available, at_once * BYTES_PER_PIXEL)
 
 
-def tab_is_there(sessions: Sessions) -> Callable[[str, str], AbstractContextManager[None]]:
+def tab_is_there(
+    sessions: Sessions, page: gr.Blocks
+) -> Callable[[str, str], AbstractContextManager[None]]:
     """The context of a connection that a tab keeps open: some seconds after the last of them has
-    ended, as a network may be away for a moment, what the tab has is deleted."""
+    ended, as a network may be away for a moment, what the tab has is deleted, and what Gradio keeps
+    of its components (some 80 kB a tab, of the last 200 of them)."""
+
+    def leave(tab: str, owner: str) -> None:
+        if sessions.leave(tab, owner):
+            with page.state_holder.lock:
+                page.state_holder.session_data.pop(tab, None)
+                page.state_holder.time_last_used.pop(tab, None)
 
     @contextmanager
     def there(tab: str, owner: str) -> Iterator[None]:
@@ -203,9 +212,9 @@ def tab_is_there(sessions: Sessions) -> Callable[[str, str], AbstractContextMana
             yield
         finally:
             sessions.depart(tab, owner)
-            leave = threading.Timer(_AWAY_S, sessions.leave, (tab, owner))
-            leave.daemon = True
-            leave.start()
+            timer = threading.Timer(_AWAY_S, leave, (tab, owner))
+            timer.daemon = True
+            timer.start()
 
     return there
 

@@ -245,18 +245,19 @@ class Sessions:
         with self._lock:
             self._beats[tab_key(tab, owner)] -= 1
 
-    def leave(self, tab: str, owner: str) -> None:
-        """Delete what a tab has and what it waits for, unless it is there."""
+    def leave(self, tab: str, owner: str) -> bool:
+        """Delete what a tab has and what it waits for, unless it is there; whether it has left."""
         key = tab_key(tab, owner)
         with self._lock:
             self._beats = +self._beats
             if key in self._beats:
-                return
+                return False
             self._gone[key] = None
             if len(self._gone) > _MOST_GONE:
                 self._gone.popitem(last=False)
         self.close(tab, owner)
         self.uploads.leave(key)
+        return True
 
     def close_all(self) -> None:
         for session in self.all():
