@@ -111,8 +111,7 @@ class OutcomeTable:
             self._keep(self.earlier)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("ab", buffering=0)  # where the file ends, whoever ended it
-            self.file.truncate(0)
+            self.file = open(self.path, "wb", buffering=0, opener=_appending)
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
         try:
@@ -194,6 +193,12 @@ class OutcomeTable:
                 f"{self.path}: can't be written ({error.strerror}); make sure it can, then go on "
                 "with the same command and --skip-existing"
             ) from error
+
+
+def _appending(name: str, flags: int) -> int:
+    """Lines go where the file ends, also after another batch in the folder emptied it: not every
+    file system has the locks that keep it away."""
+    return os.open(name, flags | os.O_APPEND, 0o666)
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = False) -> str:

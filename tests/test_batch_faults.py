@@ -244,6 +244,17 @@ def test_a_line_is_written_as_a_whole_or_not(tmp_path, monkeypatch):
     assert (tmp_path / "predictions.csv").read_bytes() == before
 
 
+def test_two_batches_where_there_are_no_locks_leave_whole_lines(tmp_path):
+    """The second one empties the table of the first, which goes on."""
+    with table_in(tmp_path) as one:
+        one.write(Outcome(Path("a.png"), tmp_path / "a.png"))
+        with table_in(tmp_path) as other:
+            one.write(Outcome(Path("b.png"), tmp_path / "b.png"))
+            other.write(Outcome(Path("c.png"), tmp_path / "c.png"))
+    rows = csv.DictReader((tmp_path / "predictions.csv").open())
+    assert [row["file"] for row in rows] == ["b.png", "c.png"]
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_table_that_was_taken_away_is_missed(tmp_path, whole):
     out = tmp_path / "out"
