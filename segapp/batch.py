@@ -133,9 +133,6 @@ def predict_batch(
         owners = {Path(output): Path(row["file"] or "") for output, row in earlier.items()}
         names = _Names(out, taken, owners, kept=skip_existing)
         model = model_key(predictor, allow_gaps)
-        for row in earlier.values():
-            if row.get("model") != model:  # it vouches no more, also not after a kill, as this
-                row["output_sha256"] = ""  # batch may have written another model's result by then
         done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
         def predict(job: _Job) -> Outcome:
@@ -152,7 +149,8 @@ def predict_batch(
         threads = threads if engine.calls_at_once > 1 else 1
         judged = bool(predictor.info and predictor.info.quality)
         unwritten = 0  # in a row
-        with OutcomeTable(table_path, predictor.classes, earlier, judged) as table:
+        table = OutcomeTable(table_path, predictor.classes, earlier, judged, model)
+        with table:
             try:
                 # volumes go one by one, each through all that the engine computes at once
                 for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):

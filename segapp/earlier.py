@@ -30,7 +30,8 @@ def still_good(
     """Whether the result of `entry` that is at `output` can stay, and a warning or "".
 
     line: of predictions.csv for it; without one nobody knows what it is. model and scan: the key of
-    the model, and the checksum of the scan's files. A result that somebody edited stays.
+    the model, and the checksum of the scan's files. A result that somebody edited stays; but where
+    the line is `unsure`, because another model's batch was stopped, it may be that model's.
     """
     if line is None:
         return False, ""
@@ -43,6 +44,8 @@ def still_good(
     try:
         if sha256(output) == line["output_sha256"]:
             return True, ""
+        if line.get("unsure"):
+            return False, "the result may be of another model's stopped batch; written again"
         if read_labels(output).shape == read_scan(entry.paths, allow_gaps=True).shape:
             return True, "changed since it was written; left as it is"
     except (DataError, OSError, ValueError):

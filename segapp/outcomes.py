@@ -91,9 +91,11 @@ class OutcomeTable:
         classes: tuple[SegClass, ...],
         earlier: dict[str, dict[str, str]],
         judged: bool = False,
+        model: str = "",
     ):
-        """judged: whether the model judges its results."""
+        """judged: whether the model judges its results. model: its key."""
         self.path = path
+        self.model = model
         self.earlier = earlier  # output, resolved → its line; a skipped scan keeps its figures
         self.named: set[str] = set()  # outputs of this batch, resolved
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
@@ -108,7 +110,9 @@ class OutcomeTable:
 
     def __enter__(self) -> OutcomeTable:
         if self.earlier:
-            self._keep(self.earlier)
+            # a kill may leave this model's result without a line, where another model's was
+            unsure = {p: r for p, r in self.earlier.items() if r.get("model") != self.model}
+            self._keep(self.earlier | {p: row | {"unsure": "yes"} for p, row in unsure.items()})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "wb", buffering=0, opener=_appending)

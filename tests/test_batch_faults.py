@@ -375,8 +375,22 @@ def test_a_batch_of_another_model_that_is_killed_leaves_nothing_that_seems_edite
         interrupted_at(scans, out, "0.png")
     Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "1.png")  # the other's
     rows = again(scans, out)
-    assert statuses(rows) == ["ok"] * 3
+    assert statuses(rows) == ["ok", "ok", "skipped"]
     assert "changed since" not in "".join(row["warnings"] for row in rows)
+    assert "may be of another model's stopped batch" in rows[1]["warnings"]
+    assert statuses(again(scans, out)) == ["skipped"] * 3
+
+
+def test_a_batch_of_another_model_leaves_other_scans_lines_as_they_are(done, monkeypatch):
+    scans, out = done
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    save_png(scans.parent / "more" / "new.png", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "model_key", lambda *_: "another")
+        again(scans.parent / "more", out)
+    rows = again(scans, out)
+    assert statuses(rows) == ["skipped"] * 3
+    assert rows[0]["warnings"] == "changed since it was written; left as it is"
 
 
 def test_detached_voxels_are_part_of_a_scan(tmp_path):
