@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +39,8 @@ def png_dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_at_the_start() -> Iterator[None]:
-    """A command that a test runs in this process sends the log to the screen: the next test's
-    `caplog` would stay empty."""
+def _log_as_at_the_start() -> None:
+    """A command that a test, or a fixture of a whole module, runs in this process sends the log
+    to the screen: the next test's `caplog` would stay empty."""
     logger = logging.getLogger("segapp")
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers, logger.level, logger.propagate = before
+    logger.handlers, logger.level, logger.propagate = [], logging.NOTSET, True

@@ -406,6 +406,7 @@ def test_a_correction_is_not_lost_by_a_click(page, scans):
 def test_a_dropped_folder_is_walked_through(page, tmp_path):
     """As a browser tells of it: entries of which some are folders."""
     write_scans(tmp_path)
+    page.locator("#scans input[type=file]").wait_for(state="attached")
     handed = page.locator("#scans").evaluate(
         """async (zone, [name, body]) => {
           const bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
