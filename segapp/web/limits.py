@@ -11,7 +11,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
 SMALL_BODY = 1 << 20  # bytes: calls, not files
-MAX_PART_HEADERS = 64 << 10  # bytes before a part's content
+MAX_PART_HEADERS = 4 << 10  # bytes before a part's content; Gradio's own end is at twice that
 MAX_FILE_NAME = 255  # bytes, as on most file systems
 
 
