@@ -55,10 +55,13 @@ def require_run(out: Path) -> None:
 def explain(error: Exception, plan: Plan) -> SegappError | None:
     """A fault of the machine as an error for the user, with what to do; None for anything else."""
     s, out = plan.settings, plan.out
-    then = f"then go on with: segapp train --resume {out}"
+    run = out  # the one to go on with
+    if out.name == f"fold{s.train.fold}" and (out.parent / "config.yaml").is_file():
+        run = out.parent
+    then = f"then go on with: segapp train --resume {run}"
     if not saved_states(out / "last"):
-        then = f"then start again with: segapp train --resume {out} (nothing was saved yet)"
-    if not (out / "config.yaml").is_file():
+        then = f"then start again with: segapp train --resume {run} (nothing was saved yet)"
+    if not (run / "config.yaml").is_file():
         then = "then start it again"
     if isinstance(error, OutputError):
         return OutputError(f"{error}; make sure it can, {then}")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -217,6 +218,19 @@ def test_a_full_disk_ends_the_run_with_its_last_state(png_dataset, tmp_path, mon
     assert not list(out.rglob(".partial-*"))
     resume(out)
     assert same_weights(out, whole)
+
+
+def test_a_fault_in_a_fold_is_gone_on_from_with_the_whole_run(png_dataset, tmp_path, monkeypatch):
+    def full(path: str, *_):
+        raise OSError(28, "No space left on device", path)
+
+    out = tmp_path / "folds"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.resume, "save_file", lambda arrays, path, *_: full(path))
+        with pytest.raises(OutputError, match=rf"--resume {re.escape(str(out))} \("):
+            run(png_dataset, out, "train.folds=2")
+    resume(out)
+    assert (out / "model.safetensors").is_file()
 
 
 def test_a_run_folder_that_is_taken_away_is_not_made_anew(png_dataset, tmp_path, monkeypatch):
