@@ -24,8 +24,9 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, outlive_save_requests, start_logging
+from segapp.cli_start import command_line, start_logging
 from segapp.errors import SegappError
+from segapp.machine import end_cleanly
 
 app = typer.Typer(
     add_completion=False,
@@ -35,7 +36,7 @@ app = typer.Typer(
     help="Train a segmentation model on your scans and masks, measure it, use it.\n\n"
     "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out RESULTS",
     epilog="Exit codes: 0 all done, 1 some inputs or runs failed, 2 any other error, "
-    "130 stopped by Ctrl-C or SIGTERM.",
+    "130 stopped by Ctrl-C or SIGTERM (app: 0).",
 )
 
 
@@ -85,7 +86,6 @@ def train(
         typer.echo(settings.to_yaml(), nl=False)
         return
     start_logging()
-    outlive_save_requests()
     if find_lr:
         from segapp.train import find_rate
 
@@ -215,7 +215,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     try:
-        app(standalone_mode=True)
+        with end_cleanly():
+            app(standalone_mode=True)
     except SegappError as error:
         print(f"segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -154,8 +154,8 @@ def info(
     """Show what a model file says about itself.
 
     --verify compares the weights with their checksum, looks for the validation cases in the data
-    that the file names, below the working directory, and exits with 2 where the weights are others
-    or mIoU is not the recorded one within 0.005.
+    that the file names (a relative path counts from the working directory), and exits with 2 where
+    the weights are others or mIoU is not the recorded one within 0.005.
     """
     if verify:
         raise typer.Exit(_verify(model, device, as_json))
@@ -278,7 +278,7 @@ def web_app(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but 127.0.0.1 needs --auth-file.")
+        str, typer.Option(help="Address to listen on; one that others reach needs --auth-file.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes the first free one from 7860.")] = 0,
     auth_file: Annotated[
@@ -294,8 +294,8 @@ def web_app(
         typer.Option(
             metavar="DIR",
             help="A folder that visitors may have segmented on the server; may be given again. "
-            "Corrections are kept in DIR/corrections of the first one, without any in "
-            "./corrections (with another --host nowhere).",
+            "Corrections are kept in DIR/corrections of the first one (of several models in "
+            "corrections/MODEL), without any in ./corrections (with another --host nowhere).",
         ),
     ] = None,
 ) -> None:

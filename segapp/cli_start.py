@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,13 +19,6 @@ def quick_start() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def outlive_save_requests() -> None:
-    """SIGUSR1 asks a training to save (see machine.catch_signals); while there is nothing to save
-    it must not end the process either."""
-    if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def command_line() -> str:

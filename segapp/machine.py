@@ -92,8 +92,8 @@ def processor_name() -> str:
 
 @contextmanager
 def end_cleanly() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs; SIGUSR1, which asks to save
-    what is not there yet, or no more, does nothing."""
+    """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs; SIGUSR1, which asks a
+    training to save, does nothing while there is nothing to save."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -33,7 +33,7 @@ from segapp.optim import Average, Schedule, make_optimizer
 from segapp.pace import Clock, Pace
 from segapp.plan import Plan, make_plan, withdraw_run
 from segapp.predict import Predictor
-from segapp.progress import clock_text, track, training_bar
+from segapp.progress import clock_text, inessential, track, training_bar
 from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.timeline import Timeline
 from segapp.report.training import write_augmentations
@@ -120,7 +120,8 @@ def fit(parts: Parts, started: float) -> None:
     per_step = int(s.optim.batch_size) * s.optim.accumulate
     per_epoch = int(s.train.steps_per_epoch)
     if not resuming:
-        write_augmentations(make_samples(parts), plan.classes, out / "augmentations.png")
+        with inessential("augmentations.png"):
+            write_augmentations(make_samples(parts), plan.classes, out / "augmentations.png")
     elif state.history:  # what was written after the state was saved, is trained again
         write_table(out / "history.csv", list(state.history[0]), state.history)
     clock = Clock(started, state.elapsed, s.train.budget_minutes)

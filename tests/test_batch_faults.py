@@ -447,6 +447,34 @@ def lines_of(table):
     return table.read_bytes().count(b"\n") - 1 if table.exists() else 0
 
 
+def test_sigterm_stops_a_batch_as_ctrl_c_does_and_sigusr1_does_nothing(tmp_path):
+    """As a scheduler sends them: clean-up runs, the exit code is that of a stop."""
+    model = untrained_model(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    for n in range(400):
+        save_png(tmp_path / "in" / f"{n:03}.png", n)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "segapp.cli", "predict", str(model), str(tmp_path / "in")]
+    command += ["--device", "cpu", "--out", str(out)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": REPOSITORY}
+    process = subprocess.Popen(command, **quiet)
+    while lines_of(out / "predictions.csv") < 3 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    there = lines_of(out / "predictions.csv")
+    while lines_of(out / "predictions.csv") < there + 3 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, said
+    assert said.strip().endswith("segapp: stopped")
+    assert "Traceback" not in said
+    with (out / "predictions.csv").open(newline="") as file:
+        written = {row["output"] for row in csv.DictReader(file)}
+    assert 6 <= len(written) < 400
+    assert {str(path) for path in out.glob("*.png")} == written, "each result has its line"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_thousand_scans_killed_three_times_end_as_if_nobody_had(tmp_path):
