@@ -50,7 +50,8 @@ def quantize(
         import nncf
     except ImportError as error:
         raise ConfigError('--int8 needs NNCF: pip install "segapp[openvino]"') from error
-    nncf.set_log_level(logging.ERROR)
+    # nncf.set_log_level would silence the handlers of its logger too, which may be anybody's
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     few = spread_over(cases, _CASES)
 
     def miou(network: Any, cases: Iterable[Any] = few) -> tuple[float, list[float]]:

@@ -1,6 +1,7 @@
 """Exports: what they hold, that they segment as the model does, and what is refused."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,8 @@ def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_eight_bits(run, labelled, tmp_path):
+    handler = logging.NullHandler()  # of somebody who also looks at NNCF's log
+    logging.getLogger("nncf").addHandler(handler)
     record = export_model(run, tmp_path / "int8", int8=True, calibrate=labelled, unequal=True)
     assert record.precision == "int8"
     assert record.parity.miou is not None
@@ -237,6 +240,7 @@ def test_eight_bits(run, labelled, tmp_path):
     size = (tmp_path / "int8" / "network.bin").stat().st_size
     assert size < 0.5 * (run / "openvino" / "network.bin").stat().st_size
     assert type(Predictor.load(tmp_path / "int8").engine).__name__ == "OpenVinoEngine"
+    assert handler.level == logging.NOTSET
 
 
 @pytest.mark.slow
