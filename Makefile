@@ -1,6 +1,9 @@
 # make demo   train on the data that comes along, measure, predict
 # make test   the tests          make check   lint, format, types
 # make bench  speed and memory of the demo's model on this machine, into docs/speed.md
+# make wheel  build, and try what was built in an empty environment
+# make audit  licences and known weaknesses of all dependencies; dist/sbom.json lists them
+# make oldest / make newest   the tests with the oldest and newest packages allowed
 #
 # Each makes .venv on first use. TORCH holds what to hand to pip first, e.g. the part after
 # "pip install" in the command that pytorch.org prints for a machine without a GPU.
@@ -11,7 +14,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 RUN := runs/brain
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench wheel audit licences oldest newest clean
 
 demo: $(VENV)/installed
 	@if [ -e $(RUN)/config.yaml ]; then $(BIN)/segapp train --resume $(RUN); \
@@ -50,6 +53,24 @@ bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/$$script || exit 1; done; } > docs/speed.md.new
 	@mv docs/speed.md.new docs/speed.md; cat docs/speed.md
 
+wheel: $(VENV)/installed-release
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(PYTHON) release/wheel.py dist/segapp-*.whl $(TORCH)
+
+audit: $(VENV)/installed-release
+	$(BIN)/python release/licences.py --check
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/sbom.json $(BIN)/python
+	$(BIN)/pip-audit --skip-editable --desc off
+
+licences: $(VENV)/installed-release
+	$(BIN)/python release/licences.py > docs/licences.md.new
+	@mv docs/licences.md.new docs/licences.md; git diff --stat docs/licences.md
+
+oldest newest: $(VENV)/installed-release
+	PATH="$(abspath $(BIN)):$$PATH" release/versions.sh $@ $(PYTEST_ARGS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segapp needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
@@ -64,4 +85,4 @@ $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info

@@ -111,5 +111,7 @@ def choose_precision(
 
 def has_native_bf16() -> bool:
     """Whether this CPU multiplies in bfloat16 itself (AVX512_BF16 or AMX). Emulation is slow."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
