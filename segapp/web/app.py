@@ -84,9 +84,9 @@ def launch(
             "passwords and scans go over the network as they are; put a proxy with TLS in front "
             "that keeps the Host header"
         )
-    print(f"segapp is at {service.url}  (Ctrl+C stops it)", flush=True)
     try:
         with suppress(KeyboardInterrupt), end_cleanly():
+            print(f"segapp is at {service.url}  (Ctrl+C stops it)", flush=True)
             while service.thread.is_alive():
                 service.thread.join(1)
     finally:
