@@ -27,9 +27,8 @@ from segapp.variants import read_comparison
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/brain/README.md"])
-RUN_ELSEWHERE = {
-    "docs/app.md": ("python", "bash")
-}  # tests/test_web_api.py runs these as they stand
+# By tests/test_web_api.py, as they stand.
+RUN_ELSEWHERE = {"docs/app.md": ("python", "bash")}
 NOT_HERE = {
     "git clone URL segapp && cd segapp": "this is the clone",
     "pip download --no-deps nilearn==0.14.1": "needs the network",
