@@ -17,6 +17,7 @@ MODULES = {
 ORDER = [
     *(
         "errors",
+        "ranks",
         "parsing",
         "settings",
         "policies",
