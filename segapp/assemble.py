@@ -18,10 +18,13 @@ from segapp.checkpoint import Architecture, Pruned, model_path, read_info, read_
 from segapp.contradictions import refuse_contradictions
 from segapp.data import Samples, SliceCache, make_batches, pass_length, scaled_patch
 from segapp.engines.torch import choose_device, choose_precision
+from segapp.errors import ConfigError
 from segapp.files import sha256
 from segapp.model import build_network, narrow, regularise
 from segapp.plan import Plan
 from segapp.progress import track
+from segapp.settings import Settings
+from segapp.together import ALONE, Together
 from segapp.weights import hold_zeros, load_encoder_weights, transfer
 
 log = logging.getLogger("segapp")
@@ -41,28 +44,51 @@ class Parts:
     starting_weights: str
     device: torch.device
     pruned: Pruned | None = None  # as the network of model.init_from is
+    together: Together = ALONE  # the processes that train it
 
 
-def assemble(plan: Plan, folder: Path, load_weights: bool = True) -> Parts:
+def assemble(
+    plan: Plan, folder: Path, load_weights: bool = True, together: Together = ALONE
+) -> Parts:
     """Prepare the training slices in `folder`, build the network, decide what `auto` is left.
 
     load_weights: False where a saved state will replace them; of the origin there is only said then
-    which model.init_from it is. Raises ConfigError for settings that
+    which model.init_from it is. Of several processes the first prepares the slices, for all.
+    Raises ConfigError for settings that
     this machine or the network can't follow, ScanError, OSError where the disk is full.
     """
     s = plan.settings
+    _refuse_unequal_shares(s, together.ranks.count)
     device = choose_device("auto")
     s.train.precision = choose_precision(s.train.precision, device)
     architecture, network, pruned = _build(plan)
     origin = _load_starting_weights(plan, network, load_weights)
     cache = SliceCache(folder, plan.preprocessing.channels, plan.preprocessing.context)
-    cases = track(plan.dataset.split("train"), "preparing slices")
-    cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore, plan.merged)
+    if together.first:
+        cases = track(plan.dataset.split("train"), "preparing slices")
+        cache.fill(cases, plan.preprocessing, plan.classes, plan.ignore, plan.merged)
+    together.wait()
+    if not together.first:
+        cache.open()
     _resolve(plan, cache, device)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if pruned and pruned.what == "weights":
         hold_zeros(network)
-    return Parts(plan, cache, architecture, network, origin, device, pruned)
+    together.require_same("what was decided about training", s.to_yaml())
+    return Parts(plan, cache, architecture, network, origin, device, pruned, together)
+
+
+def _refuse_unequal_shares(s: Settings, count: int) -> None:
+    """Raise ConfigError for batches that `count` processes can't share."""
+    size, mixed = int(s.optim.batch_size), s.augment.mixup_p or s.augment.cutmix_p
+    least = 2 if mixed else 1  # an image is mixed with another one of the same process
+    if count > 1 and (size % count or size // count < least):
+        larger = -(-max(size, least * count) // count) * count
+        raise ConfigError(
+            f"optim.batch_size is {size}, which {count} processes can't share equally"
+            f"{' with two images or more each, as mixing needs' if mixed else ''}; set it to "
+            f"{larger}"
+        )
 
 
 def _build(plan: Plan) -> tuple[Architecture, nn.Module, Pruned | None]:
@@ -152,4 +178,6 @@ def batches_at(parts: Parts, scale: float, step: int) -> Batches:
     s = parts.plan.settings
     samples = make_samples(parts, scale)
     first = step * s.optim.accumulate
-    return make_batches(samples, int(s.optim.batch_size), int(s.data.workers), first_step=first)
+    return make_batches(
+        *(samples, int(s.optim.batch_size), int(s.data.workers), first, parts.together.ranks)
+    )

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import segapp
+from segapp.cases import Dataset, file_hash, image_hash
 from segapp.errors import ModelFileError, OutputError
 from segapp.files import atomic_path
 from segapp.likeness import TrainingRange
@@ -58,6 +59,15 @@ class DataRecord(BaseModel):
     images: dict[str, list[str]] = Field(default_factory=dict)  # split → SHA-256 of each case
     masks: dict[str, list[str]] = Field(default_factory=dict)
     earlier: list[str] = Field(default_factory=list)  # of the model it went on from, and so on
+
+
+def record_of(dataset: Dataset, earlier: list[str]) -> DataRecord:
+    """The hashes of all files by split. earlier: see DataRecord."""
+    record = DataRecord(root=str(dataset.root), earlier=earlier)
+    for case in dataset.cases:
+        record.images.setdefault(case.split, []).append(image_hash(case))
+        record.masks.setdefault(case.split, []).append(file_hash(case.mask))
+    return record
 
 
 Cut = Literal["channels", "weights"]

@@ -9,7 +9,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ from segapp.cli_models import (
 from segapp.cli_start import command_line, start_logging
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
+from segapp.ranks import this_process
 
 app = typer.Typer(
     add_completion=False,
@@ -93,18 +94,14 @@ def train(
         typer.echo(f"suggested optim.max_lr: {rate:.1e}\nplot: {plot}")
         return
     from segapp.engines import can_export
-    from segapp.plan import open_run, reopen_run
 
     exports = settings.train.export != "none" and can_export(settings.train.export)
     if resume:
         settings.train.out = resume
-    plan = reopen_run(settings) if resume else open_run(settings)
-    if plan:  # torch takes seconds to import, and bad data is known before
-        from segapp.train import run_plan
-
-        run_plan(replace(plan, command=command_line()), _command_started())
     out = settings.train.out
     assert out is not None
+    if not _train_settings(settings, bool(resume)):
+        return  # the first process speaks for all
     typer.echo(f"model: {out / 'model.safetensors'}")
     if (out / "report.html").is_file():  # older runs have none
         typer.echo(f"report: {out / 'report.html'}")
@@ -113,6 +110,28 @@ def train(
 
         typer.echo(f"export: {export_beside(out)}")
     typer.echo(f"next:  segapp evaluate {out} {settings.data.root} --out {out / 'evaluation'}")
+
+
+def _train_settings(settings: Any, resume: bool) -> bool:
+    """Train, alone or with the processes that a launcher started beside this one; whether this is
+    the first of them."""
+    if this_process().count > 1:
+        from segapp.launch import open_together
+        from segapp.together import joined
+        from segapp.train import run_plan
+
+        with joined() as together:
+            if plan := open_together(settings, resume, together):
+                run_plan(replace(plan, command=command_line()), _command_started(), together)
+        return together.first
+    from segapp.plan import open_run, reopen_run
+
+    plan = reopen_run(settings) if resume else open_run(settings)
+    if plan:  # torch takes seconds to import, and bad data is known before
+        from segapp.train import run_plan
+
+        run_plan(replace(plan, command=command_line()), _command_started())
+    return True
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from segapp.cli_start import command_line, quick_start, start_logging
+from segapp.ranks import this_process
 
 Model = Annotated[
     Path,
@@ -127,8 +128,16 @@ def evaluate(
     from segapp.cli_text import evaluation_table
     from segapp.evaluate import evaluate_model
 
-    command = command_line()
-    result = evaluate_model(model, data, split, out, device, against, tolerance, command)
+    asked = (model, data, split, out, device, against, tolerance, command_line())
+    if this_process().count > 1:
+        from segapp.together import joined
+
+        with joined() as together:
+            result = evaluate_model(*asked, together)
+        if not together.first:
+            return  # the first process speaks for all
+    else:
+        result = evaluate_model(*asked)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -131,7 +131,7 @@ def _judge_model(
         pixels[case.patient].append(some_pixels(*judged_pixels(slab, truth)))
 
     validation.cases = _some(cases, _PROBED)
-    validation.run(clock, on_slab=collect)
+    validation.run_alone(clock, on_slab=collect)
     validation.cases = cases
     predictor.temperature = fit_temperature(
         [
@@ -149,7 +149,7 @@ def _judge_model(
             scans.append(scan_features(predictor.preprocessing.prepare(segmentation.scan)))
             patients.append(case.patient)
 
-    result = validation.run(clock, on_segmentation=look)
+    result = validation.run_alone(clock, on_segmentation=look)
     judged = []
     for r in result.done():
         assert r.soft is not None, "a Predictor's segmentations have it"

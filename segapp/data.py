@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
@@ -17,11 +18,13 @@ from segapp.augment import Augmentation
 from segapp.cases import Case, labels_to_indices
 from segapp.check import read_case
 from segapp.preprocess import Preprocessing, to_slices
+from segapp.ranks import Ranks
 from segapp.resample import resize
 from segapp.scan import SegClass
 
 log = logging.getLogger("segapp")
 
+ALL = Ranks()  # one process, which has all the work
 _MOST_DEATHS = 3  # of workers, in a row
 _EMPTY_SHARE = 0.25  # slices without foreground, per slice with some, that an epoch takes
 
@@ -43,6 +46,7 @@ class SliceCache:
         self.empty: list[bool] = []  # no foreground
         self.cases: list[range] = []  # the slices of each one's case
         self._files = (folder / "images.f16", folder / "masks.u8")
+        self._index = folder / "index.json"
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
 
     def fill(
@@ -77,6 +81,15 @@ class SliceCache:
                     self.empty.append(not np.any((labels > 0) & (labels < len(classes))))
                     self.cases.append(span)
                     total += size[0] * size[1]
+        kept = (self.names, self.sizes, self.offsets, self.empty)
+        spans = [(span.start, span.stop) for span in self.cases]
+        self._index.write_text(json.dumps([*kept, spans]), encoding="utf-8")
+
+    def open(self) -> None:
+        """Know the slices that another process has prepared in the folder."""
+        names, sizes, offsets, empty, spans = json.loads(self._index.read_text(encoding="utf-8"))
+        self.names, self.sizes, self.offsets = names, [(h, w) for h, w in sizes], offsets
+        self.empty, self.cases = empty, [range(*span) for span in spans]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -173,18 +186,19 @@ def _ignore_interrupts(_: int) -> None:
 
 
 def make_batches(
-    samples: Samples, batch_size: int, workers: int, first_step: int = 0
+    samples: Samples, batch_size: int, workers: int, first_step: int = 0, ranks: Ranks = ALL
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches without end: images (N, C, h, w) float32, masks (N, h, w) uint8, indices (N,).
 
     The batch of a step depends on the seed, the step and `batch_size` alone, never on `workers`; a
-    resumed run asks for `first_step` and gets what it would have got. So workers that died (the
-    system kills the largest process when memory runs out) are replaced, and after the third time
-    in a row this process does their work.
+    resumed run asks for `first_step` and gets what it would have got. Of several processes each
+    gets its share of every batch, equal ones where their number divides `batch_size`. Workers that
+    died (the system kills the largest process when memory runs out) are replaced, and after the
+    third time in a row this process does their work.
     """
     step, deaths = first_step, 0
     while True:
-        batches = iter(_loader(samples, batch_size, workers, step))
+        batches = iter(_loader(samples, batch_size, workers, step, ranks))
         if workers and threading.current_thread() is threading.main_thread():
             # torch would raise in the middle of whatever runs when a worker dies; without its
             # handler the next batch that is asked for says so within seconds
@@ -214,12 +228,14 @@ def _tells_of_death(error: Exception) -> bool:
     return "DataLoader worker" in said or isinstance(error, ConnectionError | EOFError)
 
 
-def _loader(samples: Samples, batch_size: int, workers: int, first_step: int) -> DataLoader:
+def _loader(
+    samples: Samples, batch_size: int, workers: int, first_step: int, ranks: Ranks
+) -> DataLoader:
     order = sample_order(samples.cache.empty, samples.seed)
     order = islice(order, first_step * batch_size, None)
     return DataLoader(
         samples,
-        batch_sampler=(list(islice(order, batch_size)) for _ in count()),
+        batch_sampler=(list(islice(order, batch_size))[ranks.rank :: ranks.count] for _ in count()),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,

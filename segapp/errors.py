@@ -7,6 +7,7 @@ SegappError
 ├── ModelFileError   a model file is missing, damaged or of another version
 ├── OutputError      something can't be written where the user asked for it
 ├── TrainingError    training can't go on (a loss that is not finite)
+├── ProcessLost      another process of a job that several share is gone
 └── Interrupted      the user stopped a run; what was done is saved
 """
 
@@ -58,6 +59,10 @@ class OutputError(SegappError):
 
 
 class TrainingError(SegappError):
+    pass
+
+
+class ProcessLost(SegappError):
     pass
 
 

@@ -20,6 +20,7 @@ from segapp.cases import Case, find_cases, labels_to_indices
 from segapp.check import read_case
 from segapp.checkpoint import ModelInfo
 from segapp.errors import ConfigError, DataError, OutputError, ScanError
+from segapp.exchange import Sharing, gather, gather_arrays, gather_facts
 from segapp.figures import PER_CASE, CaseResult, Evaluation, comparison, full_summary, number
 from segapp.files import require_writable, write_table, write_text
 from segapp.formats.listing import is_small
@@ -70,8 +71,6 @@ def evaluate_cases(
         threads = predictor.engine.calls_at_once if small else 1  # volumes go one by one
         for measured in in_order(measure, group, threads):
             result.cases.append(measured.result)
-            result.nll += measured.nll
-            result.counted += measured.counted
             if measured.segmentation is not None and measured.truth is not None:
                 on_segmentation(measured.result.case, measured.segmentation, measured.truth)
     return result
@@ -82,8 +81,6 @@ class _Measured:
     """What a case adds to an evaluation. truth: (I, J, K) class indices."""
 
     result: CaseResult
-    nll: float = 0.0
-    counted: int = 0
     segmentation: Segmentation | None = None
     truth: np.ndarray | None = None
 
@@ -128,9 +125,9 @@ def _measure(
             soft=soft if ignored else segmentation.soft,
             assessment=segmentation.assessment,
             ignored=ignored,
+            nll=sum(nll for nll, _ in likelihoods),
+            counted=sum(counted for _, counted in likelihoods),
         ),
-        sum(nll for nll, _ in likelihoods),
-        sum(counted for _, counted in likelihoods),
         segmentation,
         truth[0],
     )
@@ -209,20 +206,24 @@ def evaluate_model(
     against: Path | None = None,
     tolerance: float = 2.0,
     command: str = "",
+    together: Sharing | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model file on a split of a labelled data set; write and return the figures, and
     write a page about them (report.html), which shows `command` as what made it.
 
     split: see `cases_to_measure`. against: another model, to be compared with on the same cases.
-    tolerance: of NSD, in mm, or pixels where the spacing is unknown. Raises DataError for a data
-    set without that split and for models that read masks differently, ModelFileError, ConfigError,
-    OutputError.
+    tolerance: of NSD, in mm, or pixels where the spacing is unknown. together: processes that have
+    a share of the cases each; the first writes, and the others return {}. Raises DataError for a
+    data set without that split and for models that read masks differently, ModelFileError,
+    ConfigError, OutputError.
     """
     if out.resolve() == data.resolve():
         raise OutputError(f"{out}: is the data set itself, whose cases.csv would be overwritten")
     if not 0 <= tolerance < math.inf:
         raise ConfigError(f"--tolerance: got {tolerance}, expected 0 or more mm")
-    require_writable(out)
+    first = together is None or together.first
+    if first:
+        require_writable(out)
     predictor, info = _load(model, device)
     other = _load(against, device) if against else None
     if against and other:
@@ -234,17 +235,24 @@ def evaluate_model(
     read = noting(read_case, material.facts)
     calibration = Calibration(info.temperature)
     result = _evaluate(
-        *(predictor, info, cases, "evaluating", tolerance), read=read, on_slab=calibration.add
+        *(predictor, info, cases, "evaluating", together, tolerance),
+        read=read,
+        on_slab=calibration.add,
     )
+    if together:
+        material.facts |= gather_facts(material.facts, together)
+        calibration.bins |= gather_arrays(calibration.bins, together)
     more: dict[str, Any] = {"n_seen_in_training": count_seen(cases, info, hashes)}
     more["calibration"] = calibration.figures()
     if info.quality:
         more["gate"] = gate_figures(result)
     if other:
-        theirs = _evaluate(*other, cases, "evaluating the other")
+        theirs = _evaluate(*other, cases, "evaluating the other", together)
         seen = count_seen(cases, other[1], hashes, "the other")
         compared = {"model": str(against), **comparison(result, theirs)}
         more["against"] = {**compared, "n_seen_in_training": seen}
+    if not first:
+        return {}
     written = write_evaluation(result, split, out, **more)
     (out / "report.html").unlink(missing_ok=True)  # an older one would belie the figures
     with inessential("report.html"):
@@ -279,17 +287,18 @@ def _evaluate(
     info: ModelInfo,
     cases: tuple[Case, ...],
     what: str,
+    together: Sharing | None,
     tolerance: float | None = None,
     **hooks: Any,
 ) -> Evaluation:
-    cases_with_bar = track(cases, what)
+    cases_with_bar = track(together.share(cases) if together else cases, what)
     result = evaluate_cases(
         *(predictor, cases_with_bar, info.ignore, info.merged), tolerance=tolerance, **hooks
     )
-    result.quality = info.quality
     for r in result.failed():
         log.error("%s", r.error)
-    return result
+    result.quality = info.quality
+    return gather(result, cases, together) if together else result
 
 
 def _require_alike(model: Path, info: ModelInfo, against: Path, other: ModelInfo) -> None:

@@ -25,7 +25,8 @@ class CaseResult:
 
     boundary: of each class, () where it was not asked for. distance_unit: mm, or px where the
     spacing is unknown. voxel: size of one, in size_unit (ml, mm2 or voxels). soft, assessment: see
-    Segmentation, soft without the voxels that the mask ignores, of which there are so many.
+    Segmentation, soft without the voxels that the mask ignores, of which there are so many. nll:
+    summed negative log-likelihood of the true classes of `counted` voxels.
     """
 
     case: Case
@@ -39,6 +40,8 @@ class CaseResult:
     soft: np.ndarray | None = None
     assessment: Assessment | None = None
     ignored: int = 0
+    nll: float = 0.0
+    counted: int = 0
 
     @property
     def estimated_dice(self) -> float | None:
@@ -78,12 +81,10 @@ class CaseResult:
 
 @dataclass
 class Evaluation:
-    """Results over cases. `nll` is the summed negative log-likelihood of `counted` voxels."""
+    """Results over cases."""
 
     classes: tuple[SegClass, ...]
     cases: list[CaseResult] = field(default_factory=list)
-    nll: float = 0.0
-    counted: int = 0
     tolerance: float | None = None  # of nsd, in mm or pixels; None: no surfaces were compared
     quality: Quality | None = None  # what the results were judged by
 
@@ -92,6 +93,15 @@ class Evaluation:
         """The summed confusion, (classes, classes)."""
         empty = np.zeros((len(self.classes),) * 2, np.int64)
         return sum((r.matrix for r in self.cases), empty)
+
+    @property
+    def nll(self) -> float:
+        """Summed negative log-likelihood of `counted` voxels."""
+        return sum(r.nll for r in self.cases)
+
+    @property
+    def counted(self) -> int:
+        return sum(r.counted for r in self.cases)
 
     @property
     def loss(self) -> float:

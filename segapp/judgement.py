@@ -22,19 +22,19 @@ class Calibration:
 
     def __init__(self, temperature: float):
         self.temperature = temperature
-        self._bins: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, BINS, 3)))
+        self.bins: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, BINS, 3)))  # by case
 
     def add(self, case: Case, slab: np.ndarray, truth: np.ndarray) -> None:
         """`on_slab` of an evaluation. Where slices were resized, or flips averaged, the second
         count is that of the averages brought back, which is nearly the same."""
         probabilities, true = judged_pixels(slab, truth)
         unscaled = tempered(probabilities, 1 / self.temperature)
-        self._bins[case.name] += [reliability(p, true) for p in (probabilities, unscaled)]
+        self.bins[case.name] += [reliability(p, true) for p in (probabilities, unscaled)]
 
     def figures(self) -> dict[str, Any]:
         """Expected calibration error over pixels of the foreground and its boundary, and for each
         bin that holds some the mean probability, the share that is right, and the pixels."""
-        whole = sum((self._bins[name] for name in sorted(self._bins)), np.zeros((2, BINS, 3)))
+        whole = sum((self.bins[name] for name in sorted(self.bins)), np.zeros((2, BINS, 3)))
         scaled, unscaled = whole
         return {
             "temperature": number(self.temperature),

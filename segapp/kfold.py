@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info, read_weights, save_model
+from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info, read_weights, record_of, save_model
 from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
-from segapp.plan import Plan, record_of, withdraw_run
+from segapp.plan import Plan, withdraw_run
 from segapp.progress import inessential
 from segapp.quality import JUDGED_NAME, Quality, fit_quality, read_judged
 from segapp.report.run import write_folds_page

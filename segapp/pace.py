@@ -34,7 +34,14 @@ class Pace:
     and the last validations and the writing are kept free.
     """
 
-    def __init__(self, clock: Clock, steps_per_epoch: int, total_steps: int):
+    def __init__(
+        self,
+        clock: Clock,
+        steps_per_epoch: int,
+        total_steps: int,
+        closing_passes: int = CLOSING_PASSES,
+    ):
+        self._closing_passes = closing_passes
         self.clock, self._per_epoch, self._total = clock, steps_per_epoch, total_steps
         self.step_seconds: float | None = None
         self._steps = 0
@@ -61,7 +68,7 @@ class Pace:
         left = self.clock.left()
         if left is None:
             return self._total - step + 1
-        left -= CLOSING_PASSES * validation_seconds + CLOSING_S
+        left -= self._closing_passes * validation_seconds + CLOSING_S
         if self.step_seconds is None:
             return math.inf if left > 0 else 1
         return 1 + max(0.0, left) / self._seconds_each(validation_seconds)

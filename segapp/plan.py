@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from segapp.cases import Case, Dataset, file_hash, find_cases, image_hash, with_val_split
+from segapp.cases import Case, Dataset, find_cases, with_val_split
 from segapp.check import survey
-from segapp.checkpoint import DataRecord
+from segapp.checkpoint import DataRecord, record_of
 from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
 from segapp.files import is_partial, require_writable, writable_folder
@@ -31,6 +31,7 @@ from segapp.patches import choose_depth, choose_foreground, choose_patch, networ
 from segapp.policies import resolved as resolved_policy
 from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
+from segapp.ranks import this_process
 from segapp.scan import SegClass
 from segapp.selection import (
     class_weights,
@@ -119,7 +120,8 @@ def reopen_run(settings: Settings) -> Plan | None:
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None
-    others = {p.name for p in out.iterdir() if not is_partial(p)} - {"config.yaml"}
+    others = {p.name for p in out.iterdir() if not (is_partial(p) or p.name.startswith("."))}
+    others -= {"config.yaml"}
     if others and not (out / "log.txt").is_file():
         raise ConfigError(f"{out}: holds no run of segapp train; --resume takes a run folder")
     require_writable(out)
@@ -251,7 +253,8 @@ def _decide(
     if resolved.optim.warm_up == "auto":
         resolved.optim.warm_up = WARM_UP[resolved.optim.schedule]
     if resolved.optim.batch_size == "auto":
-        resolved.optim.batch_size = _BATCH_SIZE
+        count = this_process().count  # equal shares, of two images or more
+        resolved.optim.batch_size = -(-max(_BATCH_SIZE, 2 * count) // count) * count
     if resolved.optim.patch == "auto":
         resolved.optim.patch = choose_patch(training, preprocessing)
         reasons.append(
@@ -315,16 +318,7 @@ def withdraw_run(plan: Plan) -> None:
     """Leave a run folder that is not worth going on with as `open_run` found it."""
     if not plan.fresh:
         return
-    for name in ("config.yaml", "log.txt"):
+    for name in ("config.yaml", "log.txt", ".launch"):
         (plan.out / name).unlink(missing_ok=True)
     with suppress(OSError):  # somebody else's file is in it by now
         plan.out.rmdir()
-
-
-def record_of(dataset: Dataset, earlier: list[str]) -> DataRecord:
-    """The hashes of all files by split. earlier: see DataRecord."""
-    record = DataRecord(root=str(dataset.root), earlier=earlier)
-    for case in dataset.cases:
-        record.images.setdefault(case.split, []).append(image_hash(case))
-        record.masks.setdefault(case.split, []).append(file_hash(case.mask))
-    return record

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from segapp.assemble import Parts
@@ -11,6 +12,7 @@ from segapp.errors import DataError, OutputError, SegappError, TrainingError
 from segapp.plan import Plan
 from segapp.resume import State, saved_states
 from segapp.step import Step, is_out_of_memory
+from segapp.together import is_lost, lost
 
 log = logging.getLogger("segapp")
 
@@ -52,6 +54,19 @@ def require_run(out: Path) -> None:
         raise OutputError(f"{out}: the run folder is gone, or its disk is")
 
 
+@contextmanager
+def explained(plan: Plan) -> Iterator[None]:
+    """Faults of the machine become errors for the user. Raises OutputError, TrainingError,
+    ProcessLost; what is none of them, as it came."""
+    try:
+        yield
+    except (OSError, OutputError, RuntimeError, MemoryError) as error:
+        said = explain(error, plan)
+        if said is None:  # a bug
+            raise
+        raise said from error
+
+
 def explain(error: Exception, plan: Plan) -> SegappError | None:
     """A fault of the machine as an error for the user, with what to do; None for anything else."""
     s, out = plan.settings, plan.out
@@ -63,6 +78,8 @@ def explain(error: Exception, plan: Plan) -> SegappError | None:
         then = f"then start again with: segapp train --resume {run} (nothing was saved yet)"
     if not (run / "config.yaml").is_file():
         then = "then start it again"
+    if isinstance(error, RuntimeError) and is_lost(error):  # in the middle of a step
+        return lost(error)
     if isinstance(error, OutputError):
         return OutputError(f"{error}; make sure it can, {then}")
     if isinstance(error, OSError):

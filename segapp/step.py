@@ -8,18 +8,19 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from segapp.errors import ConfigError
 from segapp.machine import processor_name
 from segapp.mix import Mixed
+from segapp.together import ALONE, Together
 
 log = logging.getLogger("segapp")
 
@@ -50,6 +51,7 @@ def training_step(
     batches: Sequence[Mixed],
     clip_norm: float,
     pieces: int = 1,
+    together: Together = ALONE,
 ) -> Step:
     """One optimiser step on one batch or more, down the gradient of the mean of their losses.
 
@@ -60,6 +62,10 @@ def training_step(
     memory does not suffice it is doubled, down to parts of one image, and the batches are tried
     again; the caller keeps what `Step.pieces` says. Normalisation layers and a Dice term then see
     the parts, so the result is that of smaller batches. Raises what the smallest part raises.
+
+    together: processes that take the step with a share of each batch each; the loss is that of the
+    whole batch then (see `make_loss`), and the statistics of normalisation layers are the means of
+    the shares'. Where memory does not suffice for one of them, that one raises.
     """
     statistics = [buffer.clone() for buffer in network.buffers()]
     largest = max(len(batch.images) for batch in batches)
@@ -68,7 +74,7 @@ def training_step(
         try:
             value = _gradients(accelerator, network, loss, batches, pieces)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or pieces >= largest:
+            if not is_out_of_memory(error) or pieces >= largest or together.several:
                 raise
         except ValueError as error:  # a layer normalises over one pixel of one image
             if pieces == 1 or "more than 1 value" not in str(error):
@@ -85,6 +91,7 @@ def training_step(
                 largest,
                 pieces,
             )
+    together.average([b for b in network.buffers() if b.is_floating_point()])
     norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm)
     scaler = accelerator.scaler  # it sees to gradients that overflow, and lowers its scale
     finite = math.isfinite(value) and (scaler is not None or norm is None or bool(norm.isfinite()))
@@ -122,12 +129,16 @@ def _gradients(
 ) -> float:
     """Add the gradient of the mean loss of the batches, each in `pieces` parts; the mean."""
     mean = torch.zeros((), device=accelerator.device)
-    for batch in batches:
-        for part in _parts(batch, pieces):
+    parts = [(part, batch) for batch in batches for part in _parts(batch, pieces)]
+    for part, batch in parts:
+        # several processes exchange gradients once, with the last part's
+        last = nullcontext() if part is parts[-1][0] else accelerator.no_sync(network)
+        with last:
             share = len(part.images) / len(batch.images) / len(batches)
             value = share * _loss(accelerator.device, network, loss, part)
-            accelerator.backward(value)  # adds to the gradients, and frees the activations
-            mean += value.detach()
+            # adds to the gradients, and frees the activations; processes' gradients are averaged
+            accelerator.backward(value * accelerator.num_processes)
+            mean = mean + value.detach()
     return mean.item()
 
 
@@ -157,14 +168,15 @@ def _loss(
 
 
 def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """An Accelerator for one process. Raises ConfigError under a launcher of several."""
+    """An Accelerator for this process, or for all that are joined."""
     AcceleratorState._reset_state(True)  # runs of one process may differ in precision
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
+    # not every architecture uses all its weights; buffers are averaged by each step
+    shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[shared],
     )
-    if accelerator.num_processes > 1:
-        raise ConfigError("training over several processes is not supported yet; start one")
-    return accelerator
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from segapp.closing import model_info, write_results
 from segapp.config import load_settings
 from segapp.data import stage_scale
 from segapp.engines.torch import TorchEngine
-from segapp.errors import ConfigError, DataError, Interrupted, OutputError, TrainingError
+from segapp.errors import ConfigError, DataError, Interrupted, TrainingError
 from segapp.figures import summary
 from segapp.files import require_writable, write_table, write_text
 from segapp.history import figures_text, record_epoch
@@ -38,9 +39,10 @@ from segapp.rangetest import STEPS, range_test, write_range_test
 from segapp.report.timeline import Timeline
 from segapp.report.training import write_augmentations
 from segapp.resume import State
-from segapp.safeguards import explain, leave_out, refuse_changes, require_run
+from segapp.safeguards import explained, leave_out, refuse_changes, require_run
 from segapp.settings import Settings
 from segapp.step import deterministic, make_accelerator, peak_memory_mb, training_step
+from segapp.together import ALONE, Together
 from segapp.validation import Validation
 from segapp.weights import freeze
 
@@ -49,10 +51,11 @@ log = logging.getLogger("segapp")
 _FEW_STEPS = 30
 
 
-def run_plan(plan: Plan, started: float | None = None) -> Path:
+def run_plan(plan: Plan, started: float | None = None, together: Together = ALONE) -> Path:
     """Train what is planned, from the run's saved state where it has one; returns its folder.
 
     started: time.time() when the command began (a budget counts from there); now if None.
+    together: the processes that train it with this one; the first of them writes.
     Raises ConfigError for settings that this machine or the network can't follow (nothing is left
     behind then), DataError where the data changed since an interrupted run began, TrainingError
     for losses that are not finite or too little memory, OutputError where the run folder can't be
@@ -60,15 +63,24 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
     """
     started = started or time.time()
     if plan.settings.train.folds and not plan.settings.train.fold:
+        if together.several:
+            raise ConfigError("train.folds: folds are trained by one process each, not by several")
         with end_cleanly():
             return run_folds(plan, run_plan, started)
     keep_freed_memory()
     s, out = plan.settings, plan.out
-    with alone_in(out, left_of_a_run), end_cleanly(), deterministic(s.train.deterministic):
+    alone = alone_in(out, left_of_a_run) if together.first else nullcontext()
+    with alone, end_cleanly(), deterministic(s.train.deterministic):
+        together.wait()  # for what the first has swept away
         resuming = bool(resume.saved_states(out / "last"))
         if resuming and s.model.encoder_weights == "auto":  # a fold's own file knows better
             decided = load_settings(out / "config.yaml", [])
             s.model.encoder_weights = decided.model.encoder_weights
+        together.wait()  # until all have read it
+        if not together.first:
+            with explained(plan):
+                fit(assemble(plan, out / ".cache", not resuming, together), started)
+            return out
         write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
         with log_file(out / "log.txt"):
             for line in plan.reasons:
@@ -76,18 +88,14 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
             for line in plan.warnings:
                 log.warning("%s", line)
             try:
-                parts = assemble(plan, out / ".cache", load_weights=not resuming)
-                write_text(out / "config.yaml", s.to_yaml())
-                fit(parts, started)
+                with explained(plan):
+                    parts = assemble(plan, out / ".cache", not resuming, together)
+                    write_text(out / "config.yaml", s.to_yaml())
+                    fit(parts, started)
             except ConfigError:
                 shutil.rmtree(out / ".cache", ignore_errors=True)
                 withdraw_run(plan)  # the corrected command must find the folder as it was
                 raise
-            except (OSError, OutputError, RuntimeError, MemoryError) as error:
-                explained = explain(error, plan)
-                if explained is None:  # a bug
-                    raise
-                raise explained from error
             finally:
                 shutil.rmtree(out / ".cache", ignore_errors=True)
     return out
@@ -95,7 +103,7 @@ def run_plan(plan: Plan, started: float | None = None) -> Path:
 
 def fit(parts: Parts, started: float) -> None:
     """The recipe: step, validate and save until the schedule has ended."""
-    plan, network, device = parts.plan, parts.network, parts.device
+    plan, network, device, together = parts.plan, parts.network, parts.device, parts.together
     s, out = plan.settings, plan.out
     encoder = network.get_submodule("encoder")
     optimizer = make_optimizer(network, s.optim)
@@ -106,11 +114,12 @@ def fit(parts: Parts, started: float) -> None:
     if resuming:
         state, best = resume.load_state(out / "last", network, optimizer, average)
         refuse_changes(parts, state)
+        together.require_same("the saved state", str(state.step))
         log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
     schedule = Schedule(optimizer, s.optim, state.done)
-    loss_function = make_loss(s.loss, len(plan.classes))
+    loss_function = make_loss(s.loss, len(plan.classes), together.total)
     accelerator = make_accelerator(s.train.precision, device)
-    network, optimizer = accelerator.prepare(network, optimizer)
+    trained_network, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     judged = average.module if average else network  # the weights that are validated and kept
@@ -119,14 +128,17 @@ def fit(parts: Parts, started: float) -> None:
 
     per_step = int(s.optim.batch_size) * s.optim.accumulate
     per_epoch = int(s.train.steps_per_epoch)
-    if not resuming:
+    if not together.first:
+        pass  # the first one writes
+    elif not resuming:
         with inessential("augmentations.png"):
             write_augmentations(make_samples(parts), plan.classes, out / "augmentations.png")
     elif state.history:  # what was written after the state was saved, is trained again
         write_table(out / "history.csv", list(state.history[0]), state.history)
     clock = Clock(started, state.elapsed, s.train.budget_minutes)
-    pace = Pace(clock, per_epoch, (s.train.epochs or 0) * per_epoch)
-    validation = Validation(predictor, plan)
+    validation = Validation(predictor, plan, together)
+    total_steps = (s.train.epochs or 0) * per_epoch
+    pace = Pace(clock, per_epoch, total_steps, validation.closing_passes)
     if s.train.budget_minutes:
         validation.fit_into(60 * s.train.budget_minutes)
     axis = plan.preprocessing.slice_axis
@@ -138,6 +150,9 @@ def fit(parts: Parts, started: float) -> None:
 
     def save() -> None:
         nonlocal saved_at, written
+        saved_at = time.time()
+        if not together.first:
+            return
         require_run(out)
         state.done, state.elapsed = schedule.done, clock.elapsed()
         state.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
@@ -147,8 +162,18 @@ def fit(parts: Parts, started: float) -> None:
         resume.save_state(out / "last", network, optimizer, state, average, best)
         saved_at = time.time()
 
+    def heed_signals() -> bool:
+        """Save where that is due or asked for; whether to stop. All processes do as one is told."""
+        late = together.first and time.time() - saved_at >= 60 * s.train.save_minutes
+        stop, due = together.most(signals.stop, signals.save or late)
+        if due and not stop:
+            signals.save = False
+            save()
+        return stop
+
     with catch_signals() as signals, training_bar() as show:
-        while not (state.ended or signals.stop):
+        stop = False
+        while not (state.ended or stop):
             epoch_began, trained = clock.elapsed(), 0
             frozen = schedule.done < s.optim.freeze_encoder
             network.train()
@@ -166,8 +191,8 @@ def fit(parts: Parts, started: float) -> None:
                     log.info("step %d: slices at %g of their size", state.step, scale)
                 micro, indices = _micro_batches(batches, s, state.step)
                 step = training_step(
-                    *(accelerator, network, optimizer, loss_function, micro, s.optim.clip_norm),
-                    state.pieces,
+                    *(accelerator, trained_network, optimizer, loss_function, micro),
+                    *(s.optim.clip_norm, state.pieces, together),
                 )
                 state.step, trained, state.pieces = state.step + 1, trained + 1, step.pieces
                 if step.finite:
@@ -181,31 +206,31 @@ def fit(parts: Parts, started: float) -> None:
                 if average and step.taken:
                     average.update(network)
                 pace.step_done()
+                (left,) = together.of_first(pace.steps_left(state.step, validation.seconds))
                 if step.taken:
-                    schedule.advance(pace.steps_left(state.step, validation.seconds))
+                    schedule.advance(left)
                 show(
                     state.epoch + 1,
                     schedule.done,
                     figures_text(state, per_step, pace, validation.seconds, peak_memory_mb()),
                 )
-                if signals.stop:
+                before = saved_at
+                if stop := heed_signals():
                     break
-                if signals.save or time.time() - saved_at >= 60 * s.train.save_minutes:
-                    signals.save = False
-                    save()
+                if saved_at != before:
                     pace.resume_timing()
-            if signals.stop:
+            if stop := stop or heed_signals():
                 break
-            if signals.save:
-                signals.save = False
-                save()
             require_run(out)
             speed = trained * per_step / (clock.elapsed() - epoch_began) if trained else None
             result = None
-            if schedule.done >= 1 or validation.due(clock):
+            (due,) = together.of_first(validation.due(clock))
+            if schedule.done >= 1 or due:
                 picture = timeline.at(schedule.done, state.epoch + 1)
                 try:
-                    result = validation.run(clock, on_segmentation=picture, on_slab=signals.check)
+                    # of several processes none may leave the others alone
+                    checked = {} if together.several else {"on_slab": signals.check}
+                    result = validation.run(clock, on_segmentation=picture, **checked)
                 except Interrupted:
                     break
                 except DataError:
@@ -226,11 +251,15 @@ def fit(parts: Parts, started: float) -> None:
                     state.ended = f"no better val mIoU for {s.train.patience} epochs"
             require_run(out)
             record_epoch(state, result, plan.classes, schedule.lr, speed, clock, peak_memory_mb())
-            write_table(out / "history.csv", list(state.history[0]), state.history)
+            if together.first:
+                write_table(out / "history.csv", list(state.history[0]), state.history)
             if state.ended:
                 save()
+            else:
+                stop = heed_signals()
     if not state.ended:
         save()
+        together.wait()  # a launcher ends all as soon as one has ended
         raise Interrupted(f"stopped and saved; go on with: segapp train --resume {out}")
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
@@ -243,7 +272,9 @@ def fit(parts: Parts, started: float) -> None:
         )
     judged.load_state_dict(best)
     require_run(out)
-    write_results(parts, state, _arrays(best), predictor, validation, timeline, clock)
+    if together.first:
+        write_results(parts, state, _arrays(best), predictor, validation, timeline, clock)
+    together.wait()
 
 
 def _arrays(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

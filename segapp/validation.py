@@ -12,12 +12,14 @@ from segapp.cases import Case
 from segapp.check import read_case
 from segapp.errors import DataError
 from segapp.evaluate import evaluate_cases
+from segapp.exchange import gather
 from segapp.figures import Evaluation
 from segapp.pace import CLOSING_PASSES, CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, ordering, scan_axis
 from segapp.scan import Scan
+from segapp.together import ALONE, Together
 
 log = logging.getLogger("segapp")
 
@@ -29,7 +31,9 @@ _KEPT_BYTES = 1 << 29  # scans kept in memory between epochs
 class Validation:
     """The val split through the Predictor that users get; scans stay in memory while they fit."""
 
-    def __init__(self, predictor: Predictor, plan: Plan):
+    def __init__(self, predictor: Predictor, plan: Plan, together: Together = ALONE):
+        """together: processes that measure a share of the cases each, but in `run_alone`."""
+        self._together = together
         self._predictor, self._ignore, self._merged = predictor, plan.ignore, plan.merged
         self.cases = plan.dataset.split("val")
         self._kept: dict[str, tuple[Scan, Scan]] = {}
@@ -53,7 +57,10 @@ class Validation:
             self._predictor(few)
             share = few.voxels.size / scan.voxels.size
             self.seconds = (time.perf_counter() - began) / share * len(self.cases)
+        self.seconds /= self._together.ranks.count
         self.every = max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
+        self.seconds, every = self._together.of_first(self.seconds, self.every)
+        self.every = int(every)
         if self.every == 1:
             return
         self.seconds /= self.every
@@ -71,22 +78,35 @@ class Validation:
         if left is None or self._last_end is None:
             return True
         is_short = self.seconds <= VALIDATION_SHARE * (clock.elapsed() - self._last_end)
-        return is_short and left > (CLOSING_PASSES + 1) * self.seconds + CLOSING_S
+        return is_short and left > (self.closing_passes + 1) * self.seconds + CLOSING_S
+
+    @property
+    def closing_passes(self) -> int:
+        """How many times `seconds` the end takes: one process judges the finished model alone."""
+        return CLOSING_PASSES * self._together.ranks.count
 
     def run(self, clock: Clock, **kwargs: Any) -> Evaluation:
-        """Measure all cases. kwargs: those of `evaluate_cases`. Raises DataError where none can be
-        read any more."""
+        """Measure all cases. kwargs: those of `evaluate_cases`, of whose hooks each process sees
+        its share. Raises DataError where none can be read any more."""
+        result = self._measure(clock, self._together, **kwargs)
+        return gather(result, self.cases, self._together)
+
+    def run_alone(self, clock: Clock, **kwargs: Any) -> Evaluation:
+        """The same in this process, whatever others do."""
+        return self._measure(clock, ALONE, **kwargs)
+
+    def _measure(self, clock: Clock, together: Together, **kwargs: Any) -> Evaluation:
         began = clock.elapsed()
         self._read_any = False
         result = evaluate_cases(
-            *(self._predictor, self.cases, self._ignore, self._merged),
+            *(self._predictor, together.share(self.cases), self._ignore, self._merged),
             read=self._read,
             **kwargs,
         )
         for failed in result.failed():
             log.warning("validation: %s", failed.error)
-        if self.cases and not self._read_any:
-            first = result.failed()[0].error
+        if self.cases and not together.most(self._read_any)[0]:
+            first = next((r.error for r in result.failed()), "see the other processes")
             raise DataError(f"none of the validation cases can be read any more: {first}")
         self._last_end = clock.elapsed()
         self.seconds = self._last_end - began

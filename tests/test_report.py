@@ -50,7 +50,7 @@ def evaluation(count, names=NAMES, seed=0, marked=False, name="case{:04}"):
     """So many cases of volumes, three a patient, with figures at random."""
     rng = np.random.default_rng(seed)
     classes = make_classes(list(names), list(range(len(names))))
-    result = Evaluation(classes, nll=12.0, counted=300, tolerance=2.0)
+    result = Evaluation(classes, tolerance=2.0)
     for n in range(count):
         true = rng.integers(200, 2000, len(classes)) + 10000 * (np.arange(len(classes)) == 0)
         hit = rng.binomial(true, rng.uniform(0.5, 0.98))
@@ -64,6 +64,7 @@ def evaluation(count, names=NAMES, seed=0, marked=False, name="case{:04}"):
             low = n == 1
             why, nothing = ("a low estimate",) if low else (), (None,) * len(classes)
             more["assessment"] = Assessment(0.6 if low else 0.9, 0.3, why, nothing)
+        more |= {"nll": 12.0 / count, "counted": 300}
         result.cases.append(CaseResult(case, matrix, voxel=0.01, size_unit="ml", **more))
     return result
 

@@ -51,6 +51,7 @@ ORDER = [
     *(
         "seen",
         "figures",
+        "exchange",
         "judgement",
         "report.pictures",
         "report.plots",
@@ -75,7 +76,19 @@ ORDER = [
         "losses",
         "optim",
     ),
-    *("pace", "data", "machine", "step", "resume", "history", "validation", "verify", "assemble"),
+    *(
+        "pace",
+        "data",
+        "machine",
+        "together",
+        "launch",
+        "step",
+        "resume",
+        "history",
+        "validation",
+        "verify",
+        "assemble",
+    ),
     "safeguards",
     *("closing", "kfold"),
     *("quantize", "export", "rangetest", "train", "trial", "compare", "report.pruning", "prune"),
@@ -90,7 +103,7 @@ LATER |= {("segapp.formats", "segapp.formats.dicom")}
 LATER |= {("segapp.formats.listing", "segapp.formats.dicom")}
 OWNERS = {
     "torch": {"decoder", "model", "losses", "augment", "data", "optim", "step", "resume", "train"}
-    | {"engines.torch", "mix", "weights", "assemble", "export", "prune"},
+    | {"engines.torch", "mix", "weights", "assemble", "export", "prune", "together"},
     "openvino": {"engines.openvino", "export"},
     "onnxruntime": {"engines.onnx"},
     "onnx": {"export"},
