@@ -24,7 +24,7 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, start_logging
+from segapp.cli_start import command_line, quiet_torch, start_logging
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
 from segapp.ranks import this_process
@@ -116,6 +116,7 @@ def _train_settings(settings: Any, resume: bool) -> bool:
     """Train, alone or with the processes that a launcher started beside this one; whether this is
     the first of them."""
     if this_process().count > 1:
+        quiet_torch()
         from segapp.launch import open_together
         from segapp.together import joined
         from segapp.train import run_plan

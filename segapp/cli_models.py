@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segapp.cli_start import command_line, quick_start, start_logging
+from segapp.cli_start import command_line, quick_start, quiet_torch, start_logging
 from segapp.ranks import this_process
 
 Model = Annotated[
@@ -130,6 +130,7 @@ def evaluate(
 
     asked = (model, data, split, out, device, against, tolerance, command_line())
     if this_process().count > 1:
+        quiet_torch()
         from segapp.together import joined
 
         with joined() as together:

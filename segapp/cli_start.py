@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +32,10 @@ def start_logging() -> None:
     from segapp.progress import log_to_console
 
     log_to_console()
+
+
+def quiet_torch() -> None:
+    """Before torch is imported by one of several processes: what it says about their exchange, once
+    in each of them, is for its developers."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

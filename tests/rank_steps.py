@@ -1,0 +1,62 @@
+"""Fifty steps in float64, alone or under torchrun: python rank_steps.py DATA OUT KEY=VALUE ...
+
+Writes the losses, and the norm of the weights at the end, to OUT/losses-COUNT.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from segapp.assemble import assemble, batches_at
+from segapp.config import load_settings
+from segapp.losses import make_loss
+from segapp.mix import mix_batch
+from segapp.optim import make_optimizer
+from segapp.plan import make_plan
+from segapp.step import make_accelerator, training_step
+from segapp.together import joined
+from segapp.weights import freeze
+
+STEPS = 50
+
+
+def main(data: str, out: Path, words: list[str]) -> None:
+    with joined() as together, tempfile.TemporaryDirectory(dir=out) as own:
+        folder = Path(json.loads(together.texts(json.dumps(own))[0]))  # the first one's
+        plan = make_plan(load_settings(None, [f"data.root={data}", "train.out=x", *words]))
+        parts = assemble(plan, folder, together=together)
+        s, network = plan.settings, parts.network.double()
+        freeze(network.get_submodule("encoder"), s.optim.freeze_encoder > 0)
+        optimizer = make_optimizer(network, s.optim)
+        accelerator = make_accelerator("fp32", torch.device("cpu"))
+        wrapped, optimizer = accelerator.prepare(network, optimizer)
+        loss = make_loss(s.loss, len(plan.classes), together.total)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        batches, losses = batches_at(parts, 1.0, 0), []
+        for step in range(STEPS):
+            micro = []
+            for n in range(s.optim.accumulate):
+                images, masks, _ = next(batches)
+                mixed = mix_batch(images, masks, s.augment, (s.train.seed, step, n))
+                micro.append(replace(mixed, images=mixed.images.double()))
+            taken = training_step(
+                *(accelerator, wrapped, optimizer, loss, micro, s.optim.clip_norm, 1, together)
+            )
+            losses.append(taken.loss)
+        norm = sum(float(p.detach().square().sum()) for p in network.parameters())
+        told = json.dumps([losses, norm])
+        together.require_same("what was learned", told)
+        if together.first:
+            (out / f"losses-{together.ranks.count}.json").write_text(told)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
