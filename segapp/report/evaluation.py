@@ -25,12 +25,12 @@ from segapp.report.pictures import (
     SWAPPED,
     CasePicture,
     chosen_cases,
-    css,
     legend,
     ranked,
     score,
 )
 from segapp.report.scans import ScanFacts, fingerprint_rows
+from segapp.scan import css
 
 _MOST_ROWS = 100  # of a table of cases; all are in cases.csv
 _MOST_CELLS = 8  # classes of a confusion that is shown as a table

@@ -20,8 +20,7 @@ from segapp.report.overlay import (
     draw_slice,
 )
 from segapp.report.page import data_uri, number, write_page
-from segapp.report.pictures import css
-from segapp.scan import Scan, Segmentation
+from segapp.scan import Scan, Segmentation, css
 
 _AXES: tuple[SliceAxis, ...] = ("axial", "coronal", "sagittal")
 _SIDES = (440, 300, 200, 130)  # pixels of a picture's longer side, until the page is small enough

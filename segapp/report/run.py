@@ -16,6 +16,7 @@ from segapp.report.pictures import legend
 from segapp.report.scans import training_rows
 from segapp.report.timeline import Timeline
 from segapp.report.training import curves_for_page
+from segapp.scan import css
 
 _WIDE, _SMALL = 1100, 240  # pixels of a picture's longer side
 
@@ -135,8 +136,7 @@ def _class_rows(info: ModelInfo, figures: Mapping[str, Any]) -> list[dict[str, A
     rows = []
     for c in info.classes:
         found = scores.get(c.name, {})
-        colour = "#{:02x}{:02x}{:02x}".format(*c.colour)
-        row = {"name": c.name, "value": c.value, "colour": colour}
+        row = {"name": c.name, "value": c.value, "colour": css(c.colour)}
         rows.append(row | {key: found.get(key) for key in ("iou", "dice", "true_voxels")})
     return rows
 

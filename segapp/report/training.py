@@ -22,7 +22,7 @@ from segapp.report.overlay import (
     truth_slices,
 )
 from segapp.report.page import drawing, svg
-from segapp.scan import SegClass, Segmentation
+from segapp.scan import SegClass, Segmentation, css
 
 if TYPE_CHECKING:
     from segapp.data import Samples
@@ -62,7 +62,7 @@ def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
     losses = [r["val_loss"] for r in measured]
     loss.plot(val_epochs, losses, label="validation log-likelihood loss", color="#D55E00")
     for n, c in enumerate(classes):
-        colour = "#{:02x}{:02x}{:02x}".format(*c.colour) if any(c.colour) else "#999999"
+        colour = css(c.colour) if any(c.colour) else "#999999"
         values = [r[f"iou_{c.name}"] for r in measured]
         few = len(classes) <= _MOST_NAMED
         label = c.name if few else f"{len(classes)} classes" if n == 1 else None
@@ -79,9 +79,8 @@ def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
         axes.grid(color="#e3e7ea")
         for line in axes.lines:
             line.set_marker("o" if len(line.get_xdata()) == 1 else "")
-        axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    score.legend(frameon=False, loc="lower right")
+    loss.legend()
+    score.legend(loc="lower right")
 
 
 def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: Path) -> None:

@@ -24,6 +24,7 @@ from segapp.formats.listing import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
 from segapp.progress import log_bug
+from segapp.scan import css
 from segapp.takeaway import Reading, write_download
 from segapp.web.browsers import browser_of
 from segapp.web.result import Result, describe
@@ -189,8 +190,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
         "window": facts["window"],
         "ct": facts["ct"],
         "classes": [
-            {"name": c.name, "value": c.value, "colour": "#{:02x}{:02x}{:02x}".format(*c.colour)}
-            for c in result.classes
+            {"name": c.name, "value": c.value, "colour": css(c.colour)} for c in result.classes
         ],
         "status": outcome.status,
         "reason": ("Of the model's own result: " if result.corrected else "") + outcome.reason,
