@@ -34,6 +34,7 @@ from segapp.machine import Signals
 from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.report.comparison import Curve, Row
+from segapp.selection import spread_over
 from segapp.settings import Settings
 
 log = logging.getLogger("segapp")
@@ -133,8 +134,7 @@ def train_and_measure(settings: Settings) -> None:
     predictor = Predictor.load(run)
     assert predictor.info is not None
     val, train, test = (plan.dataset.split(name) for name in ("val", "train", "test"))
-    shown = np.unique(np.linspace(0, len(train) - 1, min(len(val), len(train))).round().astype(int))
-    splits: dict[str, Sequence[Case]] = {"val": val, "train": [train[n] for n in shown]}
+    splits: dict[str, Sequence[Case]] = {"val": val, "train": spread_over(train, len(val))}
     splits |= {"test": test} if test else {}
     result: dict[str, Any] = {"seed": settings.train.seed, "measured_on": _measured_on(plan)}
     for name, cases in splits.items():

@@ -23,6 +23,7 @@ from segapp.report.overlay import (
 )
 from segapp.report.page import drawing, svg
 from segapp.scan import SegClass, Segmentation, css
+from segapp.selection import spread_over
 
 if TYPE_CHECKING:
     from segapp.data import Samples
@@ -88,14 +89,14 @@ def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: P
     chosen = [i for i, empty in enumerate(samples.cache.empty) if not empty]
     chosen = chosen or list(range(len(samples.cache)))
     rows = []
-    for index in np.unique(np.linspace(0, len(chosen) - 1, 6).round()).astype(int):
-        image, mask = samples.cache[chosen[index]]
+    for index in spread_over(chosen, 6):
+        image, mask = samples.cache[index]
         image = _middle(image, samples.cache.channels)
         window = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
         side = samples.augment.patch
         row = [_fit(draw_slice(image, clear_ignored(mask, classes), classes, window, 0.35), side)]
         for number in range(5):
-            patch, labels, _ = samples[(number, chosen[index])]
+            patch, labels, _ = samples[(number, index)]
             middle = _middle(patch, samples.cache.channels)
             row.append(draw_slice(middle, clear_ignored(labels, classes), classes, window, 0.35))
         rows.append(_beside(row, axis=1))
