@@ -18,6 +18,8 @@ import gradio as gr
 import numpy as np
 import pytest
 from dicom_files import write_series
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from web import CLASSES, Bands, bands, last, request, write_scans
 
@@ -28,6 +30,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
+from segapp.web.reader import reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -414,6 +417,25 @@ def test_corrections_are_checked_and_can_be_undone(tmp_path):
     result.correct(bytes([1] * 48))
     result.restore()
     assert np.array_equal(result.labels(), found)
+
+
+def test_a_mask_is_compared_as_the_model_reads_masks(sessions, tmp_path):
+    hand, _, _ = write_scans(tmp_path)
+    predictor = bands()
+    how = {"training": None, "quality": None, "ignore": 9, "merged": (30,)}
+    predictor.info = SimpleNamespace(**how)  # type: ignore[assignment]
+    session = sessions.open("tab", "")
+    session.segment(predictor, "hands", [Entry("hand", (hand,))], quiet, threading.Event())
+    mask = np.asarray(Image.open(hand)).copy()
+    mask[0, 0], mask[1, 0], mask[4, 2] = 30, 9, 0  # background, uncounted, one of skin is missed
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    app = FastAPI()
+    app.include_router(reader_routes(sessions, {}))
+    address = f"/reader/{session.token}/0/reference?name=mask.png"
+    answer = TestClient(app).post(address, content=(tmp_path / "mask.png").read_bytes())
+    assert answer.json()["dice"] == {"bone": 1.0, "skin": pytest.approx(2 / 3)}
+    laid_beside = np.fromfile(session.results[0].folder / "reference.bin", np.uint8).reshape(6, 8)
+    assert laid_beside[1].tolist() == [255, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_uploads_of_one_name_do_not_overwrite_each_other(tmp_path):

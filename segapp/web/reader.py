@@ -232,7 +232,8 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
     try:
         path.write_bytes(body)
         segmentation = result.segmentation()
-        mask = reference_labels(path, segmentation.scan, result.classes)
+        how = (result.classes, result.ignore, result.merged)
+        mask = reference_labels(path, segmentation.scan, *how)
         given = read_labels(path)
         warnings = list(given.warnings)
         if given.affine is None and segmentation.scan.affine is not None:
