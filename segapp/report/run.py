@@ -34,7 +34,7 @@ def write_run_page(
     history: its rows, as in history.csv; figures: what metrics.json will hold; shown: the cases
     with a picture in overlays/, and its name. Raises OutputError.
     """
-    out = plan.out
+    out, samples = plan.out, plan.out / "augmentations.png"
     write_page(
         out / "report.html",
         "run.html.j2",
@@ -53,7 +53,7 @@ def write_run_page(
             for case, name in shown.items()
             if (path := out / "overlays" / name).is_file()
         ],
-        augmentations=_optional(out / "augmentations.png"),
+        augmentations=file_uri(samples, _WIDE) if samples.is_file() else None,
     )
 
 
@@ -105,10 +105,6 @@ def _common(plan: Plan, info: ModelInfo) -> dict[str, Any]:
         "command": plan.command,
         "versions": current_versions(),
     }
-
-
-def _optional(path: Path) -> tuple[str, tuple[int, int]] | None:
-    return file_uri(path, _WIDE) if path.is_file() else None
 
 
 def _notices(figures: Mapping[str, Any]) -> list[str]:
