@@ -62,8 +62,7 @@ def card_text(info: ModelInfo) -> str:
 
 
 def _use(info: ModelInfo) -> Section:
-    like = f"scans like its training scans ({info.training})" if info.training else "scans like "
-    like += "" if info.training else "its training scans"
+    like = "scans like its training scans" + (f" ({info.training})" if info.training else "")
     return Section(
         "Intended use",
         facts=(
@@ -156,13 +155,14 @@ def _learned(info: ModelInfo) -> Section:
 
 def _limits(info: ModelInfo) -> Section:
     seen = "other scanners, sites, protocols, ages or diseases than those of its training data"
-    missing = [c.name for c in info.classes if _figure_of(info, c.name) is None]
+    scores = info.metrics.get("classes", {})
+    missing = [c.name for c in info.classes if scores.get(c.name, {}).get("iou") is None]
     facts = [
         ("Not tested on", f"{seen}, nor on groups of patients apart. It may fail there, and not "
          "every failure is marked."),
         ("Always answers", "every pixel gets one of its classes, whatever the scan shows."),
     ]  # fmt: skip
-    if info.metrics.get("classes") and missing:
+    if scores and missing:
         facts.append(("Not measured", f"{', '.join(missing)}: in no validation mask or result."))
     if info.preprocessing.context:
         facts.append(("Slice by slice", "it sees a slice and its neighbours, not the whole scan."))
@@ -180,10 +180,6 @@ def structures(info: ModelInfo) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _figure_of(info: ModelInfo, name: str) -> float | None:
-    return info.metrics.get("classes", {}).get(name, {}).get("iou")
 
 
 def _figure(scores: dict, name: str, key: str) -> str:

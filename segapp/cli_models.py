@@ -219,8 +219,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="A labelled data set that ranges are taken from and parity is "
-            "measured on; its train and val splits where it has splits.",
+            help="A labelled data set that ranges are taken from and parity is measured on; its "
+            "train and val splits where it has splits.",
         ),
     ] = None,
     unequal: Annotated[

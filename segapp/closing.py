@@ -6,7 +6,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from segapp.report.timeline import Timeline, shown_cases
 from segapp.report.training import picture_names, write_comparison, write_curves
 from segapp.resume import State
 from segapp.scan import Segmentation
+from segapp.selection import spread_over
 from segapp.step import machine_facts
 from segapp.validation import Validation
 
@@ -36,7 +36,6 @@ log = logging.getLogger("segapp")
 _PROBED = 30  # cases that the temperature is fitted to
 _COMPARED = 1000  # cases, and slices, of which the looks are learned
 _SLICES = 32  # of a case
-T = TypeVar("T")
 
 
 def model_info(parts: Parts, state: State) -> ModelInfo:
@@ -130,7 +129,7 @@ def _judge_model(
     def collect(case: Case, slab: np.ndarray, truth: np.ndarray) -> None:
         pixels[case.patient].append(some_pixels(*judged_pixels(slab, truth)))
 
-    validation.cases = _some(cases, _PROBED)
+    validation.cases = tuple(spread_over(cases, _PROBED))
     validation.run_alone(clock, on_slab=collect)
     validation.cases = cases
     predictor.temperature = fit_temperature(
@@ -141,7 +140,7 @@ def _judge_model(
     )
     scans: list[np.ndarray] = []
     patients: list[str] = []
-    looked_at = {case.name for case in _some(cases, _COMPARED)}
+    looked_at = {case.name for case in spread_over(cases, _COMPARED)}
 
     def look(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
         draw(case, segmentation, truth)
@@ -171,15 +170,9 @@ def _training_looks(
     """What the slices of each training case look like, and whose it is; a thousand slices in all,
     so that it takes a second or two whatever the data."""
     spans = dict.fromkeys(cache.cases)  # one a case, in their order
-    chosen = _some(list(zip(training, spans, strict=True)), _COMPARED)
+    chosen = spread_over(list(zip(training, spans, strict=True)), _COMPARED)
     first = cache.context * cache.channels
     for case, span in chosen:
-        slices = _some(span, min(_SLICES, max(1, _COMPARED // len(chosen))))
+        slices = spread_over(span, min(_SLICES, max(1, _COMPARED // len(chosen))))
         images = (cache[k][0][first : first + cache.channels] for k in slices)
         yield np.stack([features(image) for image in images]), case.patient
-
-
-def _some(items: Sequence[T], most: int) -> tuple[T, ...]:
-    """At most so many, evenly spaced."""
-    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
-    return tuple(items[n] for n in chosen)

@@ -28,7 +28,7 @@ from segapp.report.comparison import (
     write_page,
 )
 from segapp.settings import Settings
-from segapp.trial import folder_of, is_finished, read_result, run_figures, run_in_own_process
+from segapp.trial import is_finished, read_result, run_figures, run_in_own_process
 from segapp.variants import Comparison, RunKey
 
 log = logging.getLogger("segapp")
@@ -174,7 +174,7 @@ def _write_tables(comparison: Comparison, failures: dict[RunKey, str], out: Path
     rows: list[Row] = []
     curves: dict[str, list[Curve]] = {}
     for (name, seed), settings in comparison.runs.items():
-        row: Row = {"variant": name, "seed": seed, "folder": str(folder_of(settings))}
+        row: Row = {"variant": name, "seed": seed, "folder": str(settings.run_folder)}
         if is_finished(settings):
             figures, curve = run_figures(settings)
             row |= {"status": "ok", **figures, "reason": ""}

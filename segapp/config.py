@@ -60,19 +60,17 @@ def settings_of(
     settings = _validate(tree, config, {key for key, _ in changes})
     lengths = {"train.epochs", "train.budget_minutes"}
     given = {key for key, value in changes if key in lengths and value is not None}
-    if given == lengths:
-        raise ConfigError("train.epochs and train.budget_minutes exclude each other; give one")
     if given == {"train.epochs"}:
         settings.train.budget_minutes = None
     elif given == {"train.budget_minutes"}:
         settings.train.epochs = None
     elif settings.train.epochs and settings.train.budget_minutes:
-        raise ConfigError(f"{config}: train.epochs and train.budget_minutes exclude each other")
+        where = "" if given else f"{config}: "
+        problem = "train.epochs and train.budget_minutes exclude each other; give one"
+        raise ConfigError(where + problem)
     if settings.train.epochs is None and settings.train.budget_minutes is None:
         settings.train.budget_minutes = DEFAULT_BUDGET_MINUTES
-    if settings.data.root is not None:
-        settings.data.root = settings.data.root.expanduser()
-    else:
+    if settings.data.root is None:
         raise ConfigError("data.root is missing: name the folder of the data set, data.root=DIR")
     refuse_contradictions(settings)
     if settings.train.out is None:

@@ -164,7 +164,8 @@ def _keep(
     before = record.read_text(encoding="utf-8") if record.exists() else ""
     write_text(record, before + json.dumps(line, ensure_ascii=False) + "\n")
     if not table.exists():
-        write_text(folder / "classes.txt", _classes_text(final.classes))
+        lines = (f"{c.value} {c.name}\n" for c in final.classes)
+        write_text(folder / "classes.txt", "".join(lines))
     image.replace(folder / row["image"])
     mask.replace(folder / row["mask"])  # of an earlier case this is the moment
     if earlier is None:
@@ -246,10 +247,6 @@ def _require_ours(folder: Path, classes: Sequence[SegClass]) -> None:
 
 def _told(names: dict[str, int] | dict[str, int | None]) -> str:
     return ", ".join(n if value is None else f"{value} {n}" for n, value in names.items())
-
-
-def _classes_text(classes: Sequence[SegClass]) -> str:
-    return "".join(f"{c.value} {c.name}\n" for c in classes)
 
 
 def _is_of(image: str | Path, case: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from segapp.errors import DataError
@@ -41,13 +42,11 @@ def still_good(
         return False, "the scan changed since the earlier result; written again"
     if not line.get("output_sha256"):
         return False, ""
-    try:
+    with suppress(DataError, OSError, ValueError):
         if sha256(output) == line["output_sha256"]:
             return True, ""
         if line.get("unsure"):
             return False, "the result may be of another model's stopped batch; written again"
         if read_labels(output).shape == read_scan(entry.paths, allow_gaps=True).shape:
             return True, "changed since it was written; left as it is"
-    except (DataError, OSError, ValueError):
-        pass
     return False, "the earlier result was damaged; written again"

@@ -34,9 +34,10 @@ from segapp.exported import (
 from segapp.files import sha256, write_text
 from segapp.formats.quiet import without_warnings
 from segapp.predict import Predictor
-from segapp.quantize import MIOU_LOSS, few_slices, quantize, spread_over
+from segapp.quantize import MIOU_LOSS, few_slices, quantize
 from segapp.resample import resize
 from segapp.scan import Scan, Segmentation
+from segapp.selection import spread_over
 
 log = logging.getLogger("segapp")
 

@@ -25,6 +25,7 @@ NETWORKS: dict[EngineName, tuple[str, ...]] = {
 }
 SUMS_NAME = "SHA256SUMS"
 _RECORD_NAME, _CARD_NAME = "export.json", "README.md"
+_AGAIN = "export the model again with segapp export"
 
 
 class Parity(BaseModel):
@@ -100,9 +101,6 @@ def read_export(folder: Path) -> ExportRecord:
         if sums.get(name) != sha256(path):
             raise ModelFileError(f"{path}: changed since it was exported; {_AGAIN}")
     return record
-
-
-_AGAIN = "export the model again with segapp export"
 
 
 def _parts(engine: EngineName) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info
@@ -72,14 +73,12 @@ def _trainable(model: Path | None) -> tuple[Path | None, str]:
 
 def _run_of_export(model: Path) -> Path | None:
     """The run folder that an exported folder says it is from, if the same model still is there."""
-    try:
+    with suppress(ModelFileError):
         info = read_info(model)
         places = [model.parent, Path(str(info.settings.get("train", {}).get("out")))]
         for place in places:
             if (place / MODEL_NAME).is_file() and _is_same(read_info(place), info):
                 return place
-    except ModelFileError:
-        pass
     return None
 
 

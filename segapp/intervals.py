@@ -17,7 +17,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def intervals(
-    sums: np.ndarray, statistic: Statistic, having: np.ndarray | None = None, seed: int = 0
+    sums: np.ndarray, statistic: Statistic, having: np.ndarray | None = None
 ) -> np.ndarray:
     """95 % intervals of figures over patients: (2, m), lower and upper ends.
 
@@ -37,7 +37,7 @@ def intervals(
     if n < LEAST_PATIENTS:
         return found
     known = np.count_nonzero(~np.isnan(statistic(sums)), axis=0) if having is None else having
-    drawn, without = statistic(_draws(n, seed) @ sums), statistic(sums.sum(0) - sums)
+    drawn, without = statistic(_draws(n) @ sums), statistic(sums.sum(0) - sums)
     ends = np.array([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     for index in np.flatnonzero(~np.isnan(whole) & (known >= LEAST_PATIENTS)):
         value, count = whole[index], known[index]
@@ -55,7 +55,7 @@ def intervals(
 
 
 def paired(
-    first: np.ndarray, second: np.ndarray, statistic: Statistic, seed: int = 0
+    first: np.ndarray, second: np.ndarray, statistic: Statistic
 ) -> tuple[np.ndarray, np.ndarray]:
     """How a figure differs between two models on the same patients: p values of "no difference",
     and the smallest differences that so many patients would show, (m,) each.
@@ -69,12 +69,12 @@ def paired(
     whole = _difference(first.sum(0, keepdims=True), second.sum(0, keepdims=True), statistic)[0]
     if n < _LEAST_PAIRS:
         return np.full(len(whole), np.nan), np.full(len(whole), np.nan)
-    swapped = np.random.default_rng(seed).integers(0, 2, (_RESAMPLES, n)).astype(float)
+    swapped = np.random.default_rng(0).integers(0, 2, (_RESAMPLES, n)).astype(float)
     change = swapped @ (second - first)
     by_chance = _difference(first.sum(0) + change, second.sum(0) - change, statistic)
     as_large = np.abs(by_chance) >= np.abs(whole) * (1 - 1e-9) - 1e-12
     p = (1 + np.count_nonzero(as_large, axis=0)) / (1 + _RESAMPLES)
-    times = _draws(n, seed)
+    times = _draws(n)
     drawn = _difference(times @ first, times @ second, statistic)
     needed = stdtrit(n - 1, (1 + _LEVEL) / 2) + stdtrit(n - 1, _POWER)
     scatter = np.nanstd(drawn, axis=0) * np.sqrt(n / (n - 1))
@@ -85,6 +85,6 @@ def _difference(first: np.ndarray, second: np.ndarray, statistic: Statistic) -> 
     return statistic(first) - statistic(second)
 
 
-def _draws(n: int, seed: int) -> np.ndarray:
+def _draws(n: int) -> np.ndarray:
     """How often each of n patients is in each resample, (resamples, n)."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(float)
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(float)

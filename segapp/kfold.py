@@ -30,11 +30,10 @@ def run_folds(
     """Train train.folds models, each validated on the patients the others learn from.
 
     plan: of all cases, as `open_run` makes it where train.fold is not set; run_plan trains one
-    fold. Each fold is a run of
-    its own in out/fold1…, with an equal part of a budget; finished ones are left, one begun goes
-    on. The ensemble of all is out/model.safetensors; out/metrics.json has the folds' val figures,
-    their mean and standard deviation. Returns the run folder. Raises what `run_plan` raises, and
-    Interrupted after the fold under way was saved.
+    fold. Each fold is a run of its own in out/fold1…, with an equal part of a budget; finished ones
+    are left, one begun goes on. The ensemble of all is out/model.safetensors; out/metrics.json has
+    the folds' val figures, their mean and standard deviation. Returns the run folder. Raises what
+    `run_plan` raises, and Interrupted after the fold under way was saved.
     """
     s, out = plan.settings, plan.out
     folds = s.train.folds

@@ -257,7 +257,6 @@ def _guess_patients(cases: list[Case]) -> tuple[Case, ...]:
 
     Where that makes one patient of all, each case is taken as a patient of its own.
     """
-
     for patient_of in (patient_by_folder, patient_by_name):
         guessed = [replace(case, patient=patient_of(case.patient)) for case in cases]
         if len({c.patient for c in guessed}) > 1:

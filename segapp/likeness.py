@@ -34,10 +34,10 @@ class TrainingRange(BaseModel):
     highest_low: tuple[float, ...]  # per channel, the highest of the cases' lower ends
 
     def __str__(self) -> str:
-        ranges = ", ".join(_low_high(pair, "…") for pair in self.intensities)
+        ranges = ", ".join(low_high(pair, "…") for pair in self.intensities)
         said = [", ".join(self.dtypes), f"intensities {ranges}"]
-        said += [f"pixels of {_low_high(self.pixel_mm)} mm"] if self.pixel_mm else []
-        said += [f"slices {_low_high(self.slice_mm)} mm apart"] if self.slice_mm else []
+        said += [f"pixels of {low_high(self.pixel_mm)} mm"] if self.pixel_mm else []
+        said += [f"slices {low_high(self.slice_mm)} mm apart"] if self.slice_mm else []
         return "; ".join(said)
 
 
@@ -87,10 +87,10 @@ def _unlike_geometry(prepared: Prepared, known: TrainingRange) -> list[str]:
     found = []
     factor = _FACTOR_RESAMPLED if prep.spacing_mm else _FACTOR
     if known.pixel_mm and not _within((row, column), known.pixel_mm, factor):
-        own = _low_high((row, column), " × ")
-        found += [f"pixels of {own} mm; the training scans had {_low_high(known.pixel_mm)} mm"]
+        own = low_high((row, column), " × ")
+        found += [f"pixels of {own} mm; the training scans had {low_high(known.pixel_mm)} mm"]
     if volume and known.slice_mm and not _within((between,), known.slice_mm, _FACTOR):
-        theirs = _low_high(known.slice_mm)
+        theirs = low_high(known.slice_mm)
         found += [f"slices {_figure(between)} mm apart; the training scans had {theirs} mm"]
     return found
 
@@ -107,11 +107,11 @@ def _unlike_intensities(prepared: Prepared, known: TrainingRange) -> list[str]:
         lowest, highest = (own * v for v in known.intensities[n])
         room, share = _BEYOND * (highest - lowest), known.narrowest[n] * own
         where = f"channel {n}: " if scan.channels > 1 else ""
-        what = f"{where}intensities {_low_high((low, high), '…')}"
+        what = f"{where}intensities {low_high((low, high), '…')}"
         if flat[n]:
             found += [f"{where}all voxels have the same value"]
         elif low < lowest - room or high > highest + room:
-            theirs = _low_high((lowest, highest), "…")
+            theirs = low_high((lowest, highest), "…")
             found += [f"{what} reach beyond the training scans' {theirs}"]
         elif low > own * known.highest_low[n] + _RAISED * (highest - lowest):
             theirs = _figure(own * known.highest_low[n])
@@ -131,7 +131,7 @@ def _within(values: tuple[float, ...], known: tuple[float, float], factor: float
     return known[0] / factor <= min(values) and max(values) <= known[1] * factor
 
 
-def _low_high(pair: tuple[float, float], between: str = "–") -> str:
+def low_high(pair: tuple[float, float], between: str = "–") -> str:
     """(0.45, 0.55) → "0.45–0.55"; (1, 1) → "1"."""
     return between.join(dict.fromkeys(map(_figure, pair)))
 

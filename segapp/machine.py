@@ -64,15 +64,15 @@ def catch_signals() -> Iterator[Signals]:
     handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         handlers[signal.SIGUSR1] = save
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals can only be caught in the main thread
-        return
     with _handling(handlers):
         yield asked
 
 
 @contextmanager
 def _handling(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Only the main thread can catch signals; in others they are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -94,9 +94,6 @@ def processor_name() -> str:
 def end_cleanly() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, so that its clean-up runs; SIGUSR1, which asks a
     training to save, does nothing while there is nothing to save."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handlers: dict[int, Any] = {signal.SIGTERM: signal.default_int_handler}
     if hasattr(signal, "SIGUSR1"):
         handlers[signal.SIGUSR1] = signal.SIG_IGN

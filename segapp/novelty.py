@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segapp.preprocess import Prepared
+from segapp.selection import spread_over
 
 _LEVELS = (5, 25, 50, 75, 90, 97)  # percentiles of intensity
 _THUMBNAIL, _WAVES = 16, 5  # pixels a side; the highest order of cosines kept
@@ -70,8 +71,7 @@ def scan_features(prepared: Prepared) -> np.ndarray:
 
 def looked_at(prepared: Prepared) -> list[int]:
     """Which of a scan's slices are described."""
-    most = min(_SLICES, len(prepared))
-    return np.linspace(0, len(prepared) - 1, most).round().astype(int).tolist()
+    return spread_over(range(len(prepared)), _SLICES)
 
 
 def own_slice(prepared: Prepared, network_input: np.ndarray) -> np.ndarray:

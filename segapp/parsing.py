@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -31,6 +32,14 @@ def all_different(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("every class needs a name of its own")
     return names
+
+
+def at_home(path: Path) -> Path:
+    """~/a and ~name/a as a shell has them, which leaves them as they are in KEY=VALUE words."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("no such user's home is known; write the whole path") from None
 
 
 def ends_at_one(scales: list[float]) -> list[float]:

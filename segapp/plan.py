@@ -89,8 +89,7 @@ class Plan:
     @property
     def out(self) -> Path:
         """The run folder."""
-        assert self.settings.train.out is not None, "load_settings makes sure of it"
-        return self.settings.train.out
+        return self.settings.run_folder
 
 
 def open_run(settings: Settings) -> Plan:
@@ -99,8 +98,7 @@ def open_run(settings: Settings) -> Plan:
     Raises ConfigError for a folder that is not empty, OutputError for one that can't be written,
     DataError for data that can't be trained on. After an error the folder is as it was before.
     """
-    out = settings.train.out
-    assert out is not None, "load_settings makes sure of it"
+    out = settings.run_folder
     if out.is_file() or (out.is_dir() and any(not is_partial(p) for p in out.iterdir())):
         raise ConfigError(
             f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
@@ -115,8 +113,7 @@ def reopen_run(settings: Settings) -> Plan | None:
 
     A run killed before its first save starts again. Raises OutputError, DataError.
     """
-    out = settings.train.out
-    assert out is not None
+    out = settings.run_folder
     if (out / "metrics.json").is_file():
         log.info("%s is finished; nothing to do", out)
         return None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from segapp.evaluate import evaluate_cases
 from segapp.predict import Predictor
 from segapp.preprocess import Preprocessing
 from segapp.scan import Scan
+from segapp.selection import spread_over
 from segapp.validation import every_nth, slice_direction
 
 log = logging.getLogger("segapp")
-T = TypeVar("T")
 
 MIOU_LOSS = 0.005  # of the cases that a network is quantised on
 _SLICES = 300  # whose activations are seen: NNCF's default
@@ -99,12 +99,6 @@ def network_inputs(preprocessing: Preprocessing, cases: Sequence[Case]) -> list[
     if not inputs:
         raise DataError(f"none of the {len(taken)} cases can be read: {error}")
     return inputs
-
-
-def spread_over(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spread over them."""
-    kept = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
-    return [items[n] for n in kept]
 
 
 def few_slices(

@@ -170,6 +170,11 @@ def make_classes(names: list[str], values: list[int]) -> tuple[SegClass, ...]:
     )
 
 
+def css(colour: tuple[int, int, int]) -> str:
+    """(230, 159, 0) → "#e69f00"."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 def _colour(index: int) -> tuple[int, int, int]:
     if index < len(_PALETTE):
         red, green, blue = (int(_PALETTE[index][k : k + 2], 16) for k in (1, 3, 5))

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from segapp.cases import Case, Dataset
 from segapp.errors import ConfigError, ScanError
 from segapp.scan import SegClass
+
+T = TypeVar("T")
+
+
+def spread_over(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spread over them, in their order; [] of none."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[n] for n in places]
 
 
 def limit_cases(dataset: Dataset, limit: float | int | list[str] | None, seed: int) -> Dataset:

@@ -20,15 +20,22 @@ from pydantic import (
     field_validator,
 )
 
-from segapp.parsing import all_different, comma_list, ends_at_one, number_or_names, numbers
+from segapp.parsing import (
+    all_different,
+    at_home,
+    comma_list,
+    ends_at_one,
+    number_or_names,
+    numbers,
+)
 
 Auto = Literal["auto"]
 DEFAULT_BUDGET_MINUTES = 15.0
 WARM_UP = {"onecycle": 0.3, "cosine": 0.05, "poly": 0.05}  # what optim.warm_up=auto means
 
-
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+UserPath = Annotated[Path, AfterValidator(at_home)]
 Name = Annotated[str, Field(min_length=1)]
 ClassNames = Annotated[list[Name], BeforeValidator(comma_list), AfterValidator(all_different)]
 
@@ -53,7 +60,7 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """Which cases, and what of them."""
 
-    root: Path | None = _set(None, "Folder of the data set.")
+    root: UserPath | None = _set(None, "Folder of the data set.")
     classes: ClassNames | None = _set(
         None, "Class names in the order of their mask values; else from the data set."
     )
@@ -166,7 +173,7 @@ class ModelSettings(_Section):
         "auto",
         "Stages of the encoder, below 5 of a ResNet; auto: for unet what leaves a patch 12 pixels.",
     )
-    init_from: Path | None = _set(
+    init_from: UserPath | None = _set(
         None, "A whole segapp model to go on from, pruned or not; classes may differ."
     )
     residual: Auto | bool = _set(
@@ -248,7 +255,7 @@ class OptimSettings(_Section):
 class TrainSettings(_Section):
     """The run."""
 
-    out: Path | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
+    out: UserPath | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
     epochs: Annotated[int, Field(ge=1)] | None = _set(
         None, "Length of the run, instead of a budget; of train.steps_per_epoch steps each."
     )
@@ -298,6 +305,12 @@ class Settings(_Section):
     loss: LossSettings = Field(default_factory=LossSettings)
     optim: OptimSettings = Field(default_factory=OptimSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
+
+    @property
+    def run_folder(self) -> Path:
+        """train.out."""
+        assert self.train.out is not None, "load_settings makes sure of it"
+        return self.train.out
 
     def to_yaml(self) -> str:
         """The settings as a YAML document that `load_settings` reads back to the same object."""

@@ -7,6 +7,7 @@ import numpy as np
 from segapp.preprocess import SliceAxis, scan_axis, to_slices
 from segapp.resample import resize
 from segapp.scan import Scan
+from segapp.selection import spread_over
 
 NATIVE_UP_TO = 640  # pixels: slices whose longest side is at most this are not resized
 RESIZE_TO = 512
@@ -24,9 +25,8 @@ def _some_labels(mask: np.ndarray, scan: Scan, axis: SliceAxis) -> tuple[np.ndar
     32 slices with foreground, evenly spaced, as more say no more and a volume may have thousands
     in a direction that it is never cut in."""
     slices = to_slices(mask, scan.affine, scan_axis(scan.shape, scan.affine, axis))[:, 0]
-    filled = np.flatnonzero(slices.any(axis=(1, 2)))
-    places = np.linspace(0, len(filled) - 1, min(len(filled), _SLICES)).round().astype(int)
-    chosen = slices[filled[places]]
+    filled = np.flatnonzero(slices.any(axis=(1, 2))).tolist()
+    chosen = slices[spread_over(filled, _SLICES)]
     values = np.unique(chosen)
     return values, np.searchsorted(values, chosen)
 

@@ -26,9 +26,8 @@ from segapp.figures import number
 from segapp.files import require_writable, write_table
 from segapp.layout import Dataset
 from segapp.predict import Predictor
-from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import track
-from segapp.report.overlay import display_window, pixel_aspect
+from segapp.report.overlay import display_slices, display_window, pixel_aspect, truth_slices
 from segapp.report.pairs import MOST, Pair, Shown, write_pairs
 from segapp.scan import Segmentation
 from segapp.seen import hashes_of, splits_in_training
@@ -185,10 +184,9 @@ def _describe(
 ) -> None:
     """Say what is different; for what is shown also look for a shift, and keep the slice."""
     scan, classes = segmentation.scan, segmentation.classes
-    axis = scan_axis(scan.shape, scan.affine, suspect.judge.info.preprocessing.slice_axis)
-    true, labels = (
-        to_slices(a[None], scan.affine, axis)[:, 0] for a in (truth, segmentation.labels)
-    )
+    axis = suspect.judge.info.preprocessing.slice_axis
+    images, labels = display_slices(segmentation, axis)
+    true = truth_slices(truth, scan, axis)
     assert suspect.tally is not None
     k, *peak = suspect.tally.peak
     reach = round(2 * radius(true.shape))
@@ -199,11 +197,10 @@ def _describe(
     around = (slice(k, k + 1), rows, columns)
     suspect.reason = reason(true, labels, classes, around, look_for_shift=is_shown)
     if is_shown:
-        image = to_slices(scan.voxels, scan.affine, axis)[k].copy()
         known = np.where(true[k] < len(classes), true[k], labels[k])  # no opinion is no difference
         place = (rows, columns)
         looks = (display_window(scan), pixel_aspect(scan, axis))
-        suspect.pair = Pair(image, known, labels[k].copy(), place, *looks)
+        suspect.pair = Pair(images[k].copy(), known, labels[k].copy(), place, *looks)
 
 
 def _shown(ranked: Sequence[Suspect]) -> list[Shown]:

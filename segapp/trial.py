@@ -34,6 +34,7 @@ from segapp.machine import Signals
 from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.predict import Predictor
 from segapp.report.comparison import Curve, Row
+from segapp.selection import spread_over
 from segapp.settings import Settings
 
 log = logging.getLogger("segapp")
@@ -43,17 +44,12 @@ _STOPPED = 130  # exit code of a run that was interrupted, its state saved
 
 
 def is_finished(settings: Settings) -> bool:
-    return (folder_of(settings) / _RESULT).is_file()
-
-
-def folder_of(settings: Settings) -> Path:
-    assert settings.train.out is not None, "read_comparison sets it"
-    return settings.train.out
+    return (settings.run_folder / _RESULT).is_file()
 
 
 def run_in_own_process(settings: Settings, signals: Signals) -> str | None:
     """Train and measure one run; why it failed, "" where it didn't, None where it was stopped."""
-    run = folder_of(settings)
+    run = settings.run_folder
     failure = run.parent / f"{run.name}.failed.txt"
     failure.unlink(missing_ok=True)
     # Only what was given: settings that nobody chose are left for the plan to decide.
@@ -116,7 +112,7 @@ def train_and_measure(settings: Settings) -> None:
     """
     from segapp.train import run_plan  # torch takes seconds, and the parent has no need of it
 
-    run = folder_of(settings)
+    run = settings.run_folder
     if all((run / name).is_file() for name in ("config.yaml", "log.txt")):
         settings = load_settings(run / "config.yaml", [])  # as it was decided when it began
         plan = reopen_run(settings)
@@ -133,8 +129,7 @@ def train_and_measure(settings: Settings) -> None:
     predictor = Predictor.load(run)
     assert predictor.info is not None
     val, train, test = (plan.dataset.split(name) for name in ("val", "train", "test"))
-    shown = np.unique(np.linspace(0, len(train) - 1, min(len(val), len(train))).round().astype(int))
-    splits: dict[str, Sequence[Case]] = {"val": val, "train": [train[n] for n in shown]}
+    splits: dict[str, Sequence[Case]] = {"val": val, "train": spread_over(train, len(val))}
     splits |= {"test": test} if test else {}
     result: dict[str, Any] = {"seed": settings.train.seed, "measured_on": _measured_on(plan)}
     for name, cases in splits.items():
@@ -158,13 +153,13 @@ def _measured_on(plan: Plan) -> str:
 
 
 def read_result(settings: Settings) -> dict[str, Any]:
-    return json.loads((folder_of(settings) / _RESULT).read_text(encoding="utf-8"))
+    return json.loads((settings.run_folder / _RESULT).read_text(encoding="utf-8"))
 
 
 def run_figures(settings: Settings) -> tuple[Row, Curve]:
     """The figures of a finished run (those of RUN_COLUMNS that it can tell), and its val mIoU over
     the seconds of the run."""
-    run, result = folder_of(settings), read_result(settings)
+    run, result = settings.run_folder, read_result(settings)
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     with (run / "history.csv").open(newline="", encoding="utf-8") as file:
         epochs = list(csv.DictReader(file))

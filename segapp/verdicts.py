@@ -39,7 +39,8 @@ def judge_classes(
     found: list[Finding] = []
     within: list[CaseFacts] = []
     for f in facts:
-        if beyond := _listed(v for v in set(f.mask_counts) - {ignore} if not _may_be(v)):
+        held = set(f.mask_counts) - {ignore}
+        if beyond := _listed(v for v in held if not 0 <= v <= LARGEST_VALUE):
             problem = f"mask value {beyond} lies beyond what a mask may hold, 0…{LARGEST_VALUE}"
             found.append(sinking("mask-value", f.case.mask, problem, _NAME_THEM))
         else:
@@ -82,10 +83,6 @@ def judge_classes(
         rows = [row for row in frequencies(training, classes)[1:] if row["value"] in seen]
         found += _rare_classes(rows, len(training), dataset.root)
     return classes, in_code, found
-
-
-def _may_be(value: int) -> bool:
-    return 0 <= value <= LARGEST_VALUE
 
 
 def _values(facts: Iterable[CaseFacts], ignore: int | None) -> list[int]:

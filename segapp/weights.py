@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import warnings
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segapp.errors import ConfigError
+from segapp.files import sha256
 
 log = logging.getLogger("segapp")
 
@@ -161,9 +161,7 @@ def _read_weights_file(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ConfigError(f"{key} holds no state dict (names → tensors). Save that alone.")
     if any(name.startswith("encoder.") for name in state):  # a whole smp model
         state = {k.removeprefix("encoder."): v for k, v in state.items() if k[:8] == "encoder."}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(state), f"file {path.name} sha256:{digest[:16]}"
+    return dict(state), f"file {path.name} sha256:{sha256(path)[:16]}"
 
 
 def transfer(

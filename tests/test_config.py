@@ -244,6 +244,16 @@ def test_the_run_is_named_after_the_config_else_the_folder(tmp_path: Path) -> No
     assert load_settings(None, ["data.root=d", "train.out=x/y"]).train.out == Path("x/y")
 
 
+def test_a_tilde_means_a_home(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["data.root=~/d", "train.out=~/r", "model.init_from=~/m"]
+    settings = load_settings(None, words)
+    assert settings.data.root == tmp_path / "d"
+    assert settings.train.out == tmp_path / "r"
+    assert settings.model.init_from == tmp_path / "m"
+    assert "train.out: got '~nobody-of-this-name/r'" in refused("train.out=~nobody-of-this-name/r")
+
+
 def test_data_root_alone_means_the_defaults(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()

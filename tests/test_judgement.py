@@ -143,6 +143,7 @@ def test_evaluate_says_how_the_model_judged(judging: Path) -> None:
     assert found["classes"]["grey"]["size_interval"]["n"] == 6
     assert found["classes"]["grey"]["size_interval"]["covered"] == 6
     table = rows(judging / "out" / "cases.csv")
+    assert len(table) == 6
     assert all(float(r["unlikeness"]) < 1 for r in table)
     assert all(float(r["estimated_dice"]) > 0.9 for r in table)
     evaluate_model(Path("m"), judging / "data", None, judging / "out")

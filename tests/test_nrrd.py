@@ -501,7 +501,7 @@ def test_endless_headers(tmp_path, start):
 def test_flipped_bytes_raise_nothing_else(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     write_segmentation(segmentation(VOXELS.astype(np.uint8), np.diag([-1.0, 2, 3, 1])), path)
-    data, generator = path.read_bytes(), np.random.default_rng(0)
+    data, generator, refused = path.read_bytes(), np.random.default_rng(0), 0
     for _ in range(400):
         broken = bytearray(data)
         for position in generator.integers(0, len(data), 3):
@@ -513,6 +513,8 @@ def test_flipped_bytes_raise_nothing_else(tmp_path, suffix):
             except ScanError as error:
                 assert "\n" not in str(error)  # noqa: PT017
                 assert "may be damaged (" not in str(error)  # noqa: PT017 - told by the reader
+                refused += 1
+    assert refused
 
 
 @pytest.mark.parametrize("start", [b"\x08\0\x05\0UL\4\0", b"\xff\xd8\xff", b"\0"])

@@ -229,8 +229,11 @@ def test_the_page_asks_for_nothing(tmp_path):
     assert "https:" not in page
     assert "<script" not in page
     assert "default-src 'none'" in page
-    assert all(s.startswith("data:image/") for s in re.findall(r'<img src="([^"]+)"', page))
+    sources = re.findall(r'<img src="([^"]+)"', page)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
     assert all(re.findall(r'<img [^>]*alt="([^"]*)"', page))
+    assert len(re.findall(r'<img [^>]*alt="', page)) == page.count("<img ")
     identifiers = re.findall(r' id="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
     used = re.findall(r'(?:url\(#|href="#)([^")]+)', page)
@@ -346,7 +349,9 @@ def test_drawings_are_safe_and_named():
     assert "<b>" not in drawn
     assert "$x$ 0.12345" in drawn
     assert 'aria-label="a &#34;title&#34;"' in drawn
-    assert all(name.startswith("one-") for name in re.findall(r' id="([^"]+)"', drawn))
+    names = re.findall(r' id="([^"]+)"', drawn)
+    assert names
+    assert all(name.startswith("one-") for name in names)
 
 
 def test_numbers_as_they_are_written():

@@ -18,6 +18,8 @@ import gradio as gr
 import numpy as np
 import pytest
 from dicom_files import write_series
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from web import CLASSES, Bands, bands, last, request, write_scans
 
@@ -28,6 +30,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
+from segapp.web.reader import reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -416,6 +419,25 @@ def test_corrections_are_checked_and_can_be_undone(tmp_path):
     assert np.array_equal(result.labels(), found)
 
 
+def test_a_mask_is_compared_as_the_model_reads_masks(sessions, tmp_path):
+    hand, _, _ = write_scans(tmp_path)
+    predictor = bands()
+    how = {"training": None, "quality": None, "ignore": 9, "merged": (30,)}
+    predictor.info = SimpleNamespace(**how)  # type: ignore[assignment]
+    session = sessions.open("tab", "")
+    session.segment(predictor, "hands", [Entry("hand", (hand,))], quiet, threading.Event())
+    mask = np.asarray(Image.open(hand)).copy()
+    mask[0, 0], mask[1, 0], mask[4, 2] = 30, 9, 0  # background, uncounted, one of skin is missed
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    app = FastAPI()
+    app.include_router(reader_routes(sessions, {}))
+    address = f"/reader/{session.token}/0/reference?name=mask.png"
+    answer = TestClient(app).post(address, content=(tmp_path / "mask.png").read_bytes())
+    assert answer.json()["dice"] == {"bone": 1.0, "skin": pytest.approx(2 / 3)}
+    laid_beside = np.fromfile(session.results[0].folder / "reference.bin", np.uint8).reshape(6, 8)
+    assert laid_beside[1].tolist() == [255, 1, 1, 1, 0, 0, 0, 0]
+
+
 def test_uploads_of_one_name_do_not_overwrite_each_other(tmp_path):
     one, two = write_scans(tmp_path / "1")[0], write_scans(tmp_path / "2")[0]
     session = read([one, two], tmp_path)
@@ -478,9 +500,9 @@ def test_an_archive_cannot_reach_out_of_its_place(tmp_path):
     session = read([evil], tmp_path / "in")
     made = set(tmp_path.rglob("*")) - before
     assert all(path.is_relative_to(session.folder) for path in made)
-    for result in session.results:
-        output = result.outcome.output
-        assert output is None or output.parent == session.folder / "out"
+    (outcome,) = (result.outcome for result in session.results)
+    assert outcome.output is None
+    assert "leads out of it" in outcome.reason
 
 
 def test_a_folder_on_the_server_becomes_one_archive(handlers, tmp_path):

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, BinaryIO, cast
 
@@ -39,8 +38,7 @@ def _limit() -> int:
 MAX_VOXELS = _limit()
 BYTES_PER_PIXEL = 500  # that the default network takes for each pixel of a slice
 _MAX_MEMBERS = 1_000_000
-_UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
-_UNZIP_ERRORS += (RuntimeError,)
+_UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
 _PIECE = 1 << 20
 UNPACK_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
@@ -76,7 +74,7 @@ def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
     shape = [int(n) for n in shape]
     if not shape or min(shape) < 1:
         raise ScanError(path, f"its header claims an impossible size {tuple(shape)}")
-    if prod(shape) > MAX_VOXELS:
+    if math.prod(shape) > MAX_VOXELS:
         size = " × ".join(str(n) for n in shape if n > 1)
         raise ScanError(
             path,
@@ -85,8 +83,8 @@ def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
         )
     # values as read, in the order of slices, and those of them that count; of each then labels,
     # mask values and confidence
-    needed = prod(shape) * (3 * itemsize + 4)
-    engine = min(prod(sorted(shape)[-2:]), _LARGEST_TILE) * _MEMORY.per_pixel
+    needed = math.prod(shape) * (3 * itemsize + 4)
+    engine = min(math.prod(sorted(shape)[-2:]), _LARGEST_TILE) * _MEMORY.per_pixel
     if needed > (_MEMORY.free - engine) / _MEMORY.scans:
         free = max(0.0, _MEMORY.free - engine) / _MEMORY.scans
         raise ScanError(
@@ -114,7 +112,7 @@ class _Bounded(io.BufferedReader):
     """Asks for no more memory than there are bytes: a damaged header may name a length of 4 GB."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > 1 << 20:
+        if size is not None and size > _PIECE:
             here = self.tell()
             size = min(size, max(0, self.seek(0, io.SEEK_END) - here))
             self.seek(here)

@@ -12,7 +12,7 @@ from io import BytesIO
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -84,14 +84,7 @@ def write(segmentation: Segmentation, path: Path) -> None:
         pixels, options["metadata"] = pixels[0], None
     else:
         options = stack_options(path, segmentation.scan.affine)
-    with atomic_path(path) as temporary:
-        tifffile.imwrite(
-            *(temporary, pixels),
-            photometric="minisblack",
-            compression="zlib",
-            software=False,
-            **options,
-        )
+    _write(path, pixels, photometric="minisblack", **options)
 
 
 def write_voxels(scan: Scan, path: Path) -> None:
@@ -100,14 +93,12 @@ def write_voxels(scan: Scan, path: Path) -> None:
     pixels = np.ascontiguousarray(scan.voxels[..., 0].T)  # (C, I, J) → (J, I, C)
     colours = "rgb" if scan.channels == 3 else "minisblack"
     pixels = pixels if scan.channels == 3 else pixels[..., 0]
+    _write(path, pixels, photometric=colours, metadata=None)
+
+
+def _write(path: Path, pixels: np.ndarray, **options: Any) -> None:
     with atomic_path(path) as temporary:
-        tifffile.imwrite(
-            *(temporary, pixels),
-            photometric=colours,
-            compression="zlib",
-            software=False,
-            metadata=None,
-        )
+        tifffile.imwrite(temporary, pixels, compression="zlib", software=False, **options)
 
 
 def _pages(

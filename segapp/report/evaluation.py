@@ -25,20 +25,22 @@ from segapp.report.pictures import (
     SWAPPED,
     CasePicture,
     chosen_cases,
-    css,
     legend,
     ranked,
     score,
 )
 from segapp.report.scans import ScanFacts, fingerprint_rows
+from segapp.scan import css
 
 _MOST_ROWS = 100  # of a table of cases; all are in cases.csv
 _MOST_CELLS = 8  # classes of a confusion that is shown as a table
 _MOST_CONFUSED = 8
-_RANKS = (
-    ("worst", "Worst cases"),
-    ("median", "Median cases"),
-    ("best", "Best cases"),
+_RANKS = {"worst": "Worst cases", "median": "Median cases", "best": "Best cases"}
+_AGGREGATES = (
+    ("miou", "Mean IoU", "all classes, all pixels together"),
+    ("dice", "Dice", "foreground, all pixels together"),
+    ("mean_case_miou", "Mean IoU of a case", "mean over the cases"),
+    ("mean_case_dice", "Dice of a case", "foreground, mean over the cases"),
 )
 
 
@@ -118,11 +120,8 @@ _DIFFERENCES = (
 
 def _short(path: Path) -> str:
     """The end of a long path says most."""
-    return (
-        str(path)
-        if len(path.parts) <= 3 and not path.is_absolute()
-        else str(Path(*path.parts[-2:]))
-    )
+    whole = len(path.parts) <= 3 and not path.is_absolute()
+    return str(path if whole else Path(*path.parts[-2:]))
 
 
 def count(n: int, what: str) -> str:
@@ -149,15 +148,9 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
 
 
 def _tiles(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    named = (
-        ("miou", "Mean IoU", "all classes, all pixels together"),
-        ("dice", "Dice", "foreground, all pixels together"),
-        ("mean_case_miou", "Mean IoU of a case", "mean over the cases"),
-        ("mean_case_dice", "Dice of a case", "foreground, mean over the cases"),
-    )
     return [
         {"name": name, "note": note, "value": result[key], "interval": result[f"{key}_interval"]}
-        for key, name, note in named
+        for key, name, note in _AGGREGATES
     ]
 
 
@@ -206,7 +199,7 @@ def _groups(evaluation: Evaluation, pictures: Sequence[CasePicture]) -> list[dic
             if r.case.name in drawn
         ]
         if shown:
-            groups.append({"title": dict(_RANKS)[rank], "cases": shown})
+            groups.append({"title": _RANKS[rank], "cases": shown})
     return groups
 
 
@@ -276,15 +269,10 @@ def _size_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _against_rows(other: Mapping[str, Any] | None) -> list[tuple[str, str, str, str, str]]:
-    named = (
-        ("miou", "Mean IoU"),
-        ("dice", "Dice"),
-        ("mean_case_miou", "Mean IoU of a case"),
-        ("mean_case_dice", "Dice of a case"),
-    )
+    if other is None:
+        return []
     rows = []
-    for key, name in named if other else ():
-        assert other is not None
+    for key, name, _ in _AGGREGATES:
         found = other[key]
         ends = found["interval"]
         interval = f"{signed(ends[0])} to {signed(ends[1])}" if ends else "–"

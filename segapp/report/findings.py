@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "notes", facts["notes"]
     if "sizes" not in facts:
         return
-    yield "size", [_most(facts["sizes"], "voxels" if "×" in next(iter(facts["sizes"])) else "")]
+    yield "size", [commonest(facts["sizes"], "voxels" if "×" in next(iter(facts["sizes"])) else "")]
     spacing = facts["spacing_mm"]
     if spacing:
         low, high = ("×".join(f"{v:.3g}" for v in mm) for mm in spacing)
@@ -77,8 +78,10 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "spacing", ["unknown"]
     i = facts["intensities"]
     said = f"{i['minimum']:g} to {i['maximum']:g}, mostly {i['percentile_0.5']:.4g} to "
-    said += f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {_most(facts['dtypes'])}, "
-    yield "intensities", [f"{said}{_most(facts['channels'])} channel(s)"]
+    said += (
+        f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {commonest(facts['dtypes'])}, "
+    )
+    yield "intensities", [f"{said}{commonest(facts['channels'])} channel(s)"]
     if classes := facts.get("classes"):
         names = [f"{c['value']} {c['name']}" for c in classes]
         width = max(map(len, names))
@@ -95,11 +98,11 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "training", [said, "(the default network; estimated within a factor of two)"]
 
 
-def _most(counts: dict[str, int], unit: str = "") -> str:
+def commonest(counts: Mapping[str, int], unit: str = "") -> str:
     """ "uint8" or "uint8 (97), uint16 (3)", the commonest three."""
     if len(counts) == 1:
         return f"{next(iter(counts))} {unit}".strip()
-    shown = ", ".join(f"{name} ({n})" for name, n in list(counts.items())[:3])
+    shown = ", ".join(f"{name} ({n})" for name, n in Counter(counts).most_common(3))
     return shown + (f" and {len(counts) - 3} others" if len(counts) > 3 else "")
 
 

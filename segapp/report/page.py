@@ -124,7 +124,8 @@ def data_uri(picture: np.ndarray) -> str:
     image = Image.fromarray(picture)
     kind, content = "webp", _encoded(image, "webp", quality=_QUALITY, method=4)
     if len(content) < _PLAIN:
-        kind, content = min((kind, content), ("png", _encoded(image, "png")), key=_size)
+        ways = (kind, content), ("png", _encoded(image, "png"))
+        kind, content = min(ways, key=lambda way: len(way[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -132,10 +133,6 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, format=kind, **options)
     return file.getvalue()
-
-
-def _size(way: tuple[str, bytes]) -> int:
-    return len(way[1])
 
 
 def file_uri(path: Path, longest: int) -> tuple[str, tuple[int, int]]:

@@ -23,7 +23,7 @@ from segapp.report.overlay import (
     truth_slices,
 )
 from segapp.report.page import data_uri
-from segapp.scan import SegClass, Segmentation
+from segapp.scan import SegClass, Segmentation, css
 
 # Cold is the mask's, warm the result's.
 MISSED, INVENTED, SWAPPED = (45, 120, 255), (255, 96, 48), (200, 70, 205)
@@ -97,19 +97,18 @@ def draw_case(
     size = display_size(height, width, pixel_aspect(segmentation.scan, axis), _SIDE, _MOST)
     window = display_window(segmentation.scan)
 
-    def enlarged(drawn: np.ndarray) -> str:
+    def enlarged(drawn: np.ndarray) -> np.ndarray:
         picture = draw_slice(image, drawn, classes, window)
-        return data_uri(np.asarray(Image.fromarray(picture).resize(size, _SMOOTH)))
+        return np.asarray(Image.fromarray(picture).resize(size, _SMOOTH))
 
-    plain = draw_slice(image, np.zeros_like(mask), classes, window)
-    plain = np.asarray(Image.fromarray(plain).resize(size, _SMOOTH))
+    plain = enlarged(np.zeros_like(mask))
     difference = draw_difference(plain, *(_enlarge(each, size) for each in (mask, label)))
     return CasePicture(
         case=case,
         panels=(
             ("image", data_uri(plain)),
-            ("mask", enlarged(mask)),
-            ("result", enlarged(label)),
+            ("mask", data_uri(enlarged(mask))),
+            ("result", data_uri(enlarged(label))),
             ("difference", data_uri(difference)),
         ),
         slice_number=k + 1,
@@ -175,7 +174,3 @@ def _around(places: np.ndarray, length: int) -> slice:
 def legend(classes: Sequence[SegClass]) -> list[tuple[str, str]]:
     """(name, CSS colour) of the foreground classes."""
     return [(c.name, css(c.colour)) for c in classes[1:]]
-
-
-def css(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from segapp.figures import PER_CASE, CaseResult, Evaluation
 from segapp.report.page import ACCENT, INK, LINE, SECOND, SOFT, drawing, number, svg
-from segapp.report.pictures import css, score
+from segapp.report.pictures import score
+from segapp.scan import css
 
 _WIDTH = 9.2  # inches, of the page's column
 _MOST_DOTS = 150  # of a class; more would be a band, and a large page

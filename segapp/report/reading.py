@@ -20,8 +20,7 @@ from segapp.report.overlay import (
     draw_slice,
 )
 from segapp.report.page import data_uri, number, write_page
-from segapp.report.pictures import css
-from segapp.scan import Scan, Segmentation
+from segapp.scan import Scan, Segmentation, css
 
 _AXES: tuple[SliceAxis, ...] = ("axial", "coronal", "sagittal")
 _SIDES = (440, 300, 200, 130)  # pixels of a picture's longer side, until the page is small enough
@@ -66,7 +65,7 @@ def write_reading(
         differ="differs" if corrected_voxels == 1 else "differ",
         planes=draw_planes(segmentation),
         rows=[
-            (css(c.colour), m, _size_text(m), _range_text(m))
+            (css(c.colour), m, "–" if m.size is None else _rounded(m.size), _range_text(m))
             for c, m in zip(segmentation.classes[1:], measures, strict=True)
         ],
         unit=unit_sign(measures[0].unit) if measures else None,
@@ -154,10 +153,6 @@ def _facts(scan: Scan, outcome: Outcome) -> list[tuple[str, str]]:
 
 def _is_placed(scan: Scan) -> bool:
     return scan.affine is not None or scan.shape[2] > 1
-
-
-def _size_text(measured: ClassMeasure) -> str:
-    return "–" if measured.size is None else _rounded(measured.size)
 
 
 def _range_text(measured: ClassMeasure) -> str:

@@ -16,6 +16,7 @@ from segapp.report.pictures import legend
 from segapp.report.scans import training_rows
 from segapp.report.timeline import Timeline
 from segapp.report.training import curves_for_page
+from segapp.scan import css
 
 _WIDE, _SMALL = 1100, 240  # pixels of a picture's longer side
 
@@ -33,7 +34,7 @@ def write_run_page(
     history: its rows, as in history.csv; figures: what metrics.json will hold; shown: the cases
     with a picture in overlays/, and its name. Raises OutputError.
     """
-    out = plan.out
+    out, samples = plan.out, plan.out / "augmentations.png"
     write_page(
         out / "report.html",
         "run.html.j2",
@@ -52,7 +53,7 @@ def write_run_page(
             for case, name in shown.items()
             if (path := out / "overlays" / name).is_file()
         ],
-        augmentations=_optional(out / "augmentations.png"),
+        augmentations=file_uri(samples, _WIDE) if samples.is_file() else None,
     )
 
 
@@ -106,10 +107,6 @@ def _common(plan: Plan, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _optional(path: Path) -> tuple[str, tuple[int, int]] | None:
-    return file_uri(path, _WIDE) if path.is_file() else None
-
-
 def _notices(figures: Mapping[str, Any]) -> list[str]:
     n = figures["val"].get("n", 0)
     few = f"Validation has {n} case{'' if n == 1 else 's'}: its figures may be luck."
@@ -135,8 +132,7 @@ def _class_rows(info: ModelInfo, figures: Mapping[str, Any]) -> list[dict[str, A
     rows = []
     for c in info.classes:
         found = scores.get(c.name, {})
-        colour = "#{:02x}{:02x}{:02x}".format(*c.colour)
-        row = {"name": c.name, "value": c.value, "colour": colour}
+        row = {"name": c.name, "value": c.value, "colour": css(c.colour)}
         rows.append(row | {key: found.get(key) for key in ("iou", "dice", "true_voxels")})
     return rows
 

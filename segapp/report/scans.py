@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from segapp.cases import Case
 from segapp.fingerprint import percentiles
-from segapp.likeness import TrainingRange
+from segapp.likeness import TrainingRange, low_high
+from segapp.report.findings import commonest
 from segapp.scan import Scan
 
 
@@ -46,8 +47,8 @@ def fingerprint_rows(
     if not known:
         return []
     no = "not recorded"
-    sizes = Counter(" × ".join(map(str, f.shape if f.shape[2] > 1 else f.shape[:2])) for f in known)
-    rows = [("size in voxels", _most(sizes), no)]
+    sizes = (" × ".join(map(str, f.shape if f.shape[2] > 1 else f.shape[:2])) for f in known)
+    rows = [("size in voxels", commonest(Counter(sizes)), no)]
     spaced = [f for f in known if f.spacing_mm]
     pixels = [v for f in spaced for v in _in_plane(f)]
     between = [max(f.spacing_mm or ()) for f in spaced if 1 not in f.shape]
@@ -61,7 +62,7 @@ def fingerprint_rows(
         theirs = training.slice_mm if training else None
         said = f"{_range(between)} mm" if between else "no volumes"
         rows.append(("slice distance", said, f"{_range(theirs)} mm" if theirs else no))
-    dtypes = _most(Counter(f.dtype for f in known))
+    dtypes = commonest(Counter(f.dtype for f in known))
     rows.append(("stored as", dtypes, ", ".join(training.dtypes) if training else no))
     for n in range(max(len(f.intensities) for f in known)):
         own = [v for f in known for v in f.intensities[n : n + 1]]
@@ -78,17 +79,9 @@ def _in_plane(f: ScanFacts) -> tuple[float, ...]:
     return f.spacing_mm[:2] if f.shape[2] == 1 else tuple(sorted(f.spacing_mm)[:2])
 
 
-def _most(counts: Counter[str]) -> str:
-    if len(counts) == 1:
-        return next(iter(counts))
-    shown = ", ".join(f"{name} ({n})" for name, n in counts.most_common(3))
-    return shown + (f" and {len(counts) - 3} others" if len(counts) > 3 else "")
-
-
 def _range(values: Iterable[float], between: str = "–") -> str:
     values = list(values)
-    ends = (f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in (min(values), max(values)))
-    return between.join(dict.fromkeys(ends)).replace("-", "−")
+    return low_high((min(values), max(values)), between).replace("-", "−")
 
 
 def training_rows(training: TrainingRange) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from segapp.report.overlay import (
     truth_slices,
 )
 from segapp.scan import Segmentation
+from segapp.selection import spread_over
 
 OVERLAYS = 8  # validation cases whose results are drawn in the end
 _SHARES = (0.0, 0.08, 0.2, 0.45, 0.7)  # of a run, from which on a picture is due; and the end
@@ -36,10 +37,7 @@ Draw = Callable[[Case, Segmentation, np.ndarray], None]
 
 def shown_cases(cases: Sequence[Case]) -> tuple[Case, ...]:
     """Up to eight of the cases, spread over all of them."""
-    if not cases:
-        return ()
-    places = np.linspace(0, len(cases) - 1, OVERLAYS).round().astype(int)
-    return tuple(cases[n] for n in np.unique(places))
+    return tuple(spread_over(cases, OVERLAYS))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from segapp.report.overlay import (
     truth_slices,
 )
 from segapp.report.page import drawing, svg
-from segapp.scan import SegClass, Segmentation
+from segapp.scan import SegClass, Segmentation, css
+from segapp.selection import spread_over
 
 if TYPE_CHECKING:
     from segapp.data import Samples
@@ -62,7 +63,7 @@ def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
     losses = [r["val_loss"] for r in measured]
     loss.plot(val_epochs, losses, label="validation log-likelihood loss", color="#D55E00")
     for n, c in enumerate(classes):
-        colour = "#{:02x}{:02x}{:02x}".format(*c.colour) if any(c.colour) else "#999999"
+        colour = css(c.colour) if any(c.colour) else "#999999"
         values = [r[f"iou_{c.name}"] for r in measured]
         few = len(classes) <= _MOST_NAMED
         label = c.name if few else f"{len(classes)} classes" if n == 1 else None
@@ -79,9 +80,8 @@ def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[
         axes.grid(color="#e3e7ea")
         for line in axes.lines:
             line.set_marker("o" if len(line.get_xdata()) == 1 else "")
-        axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    score.legend(frameon=False, loc="lower right")
+    loss.legend()
+    score.legend(loc="lower right")
 
 
 def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: Path) -> None:
@@ -89,14 +89,14 @@ def write_augmentations(samples: Samples, classes: tuple[SegClass, ...], path: P
     chosen = [i for i, empty in enumerate(samples.cache.empty) if not empty]
     chosen = chosen or list(range(len(samples.cache)))
     rows = []
-    for index in np.unique(np.linspace(0, len(chosen) - 1, 6).round()).astype(int):
-        image, mask = samples.cache[chosen[index]]
+    for index in spread_over(chosen, 6):
+        image, mask = samples.cache[index]
         image = _middle(image, samples.cache.channels)
         window = (float(image.min()), max(float(image.max()), float(image.min()) + 1e-6))
         side = samples.augment.patch
         row = [_fit(draw_slice(image, clear_ignored(mask, classes), classes, window, 0.35), side)]
         for number in range(5):
-            patch, labels, _ = samples[(number, chosen[index])]
+            patch, labels, _ = samples[(number, index)]
             middle = _middle(patch, samples.cache.channels)
             row.append(draw_slice(middle, clear_ignored(labels, classes), classes, window, 0.35))
         rows.append(_beside(row, axis=1))

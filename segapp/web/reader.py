@@ -24,6 +24,7 @@ from segapp.formats.listing import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
 from segapp.progress import log_bug
+from segapp.scan import css
 from segapp.takeaway import Reading, write_download
 from segapp.web.browsers import browser_of
 from segapp.web.result import Result, describe
@@ -189,8 +190,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
         "window": facts["window"],
         "ct": facts["ct"],
         "classes": [
-            {"name": c.name, "value": c.value, "colour": "#{:02x}{:02x}{:02x}".format(*c.colour)}
-            for c in result.classes
+            {"name": c.name, "value": c.value, "colour": css(c.colour)} for c in result.classes
         ],
         "status": outcome.status,
         "reason": ("Of the model's own result: " if result.corrected else "") + outcome.reason,
@@ -232,7 +232,8 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
     try:
         path.write_bytes(body)
         segmentation = result.segmentation()
-        mask = reference_labels(path, segmentation.scan, result.classes)
+        how = (result.classes, result.ignore, result.merged)
+        mask = reference_labels(path, segmentation.scan, *how)
         given = read_labels(path)
         warnings = list(given.warnings)
         if given.affine is None and segmentation.scan.affine is not None:

@@ -63,8 +63,9 @@ class Result:
     """One scan: how it went and, unless it failed, where its pictures lie.
 
     name: the uploaded file's. folder: holds image.bin, and with a model labels.bin and
-    confidence.bin, on `grid`; a correction by hand lies beside them. What the reader needs of the
-    scan is in `facts`. Voxels are not kept in memory.
+    confidence.bin, on `grid`; a correction by hand lies beside them. ignore, merged: how the model
+    reads masks, see ModelInfo. What the reader needs of the scan is in `facts`. Voxels are not kept
+    in memory.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Result:
     affine: np.ndarray | None = None
     shape: tuple[int, int, int] = (0, 0, 0)
     classes: tuple[SegClass, ...] = ()
+    ignore: int | None = None
+    merged: tuple[int, ...] = ()
     assessment: Assessment | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     downloads: Sequence[Download] = ()
@@ -214,7 +217,7 @@ def _lay_out(
     outcome: Outcome,
     folder: Path,
 ) -> Result:
-    grid = Grid.of(scan)
+    grid, info = Grid.of(scan), predictor.info if predictor else None
     rgb = scan.channels == 3 and scan.voxels.dtype == np.uint8
     shown = to_slices(scan.voxels if rgb else scan.voxels[:1], scan.affine, _GRID)
     shown = np.moveaxis(shown, 1, -1) if rgb else shown[:, 0]
@@ -244,6 +247,8 @@ def _lay_out(
         affine=scan.affine,
         shape=scan.shape,
         classes=predictor.classes if predictor else (),
+        ignore=info.ignore if info else None,
+        merged=info.merged if info else (),
         assessment=found.assessment if found else None,
         downloads=downloads(entry, found) if found else (),
         facts={
