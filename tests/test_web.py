@@ -567,6 +567,36 @@ def test_examples_come_from_the_models_own_data(tmp_path, monkeypatch):
     assert find_examples(predictor, own_data=False) == []
 
 
+def test_examples_of_a_table_are_its_test_images_wherever_they_lie(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    Image.new("L", (4, 4)).save(root / "mask.png")
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root=str(root)))
+    (root / "cases.csv").write_text("image,mask\n../scans/a.png,mask.png\n../b.nii.gz,mask.png\n")
+    assert [e.paths for e in find_examples(predictor)] == [
+        (root / "../scans/a.png",),
+        (root / "../b.nii.gz",),
+    ]
+    (root / "cases.csv").write_text("image,mask,split\na.png,m.png,train\nb.png,m.png,test\n")
+    assert [e.name for e in find_examples(predictor)] == ["b"]
+    (root / "cases.csv").write_text("image,mask\n")
+    assert find_examples(predictor) == []
+
+
+def test_a_folder_of_images_that_is_empty_by_now_gives_no_examples(tmp_path):
+    (tmp_path / "images").mkdir()
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root=str(tmp_path)))
+    assert find_examples(predictor) == []
+
+
+def test_data_that_can_not_be_looked_at_give_no_examples():
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root="a" * 300))
+    assert find_examples(predictor) == []
+
+
 def test_an_example_is_read_by_its_model(sessions, tmp_path):
     entry = Entry("hand", (write_scans(tmp_path)[0],))
     handlers = Handlers({"hands": bands()}, [("hands", entry)], sessions)
