@@ -15,12 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_series
 from PIL import Image
 from web import CLASSES, Bands, bands, last, request, write_scans
 
+from segapp.checkpoint import Architecture, DataRecord, ModelInfo
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
 from segapp.web.app import launch, start
@@ -28,6 +30,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
+from segapp.web.reader import _compared
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -602,6 +605,44 @@ def test_an_example_is_read_by_its_model(sessions, tmp_path):
     handlers = Handlers({"hands": bands()}, [("hands", entry)], sessions)
     last(handlers.read_example(0, request("a")))
     assert sessions.of_tab("a", "").results[0].outcome.status == "ok"
+
+
+@pytest.mark.parametrize("which", ["slice", "volume"])
+def test_a_mask_is_compared_as_training_read_its_values(tmp_path, which):
+    """data.ignore and classes that were merged into the background: masks of the training data
+    hold values that are no class's."""
+    predictor = bands()
+    predictor.info = ModelInfo(
+        architecture=Architecture(
+            name="unet", encoder="x", in_channels=1, classes=3, residual=True
+        ),
+        preprocessing=predictor.preprocessing,
+        classes=CLASSES,
+        ignore=9,
+        merged=(3, 4),
+        settings={},
+        metrics={},
+        starting_weights="none",
+        data=DataRecord(root="none"),
+    )
+    image, volume, _ = write_scans(tmp_path / "scans")
+    session = read([image if which == "slice" else volume], tmp_path, predictor)
+    (result,) = session.results
+    mask = np.array([c.value for c in CLASSES], np.uint8)[result.labels()]
+    skin = np.argwhere(mask == 200)
+    mask[0, -1, 0], mask[tuple(skin[0])] = 3, 9
+    path = tmp_path / "mask.nii.gz"
+    affine = np.eye(4) if result.affine is None else result.affine
+    nib.save(nib.Nifti1Image(mask, affine), path)
+    found = _compared(session, result, "mask.nii.gz", path.read_bytes())
+    assert found["dice"]["skin"] == 1
+    what = "pixels" if which == "slice" else "voxels"
+    said = f"1 {what} have the value 9, which training ignored; they are not compared"
+    assert said in found["warnings"]
+    mask[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(mask, affine), path)
+    with pytest.raises(ScanError, match="mask value 7 is outside the classes"):
+        _compared(session, result, "mask.nii.gz", path.read_bytes())
 
 
 def test_others_get_in_only_with_a_password():

@@ -64,7 +64,8 @@ class Result:
 
     name: the uploaded file's. folder: holds image.bin, and with a model labels.bin and
     confidence.bin, on `grid`; a correction by hand lies beside them. What the reader needs of the
-    scan is in `facts`. Voxels are not kept in memory.
+    scan is in `facts`. ignore, merged: how training took mask values that are no class's. Voxels
+    are not kept in memory.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Result:
     affine: np.ndarray | None = None
     shape: tuple[int, int, int] = (0, 0, 0)
     classes: tuple[SegClass, ...] = ()
+    ignore: int | None = None
+    merged: tuple[int, ...] = ()
     assessment: Assessment | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     downloads: Sequence[Download] = ()
@@ -234,6 +237,7 @@ def _lay_out(
                 np.rint(plane.astype(np.float32) * 255).astype(np.uint8).tofile(file)
         start = _busiest(labels, across)
     lowest = float(scan.voxels[0].min()) if not rgb else 0.0
+    info = predictor.info if predictor else None
     return Result(
         name=shown_name(entry),
         model=model,
@@ -244,6 +248,8 @@ def _lay_out(
         affine=scan.affine,
         shape=scan.shape,
         classes=predictor.classes if predictor else (),
+        ignore=info.ignore if info else None,
+        merged=info.merged if info else (),
         assessment=found.assessment if found else None,
         downloads=downloads(entry, found) if found else (),
         facts={
