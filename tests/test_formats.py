@@ -215,6 +215,17 @@ def test_a_folder_that_is_a_link_to_itself_can_not_be_listed(tmp_path):
         find_scans(tmp_path / "loop")
 
 
+def test_all_channels_of_a_scan_count_for_its_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_MEMORY", source._Memory())
+    paths = [nifti(tmp_path / f"a_{n:04}.nii", np.ones((4, 5, 6), np.int16)) for n in range(3)]
+    of_one = 4 * 5 * 6 * (3 * 2 + 4)
+    source.limit_memory(2 * of_one + 30 * 500, per_pixel=500)
+    assert read_scan(paths[:2]).channels == 2
+    with pytest.raises(ScanError, match=r"a_0000\.nii: would take 0 MB, and 0 MB are left"):
+        read_scan(paths)
+    assert read_scan(paths[:1]).channels == 1  # what is refused leaves nothing behind
+
+
 def test_channels_on_another_grid(tmp_path):
     a = nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.int16))
     b = nifti(tmp_path / "b.nii", np.full((2, 3, 4), 2, np.int16))

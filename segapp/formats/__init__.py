@@ -75,7 +75,8 @@ def _read_files(files: list[Path], allow_gaps: bool) -> Scan:
         from segapp.formats import dicom
 
         return _checked(dicom.read_series(files, _folder(files), allow_gaps))
-    scans = [_checked(_read(file, labels=False, allow_gaps=allow_gaps)) for file in files]
+    with source.channels_together(len(files)):
+        scans = [_checked(_read(file, labels=False, allow_gaps=allow_gaps)) for file in files]
     first = scans[0]
     if len(scans) == 1:
         return first
