@@ -25,7 +25,7 @@ from web import CLASSES, Bands, bands, last, request, write_scans
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
-from segapp.web.app import launch, start
+from segapp.web.app import _sweep, launch, start
 from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
@@ -655,6 +655,34 @@ def test_others_get_in_only_with_a_password():
 def test_models_of_one_name_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="another model called a"):
         launch([tmp_path / "1/a/model.safetensors", tmp_path / "2/a/model.safetensors"])
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error", "CANARY"), KeyError("CANARY")])
+def test_a_sweep_that_fails_is_not_the_last(monkeypatch, caplog, fault):
+    monkeypatch.setattr("segapp.web.app._SWEEP", 0.01)
+    calls: list[str] = []
+    again = threading.Event()
+
+    def sessions_sweep():
+        calls.append("sessions")
+        if calls.count("sessions") > 2:
+            again.set()
+        raise fault
+
+    service = SimpleNamespace(
+        stopping=threading.Event(),
+        sessions=SimpleNamespace(sweep=sessions_sweep),
+        uploads=SimpleNamespace(sweep=lambda *ages: calls.append("uploads")),
+    )
+    thread = threading.Thread(target=_sweep, args=(service,), daemon=True)
+    thread.start()
+    assert again.wait(10)
+    service.stopping.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert calls[:4] == ["sessions", "uploads"] * 2
+    assert "nobody needs" in caplog.text
+    assert "CANARY" not in caplog.text
 
 
 def test_a_port_in_use_is_a_clear_error():
