@@ -229,7 +229,7 @@ def _predict_safely(
 def _scan_hash(entry: Entry) -> str:
     try:
         return files_hash(entry.paths)
-    except (DataError, OSError, ValueError):  # reading it will say what is wrong
+    except (DataError, ValueError):  # reading it will say what is wrong
         return ""
 
 

@@ -14,7 +14,7 @@ from segapp.declared import Names
 from segapp.errors import ScanError
 from segapp.files import sha256
 from segapp.finding import refuse
-from segapp.formats.source import beside, open_binary
+from segapp.formats.source import beside, head, open_binary
 from segapp.layout import Case, Dataset, list_cases
 from segapp.scan import SegClass, make_classes
 
@@ -35,13 +35,13 @@ def find_cases(root: Path) -> Dataset:
 
 
 def image_hash(case: Case) -> str:
-    """SHA-256 of a case's image, as `files_hash` has it. Raises OSError."""
+    """SHA-256 of a case's image, as `files_hash` has it. Raises ScanError."""
     return files_hash(case.images)
 
 
 def files_hash(paths: Sequence[Path]) -> str:
     """SHA-256 of a scan's file; of several files, and of a header with its file of voxels, that of
-    theirs. Raises OSError."""
+    theirs. Raises ScanError."""
     hashes = [file_hash(part) for path in paths for part in (path, *_detached(path))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -50,8 +50,10 @@ def _detached(path: Path) -> tuple[Path, ...]:
     """The file of voxels beside a header of MetaImage or NRRD that names one; none for others."""
     if path.suffix.lower() not in (".mhd", ".nhdr"):
         return ()
-    with open_binary(path, only_start=True) as stream:
-        lines = stream.read(1 << 16).decode("latin-1").splitlines()
+    try:
+        lines = head(path, 1 << 16).decode("latin-1").splitlines()
+    except OSError:  # reading the header says what is wrong
+        return ()
     for line in lines:
         key, _, name = line.replace(":", "=", 1).partition("=")
         if key.strip().lower() in ("elementdatafile", "data file", "datafile"):
@@ -61,11 +63,14 @@ def _detached(path: Path) -> tuple[Path, ...]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file or of an archive's member. Raises OSError."""
-    if path.is_file():
-        return sha256(path)
-    with open_binary(path) as member:
-        return hashlib.sha256(member.read()).hexdigest()
+    """SHA-256 of a file or of an archive's member. Raises ScanError."""
+    try:
+        if path.is_file():
+            return sha256(path)
+        with open_binary(path) as member:
+            return hashlib.sha256(member.read()).hexdigest()
+    except OSError as error:
+        raise ScanError(path, f"can't be read ({error.strerror or error})") from error
 
 
 def with_val_split(dataset: Dataset, share: float, seed: int) -> Dataset:

@@ -29,7 +29,7 @@ def survey(
     """Read all cases once: the facts of each usable one, and what is wrong with files.
 
     `ignore` is the mask value that stands for nothing. `look` gets each usable case, its scan and
-    its mask as they pass.
+    its mask as they pass; a case on which it raises ScanError is not usable either.
     """
     facts: list[CaseFacts] = []
     findings: list[Finding] = []
@@ -38,13 +38,13 @@ def survey(
             scan, mask = read_case(case)
             _require_finite(scan)
             measured = measure(case, scan, mask.voxels, ignore)
+            look(case, scan, mask)
         except ScanError as error:
             findings.append(finding_of(error))
             continue
         findings += (warning_of(case.images[0], w) for w in scan.warnings)
         findings += (warning_of(case.mask, w) for w in mask.warnings)
         facts.append(measured)
-        look(case, scan, mask)
     return facts, findings
 
 

@@ -37,7 +37,7 @@ def predict_all(
     single = len(entries) == 1 and is_small(entries[0].paths)
     predictor = Predictor.load(model, device, engine, single)
     if max_memory_mb:
-        bound_memory(max_memory_mb, predictor.engine, info.preprocessing.channel_files)
+        bound_memory(max_memory_mb, predictor.engine)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
     with batch_bar(len(entries)) as step:
@@ -66,7 +66,7 @@ def predict_all(
     return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
 
 
-def bound_memory(most_mb: float, engine: Engine, channel_files: int) -> None:
+def bound_memory(most_mb: float, engine: Engine) -> None:
     """Refuse scans that would take this process beyond `most_mb` (10⁶ bytes); several scans at once
     share what there is. Raises ConfigError where the network alone takes that much."""
     import psutil
@@ -79,7 +79,7 @@ def bound_memory(most_mb: float, engine: Engine, channel_files: int) -> None:
             f"before the first scan; allow at least {(used + _LEAST_FREE) / 1e6:.0f}"
         )
     at_once = engine.calls_at_once * engine.batch_size
-    limit_memory(free / channel_files, at_once * BYTES_PER_PIXEL / channel_files)
+    limit_memory(free, at_once * BYTES_PER_PIXEL)
 
 
 def info_text(record: ModelInfo, path: Path) -> str:

@@ -183,7 +183,10 @@ def _from_folders(folder: Path, split: str, root: Path) -> Dataset:
 
 def _files(image: Path) -> tuple[Path, ...]:
     """The files of the one series that a folder holds; anything else is left to the reader."""
-    entries = find_scans(image) if image.is_dir() else []
+    try:
+        entries = find_scans(image) if image.is_dir() else []
+    except ScanError:
+        entries = []
     return entries[0].paths if len(entries) == 1 else (image,)
 
 

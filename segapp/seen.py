@@ -24,7 +24,7 @@ def hashes_of(cases: Iterable[Case]) -> Hashes:
     for case in cases:
         try:
             found[case.images] = image_hash(case)
-        except (OSError, ScanError):  # who reads the case says so
+        except ScanError:  # who reads the case says so
             continue
     return found
 

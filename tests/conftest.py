@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +40,21 @@ def write_png_dataset(root: Path, count: int = 6, values: tuple[int, ...] = (0, 
 @pytest.fixture
 def png_dataset(tmp_path: Path) -> Path:
     return write_png_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """forbid(path, …): from now on these files are there and may not be read, whoever asks."""
+    forbidden: set[Path] = set()
+
+    class Guarded(io.FileIO):
+        def __init__(self, file: Path, *args: str):
+            if Path(file) in forbidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+            super().__init__(file, *args)
+
+    monkeypatch.setattr("segapp.formats.source.io.FileIO", Guarded)
+    return lambda *paths: forbidden.update(paths)
 
 
 @pytest.fixture(autouse=True)

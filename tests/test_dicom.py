@@ -19,8 +19,10 @@ from dicom_files import (
     write_series,
 )
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders import base as decoders
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -218,6 +220,38 @@ def test_transfer_syntaxes(tmp_path, syntax):
     scan = read_scan(paths)
     assert np.array_equal(scan.voxels, voxels(LARGER))
     assert np.allclose(scan.affine, affine(**PLACE), atol=1e-6)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
+    ("syntax", "what"),
+    [("1.2.840.113619.5.2", "a private"), ("1.2.840.10008.1.2.4.999", "an unknown")],
+)
+def test_a_transfer_syntax_of_a_maker_s_own_is_no_damage(tmp_path, syntax, what, implicit):
+    """Its UID is named, for one slice and for a series of them."""
+    paths = write_series(tmp_path / "series", LARGER, **PLACE)
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(path, implicit_vr=implicit, little_endian=True, force_encoding=True)
+    said = (
+        rf"is stored in {what} transfer syntax \({syntax}\), which is not supported; export it "
+        "again uncompressed, as Explicit VR Little Endian$"
+    )
+    refused(paths[0], said)
+    refused(find_scans(tmp_path)[0].paths, said)
+
+
+def test_a_standard_transfer_syntax_that_no_decoder_knows(tmp_path):
+    image(tmp_path / "a.dcm", LARGER[0])
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.PixelData = encapsulate([b"film"])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=False)
+    refused(
+        tmp_path / "a.dcm", rf"is compressed as MPEG2 .* \({MPEG2MPML}\), which is not supported; "
+    )
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])

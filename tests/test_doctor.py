@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -226,6 +226,57 @@ def test_one_fault_is_one_finding(
     else:
         assert path in where.as_posix()
         assert where.stem in ("case2", "twin", "classes")
+
+
+def test_files_that_may_not_be_read_are_named_and_the_others_checked(
+    tmp_path: Path, forbid: Callable[..., None]
+) -> None:
+    root = write_png_dataset(tmp_path / "data", 12)
+    forbid(root / "images" / "case2.png", root / "masks" / "case4.png")
+    result = diagnose(root)
+    assert {(f.path.relative_to(root).as_posix(), f.message) for f in result.findings} == {
+        (name, "can't be read (Permission denied)")
+        for name in ("images/case2.png", "masks/case4.png")
+    }
+    assert result.facts["sizes"] == {"64×48": 10}
+
+
+def test_a_file_that_is_gone_before_its_checksum_is_taken_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_png_dataset(tmp_path / "data", 12)
+
+    def gone(path: Path) -> str:
+        if path.name == "case3.png":
+            raise OSError(5, "Input/output error", str(path))
+        return path.name
+
+    monkeypatch.setattr("segapp.cases.sha256", gone)
+    assert [str(f) for f in diagnose(root).findings] == [
+        f"{root / 'images' / 'case3.png'}: can't be read (Input/output error); replace the file "
+        "with a sound copy, or remove the case"
+    ]
+
+
+def test_a_series_folder_that_can_not_be_listed_is_one_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_png_dataset(tmp_path / "data", 12)
+    (root / "images" / "series").mkdir()
+    pairs = [(f"images/case{n}.png", f"masks/case{n}.png") for n in range(12)]
+    lines = [f"{image},{mask}\n" for image, mask in [*pairs, ("images/series", pairs[0][1])]]
+    (root / "cases.csv").write_text("image,mask\n" + "".join(lines))
+    look = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self.name == "series":
+            raise PermissionError(13, "Permission denied", str(self))
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert [f.message for f in diagnose(root).findings if f.level == "error"] == [
+        "can't be listed (Permission denied)"
+    ]
 
 
 def test_a_mask_value_outside_declared_classes_names_every_mask(tmp_path: Path) -> None:

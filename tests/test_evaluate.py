@@ -103,6 +103,18 @@ def test_a_case_that_fails_is_recorded_and_the_others_go_on(two_cases, tmp_path)
     assert "mask value 3" in rows[1]["reason"]
 
 
+def test_files_that_may_not_be_read_fail_alone(two_cases, tmp_path, model, forbid):
+    add_case(two_cases, "c", [[0, 0]], [[0, 0]])
+    image, mask = two_cases / "images" / "a.png", two_cases / "masks" / "b.png"
+    forbid(image, mask)
+    found = evaluate_model(model, two_cases, None, tmp_path / "out")
+    assert (found["n"], found["n_failed"]) == (1, 2)
+    with (tmp_path / "out" / "cases.csv").open(newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    refused = "can't be read (Permission denied)"
+    assert reasons == [f"{image}: {refused}", f"{mask}: {refused}", ""]
+
+
 class BrokenOnce(BrightnessEngine):
     """The second of its results is no number."""
 

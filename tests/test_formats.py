@@ -172,6 +172,60 @@ def test_channel_files(tmp_path):
     assert [entry.name for entry in find_scans(tmp_path)][:2] == ["a_0000", "a_0001"]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".nii.gz", ".dcm", ""])
+def test_a_file_that_may_not_be_read_is_named_with_the_cause(tmp_path, forbid, suffix):
+    path, other = tmp_path / f"a{suffix}", png(tmp_path / "b.png", GREY)
+    path.write_bytes(b"something")
+    forbid(path)
+    for read in (read_scan, read_labels, lambda p: read_scan([p, other]), output_suffix):
+        with pytest.raises(ScanError) as error:
+            read(path)
+        assert str(error.value) == f"{path}: can't be read (Permission denied)"
+    assert [entry.name for entry in find_scans(tmp_path)] == ["a", "b"]
+
+
+def test_a_name_that_no_file_can_have_is_one_that_can_not_be_read(tmp_path):
+    path = tmp_path / f"{'a' * 300}.png"
+    for read in (read_scan, read_labels, output_suffix):
+        with pytest.raises(ScanError, match=r"a\.png: can't be read \(File name too long\)"):
+            read(path)
+
+
+def test_files_of_a_folder_that_can_not_be_entered_are_scans_that_can_not_be_read(
+    tmp_path, monkeypatch
+):
+    png(tmp_path / "a.png", GREY)
+    closed = png(tmp_path / "b.png", GREY)
+    look = Path.stat
+
+    def stat(self, **options):
+        if self == closed:
+            raise PermissionError(13, "Permission denied", str(self))
+        return look(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert [entry.paths for entry in find_scans(tmp_path)] == [(tmp_path / "a.png",), (closed,)]
+    with pytest.raises(ScanError, match=r"b\.png: can't be read \(Permission denied\)"):
+        read_scan(closed)
+
+
+def test_a_folder_that_is_a_link_to_itself_can_not_be_listed(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ScanError, match="loop: can't be listed"):
+        find_scans(tmp_path / "loop")
+
+
+def test_all_channels_of_a_scan_count_for_its_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_MEMORY", source._Memory())
+    paths = [nifti(tmp_path / f"a_{n:04}.nii", np.ones((4, 5, 6), np.int16)) for n in range(3)]
+    of_one = 4 * 5 * 6 * (3 * 2 + 4)
+    source.limit_memory(2 * of_one + 30 * 500, per_pixel=500)
+    assert read_scan(paths[:2]).channels == 2
+    with pytest.raises(ScanError, match=r"a_0000\.nii: would take 0 MB, and 0 MB are left"):
+        read_scan(paths)
+    assert read_scan(paths[:1]).channels == 1  # what is refused leaves nothing behind
+
+
 def test_channels_on_another_grid(tmp_path):
     a = nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.int16))
     b = nifti(tmp_path / "b.nii", np.full((2, 3, 4), 2, np.int16))

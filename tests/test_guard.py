@@ -704,6 +704,30 @@ def test_the_sweep_deletes_what_nobody_uses(tmp_path):
     assert [used.exists(), fresh.exists()] == [False, True]
 
 
+def test_an_upload_that_can_not_be_deleted_stays_known_to_the_sweep(tmp_path, monkeypatch, caplog):
+    uploads = Uploads(tmp_path)
+    files = [tmp_path / name / "CANARY.png" for name in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    uploads.record(map(str, files), "ann")
+    unlink = Path.unlink
+
+    def refused(self, missing_ok=False):
+        if self == files[0]:
+            raise PermissionError(13, "Permission denied", str(self))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    uploads.sweep(-1, -1)
+    assert [file.exists() for file in files] == [True, False]
+    assert "can't be deleted (Permission denied)" in caplog.text
+    assert "CANARY" not in caplog.text
+    monkeypatch.undo()
+    uploads.sweep(-1, -1)
+    assert not files[0].exists()
+
+
 def test_the_sweep_waits_while_an_upload_arrives(tmp_path):
     uploads, file = Uploads(tmp_path), kept(tmp_path, "a")
     uploads.record([str(file)], "a")

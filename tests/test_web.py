@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_series
@@ -23,14 +24,15 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from web import CLASSES, Bands, bands, last, request, write_scans
 
+from segapp.checkpoint import Architecture, DataRecord, ModelInfo
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
-from segapp.web.app import launch, start
+from segapp.web.app import _sweep, launch, start
 from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
-from segapp.web.reader import reader_routes
+from segapp.web.reader import _compared, reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -589,11 +591,79 @@ def test_examples_come_from_the_models_own_data(tmp_path, monkeypatch):
     assert find_examples(predictor, own_data=False) == []
 
 
+def test_examples_of_a_table_are_its_test_images_wherever_they_lie(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    Image.new("L", (4, 4)).save(root / "mask.png")
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root=str(root)))
+    (root / "cases.csv").write_text("image,mask\n../scans/a.png,mask.png\n../b.nii.gz,mask.png\n")
+    assert [e.paths for e in find_examples(predictor)] == [
+        (root / "../scans/a.png",),
+        (root / "../b.nii.gz",),
+    ]
+    (root / "cases.csv").write_text("image,mask,split\na.png,m.png,train\nb.png,m.png,test\n")
+    assert [e.name for e in find_examples(predictor)] == ["b"]
+    (root / "cases.csv").write_text("image,mask\n")
+    assert find_examples(predictor) == []
+
+
+def test_a_folder_of_images_that_is_empty_by_now_gives_no_examples(tmp_path):
+    (tmp_path / "images").mkdir()
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root=str(tmp_path)))
+    assert find_examples(predictor) == []
+
+
+def test_data_that_can_not_be_looked_at_give_no_examples():
+    predictor = bands()
+    predictor.info = SimpleNamespace(data=SimpleNamespace(root="a" * 300))
+    assert find_examples(predictor) == []
+
+
 def test_an_example_is_read_by_its_model(sessions, tmp_path):
     entry = Entry("hand", (write_scans(tmp_path)[0],))
     handlers = Handlers({"hands": bands()}, [("hands", entry)], sessions)
     last(handlers.read_example(0, request("a")))
     assert sessions.of_tab("a", "").results[0].outcome.status == "ok"
+
+
+@pytest.mark.parametrize("which", ["slice", "volume"])
+def test_a_mask_is_compared_as_training_read_its_values(tmp_path, which):
+    """data.ignore and classes that were merged into the background: masks of the training data
+    hold values that are no class's."""
+    predictor = bands()
+    predictor.info = ModelInfo(
+        architecture=Architecture(
+            name="unet", encoder="x", in_channels=1, classes=3, residual=True
+        ),
+        preprocessing=predictor.preprocessing,
+        classes=CLASSES,
+        ignore=9,
+        merged=(3, 4),
+        settings={},
+        metrics={},
+        starting_weights="none",
+        data=DataRecord(root="none"),
+    )
+    image, volume, _ = write_scans(tmp_path / "scans")
+    session = read([image if which == "slice" else volume], tmp_path, predictor)
+    (result,) = session.results
+    mask = np.array([c.value for c in CLASSES], np.uint8)[result.labels()]
+    skin = np.argwhere(mask == 200)
+    mask[0, -1, 0], mask[tuple(skin[0])] = 3, 9
+    path = tmp_path / "mask.nii.gz"
+    affine = np.eye(4) if result.affine is None else result.affine
+    nib.save(nib.Nifti1Image(mask, affine), path)
+    found = _compared(session, result, "mask.nii.gz", path.read_bytes())
+    assert found["dice"]["skin"] == 1
+    what = "pixels" if which == "slice" else "voxels"
+    said = f"1 {what} have the value 9, which training ignored; they are not compared"
+    assert said in found["warnings"]
+    mask[0, 0, 0] = 7
+    nib.save(nib.Nifti1Image(mask, affine), path)
+    with pytest.raises(ScanError, match="mask value 7 is outside the classes"):
+        _compared(session, result, "mask.nii.gz", path.read_bytes())
 
 
 def test_others_get_in_only_with_a_password():
@@ -606,6 +676,34 @@ def test_others_get_in_only_with_a_password():
 def test_models_of_one_name_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="another model called a"):
         launch([tmp_path / "1/a/model.safetensors", tmp_path / "2/a/model.safetensors"])
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error", "CANARY"), KeyError("CANARY")])
+def test_a_sweep_that_fails_is_not_the_last(monkeypatch, caplog, fault):
+    monkeypatch.setattr("segapp.web.app._SWEEP", 0.01)
+    calls: list[str] = []
+    again = threading.Event()
+
+    def sessions_sweep():
+        calls.append("sessions")
+        if calls.count("sessions") > 2:
+            again.set()
+        raise fault
+
+    service = SimpleNamespace(
+        stopping=threading.Event(),
+        sessions=SimpleNamespace(sweep=sessions_sweep),
+        uploads=SimpleNamespace(sweep=lambda *ages: calls.append("uploads")),
+    )
+    thread = threading.Thread(target=_sweep, args=(service,), daemon=True)
+    thread.start()
+    assert again.wait(10)
+    service.stopping.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert calls[:4] == ["sessions", "uploads"] * 2
+    assert "nobody needs" in caplog.text
+    assert "CANARY" not in caplog.text
 
 
 def test_a_port_in_use_is_a_clear_error():

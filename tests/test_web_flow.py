@@ -375,15 +375,8 @@ def test_who_waits_sees_it_and_can_leave(tmp_path):
         reader(second, "hand.png")
 
 
-def test_a_correction_is_not_lost_by_a_click(page, scans):
-    page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
-    page.locator("#status", has_text="2 ready").wait_for()
-    frame = reader(page, "slice.png")
-    said: list[str] = []
-
-    def answer(yes: bool) -> None:
-        page.once("dialog", lambda d: (said.append(d.message), d.accept() if yes else d.dismiss()))
-
+def paint(page, frame) -> None:
+    """A stroke in the middle: a correction that is not saved."""
     point_at(page, frame, "axial", 0.5, 0.5)
     page.keyboard.press("e")
     frame.locator("#radius").evaluate(
@@ -392,22 +385,35 @@ def test_a_correction_is_not_lost_by_a_click(page, scans):
     page.mouse.down()
     page.mouse.up()
     frame.locator("html[data-dirty=true]").wait_for(state="attached")
-    answer(yes=False)
+
+
+def answer(page, said: list[str], yes: bool) -> None:
+    """What the next question is met with."""
+    page.once("dialog", lambda d: (said.append(d.message), d.accept() if yes else d.dismiss()))
+
+
+def test_a_correction_is_not_lost_by_a_click(page, scans):
+    page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
+    page.locator("#status", has_text="2 ready").wait_for()
+    frame = reader(page, "slice.png")
+    said: list[str] = []
+    paint(page, frame)
+    answer(page, said, yes=False)
     page.locator("#worklist label", has_text="deep.tif").click()
     page.wait_for_timeout(300)
     assert "not saved" in said[0]
     assert frame.locator("#name").inner_text() == "slice.png"
-    answer(yes=True)
+    answer(page, said, yes=True)
     page.locator("#worklist label", has_text="deep.tif").click()
     reader(page, "deep.tif")
     assert len(said) == 2
 
 
-def test_a_dropped_folder_is_walked_through(page, tmp_path):
-    """As a browser tells of it: entries of which some are folders."""
-    write_scans(tmp_path)
+def drop_folder(page, image: Path) -> bool:
+    """A folder with one file, as a browser tells of it: entries of which some are folders. Whether
+    the page has taken it from the browser."""
     page.locator("#scans input[type=file]").wait_for(state="attached")
-    handed = page.locator("#scans").evaluate(
+    return page.locator("#scans").evaluate(
         """async (zone, [name, body]) => {
           const bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
           const file = new File([bytes], name, {type: "image/png"});
@@ -420,10 +426,32 @@ def test_a_dropped_folder_is_walked_through(page, tmp_path):
           zone.dispatchEvent(event);
           return event.defaultPrevented;
         }""",
-        ["hand.png", b64encode((tmp_path / "hand.png").read_bytes()).decode()],
+        [image.name, b64encode(image.read_bytes()).decode()],
     )
-    assert handed
+
+
+def test_a_dropped_folder_is_walked_through(page, tmp_path):
+    write_scans(tmp_path)
+    assert drop_folder(page, tmp_path / "hand.png")
     reader(page, "hand.png")
+
+
+def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):
+    write_scans(tmp_path)
+    drop(page, scans["png"])
+    frame = reader(page, "slice.png")
+    said: list[str] = []
+    paint(page, frame)
+    answer(page, said, yes=False)
+    assert drop_folder(page, tmp_path / "hand.png"), "or the browser would go to it"
+    page.wait_for_timeout(1500)
+    assert len(said) == 1
+    assert page.locator("#worklist label").count() == 1
+    assert frame.locator("#name").inner_text() == "slice.png"
+    answer(page, said, yes=True)
+    drop_folder(page, tmp_path / "hand.png")
+    page.locator("#worklist label", has_text="hand.png").wait_for()
+    assert len(said) == 2
 
 
 def test_the_pages_are_accessible(page, scans):

@@ -7,7 +7,8 @@ offers `read(path, labels)` and `write(segmentation, path)`; what holds for ever
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -55,10 +56,15 @@ def read_scan(paths: Path | Sequence[Path], allow_gaps: bool = False) -> Scan:
     byte order; values that a NIfTI header scales are float32; DICOM comes in its modality's units
     (HU). Greys of 1, 2 or 4 bits are stretched to 0–255. Voxels that are not finite are read as 0,
     with a warning. A folder is read if it holds one scan. With `allow_gaps` the missing slices of a
-    DICOM series are interpolated, with a warning. Raises ScanError for a file that can't be read,
-    is too large, or lies on another grid than the first one.
+    DICOM series are interpolated, with a warning. Raises ScanError, whatever the cause, for a file
+    that can't be read, is too large, or lies on another grid than the first one.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    with _reading(files[0]):
+        return _read_files(files, allow_gaps)
+
+
+def _read_files(files: list[Path], allow_gaps: bool) -> Scan:
     if len(files) == 1 and (files[0].is_dir() or source.is_zip(files[0])):
         files = _only_scan(files[0])
     missing = [f.name for f in files if not source.exists(f)] if len(files) > 1 else []
@@ -69,7 +75,8 @@ def read_scan(paths: Path | Sequence[Path], allow_gaps: bool = False) -> Scan:
         from segapp.formats import dicom
 
         return _checked(dicom.read_series(files, _folder(files), allow_gaps))
-    scans = [_checked(_read(file, labels=False, allow_gaps=allow_gaps)) for file in files]
+    with source.channels_together(len(files)):
+        scans = [_checked(_read(file, labels=False, allow_gaps=allow_gaps)) for file in files]
     first = scans[0]
     if len(scans) == 1:
         return first
@@ -140,8 +147,13 @@ def write_scan(scan: Scan, folder: Path, name: str) -> Path:
 
 def output_suffix(path: Path, output_format: Format = "same") -> str:
     """The suffix of an output; same: the source's own format, but PNG for JPEG and BMP, and NIfTI
-    for DICOM. Raises ScanError for a source of unknown format, and where dicomseg is asked of a
-    source that is no DICOM."""
+    for DICOM. Raises ScanError for a source that can't be read or is of unknown format, and where
+    dicomseg is asked of a source that is no DICOM."""
+    with _reading(path):
+        return _output_suffix(path, output_format)
+
+
+def _output_suffix(path: Path, output_format: Format) -> str:
     kind = _kind(path)
     if output_format == "dicomseg" and kind != "dicom":
         raise ScanError(path, "is no DICOM, which --format dicomseg needs; use --format nifti")
@@ -196,7 +208,7 @@ def _folder(files: Sequence[Path]) -> Path:
 
 
 def _read(path: Path, labels: bool, allow_gaps: bool = False) -> Scan:
-    try:
+    with _reading(path):
         if path.is_dir():
             raise ScanError(path, "is a folder, not a scan file")
         if not source.exists(path):
@@ -211,6 +223,13 @@ def _read(path: Path, labels: bool, allow_gaps: bool = False) -> Scan:
         if scan.voxels.dtype.kind not in "iuf":
             raise ScanError(path, f"has {scan.voxels.dtype} voxels; save real numbers")
         return scan
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file, from its first byte on, is a ScanError that names it."""
+    try:
+        yield
     except ScanError:
         raise
     except MemoryError as error:

@@ -44,6 +44,7 @@ _OTHER_CLASSES = (
     *(f"{_STORAGE}481.{n}" for n in range(2, 30)),  # radiotherapy, all but RT Image
 )
 _OTHER_MODALITIES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG")
+_EXPORT_AGAIN = "export it again uncompressed, as Explicit VR Little Endian"
 # pydicom's plugin → the package that brings it, in the order in which they are tried.
 _PACKAGES = {
     "pydicom": "pydicom",
@@ -180,6 +181,8 @@ def _parse(
     start = stream.tell()
     meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     syntax = meta.get("TransferSyntaxUID")
+    if syntax and not header_only:
+        _require_standard(path, UID(str(syntax)))
     if stream.read(2) == b"\0\0":  # pydicom would take zeros for commands, without end
         raise ScanError(path, "its header is damaged or no valid DICOM")
     stream.seek(0)
@@ -197,6 +200,18 @@ def _parse(
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = UID(_IMPLICIT)
     return dataset
+
+
+def _require_standard(path: Path, syntax: UID) -> None:
+    """Raise ScanError for a transfer syntax of a maker's own: how its header and its pixels are
+    written is anybody's guess."""
+    if syntax.is_valid and not syntax.is_transfer_syntax:
+        what = "a private" if syntax.is_private else "an unknown"
+        raise ScanError(
+            path,
+            f"is stored in {what} transfer syntax ({syntax}), which is not supported",
+            remedy=_EXPORT_AGAIN,
+        )
 
 
 def _inflated(path: Path, packed: bytes, header_only: bool) -> pydicom.Dataset:
@@ -240,8 +255,8 @@ def _decode(path: Path, dataset: pydicom.Dataset, frames: int, size: tuple[int, 
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        name = syntax.name if syntax.name != syntax else "an unknown transfer syntax"
-        raise ScanError(path, f"is compressed as {name}, which can't be read") from None
+        problem = f"is compressed as {syntax.name} ({syntax}), which is not supported"
+        raise ScanError(path, problem, remedy=_EXPORT_AGAIN) from None
     plugins = [p for p in _PACKAGES if p in decoder.available_plugins]
     if not plugins:
         packages = [_PACKAGES[name] for name in _plugin_names(decoder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import re
 import zlib
 from collections import Counter
@@ -99,8 +100,9 @@ def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
     Files are told by their content. Hidden files and folders are skipped, links are followed, zip
     archives are looked into. DICOM files are grouped by series and place. With `channel_files` =
     C > 1, the files NAME_0000 … of one suffix make one Entry NAME that lists all C paths, so that
-    reading an incomplete group says which are missing. Files of other formats are counted in the
-    log. Raises ScanError where a folder can't be listed.
+    reading an incomplete group says which are missing. What can't be looked at is an Entry, so that
+    reading it says why. Files of other formats are counted in the log. Raises ScanError where a
+    folder can't be listed.
     """
     return group_files(list(_walk(folder)), folder, channel_files)
 
@@ -208,12 +210,12 @@ def _below(place: Path, folder: Path) -> Path:
     return Path(*(stem(p) if p.lower().endswith(".zip") else p for p in parts))
 
 
-def _walk(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
     """Files below `folder`, each folder once, whatever links lead to it."""
     if folder.is_file():
         yield from (m for m in members(folder) if not _hidden(m.relative_to(folder)))
         return
-    seen, real = set() if seen is None else seen, folder.resolve()
+    seen, real = set() if seen is None else seen, os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
@@ -222,12 +224,19 @@ def _walk(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
     except OSError as error:
         raise ScanError(folder, f"can't be listed ({error.strerror})") from error
     for child in children:
-        if child.is_dir():
+        if _is_folder(child):
             yield from _walk(child, seen)
         elif child.name.lower().endswith(".zip") and is_readable_zip(child):
             yield from _walk(child)
         else:
             yield child
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # its own folder may be listed, but not entered
+        return False
 
 
 def is_readable_zip(path: Path) -> bool:

@@ -15,6 +15,8 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,6 +56,7 @@ class _Memory:
 
 
 _MEMORY = _Memory()
+_CHANNEL_FILES: ContextVar[int] = ContextVar("channel_files", default=1)
 _LARGEST_TILE = 1 << 20  # pixels that go through a network at once
 
 
@@ -68,9 +71,20 @@ def share_memory(scans: int) -> None:
     _MEMORY.scans = scans
 
 
+@contextmanager
+def channels_together(count: int) -> Iterator[None]:
+    """Meanwhile a file is one of `count` that are held at once, the channels of one scan."""
+    token = _CHANNEL_FILES.set(count)
+    try:
+        yield
+    finally:
+        _CHANNEL_FILES.reset(token)
+
+
 def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
     """Refuse an array of `shape` (with channels) beyond MAX_VOXELS, of no size, or that would take
-    more memory than `limit_memory` allows: ScanError. itemsize: bytes of a value."""
+    more memory, with its other channels' files, than `limit_memory` allows: ScanError. itemsize:
+    bytes of a value."""
     shape = [int(n) for n in shape]
     if not shape or min(shape) < 1:
         raise ScanError(path, f"its header claims an impossible size {tuple(shape)}")
@@ -83,15 +97,13 @@ def check_size(path: Path, shape: Sequence[int], itemsize: int = 4) -> None:
         )
     # values as read, in the order of slices, and those of them that count; of each then labels,
     # mask values and confidence
-    needed = math.prod(shape) * (3 * itemsize + 4)
+    needed = math.prod(shape) * (3 * itemsize + 4) * _CHANNEL_FILES.get()
     engine = min(math.prod(sorted(shape)[-2:]), _LARGEST_TILE) * _MEMORY.per_pixel
-    if needed > (_MEMORY.free - engine) / _MEMORY.scans:
-        free = max(0.0, _MEMORY.free - engine) / _MEMORY.scans
-        raise ScanError(
-            path,
-            f"would take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are left for a scan; allow "
-            "more (--max-memory-mb), or segment it elsewhere",
-        )
+    free = max(0.0, _MEMORY.free - engine) / _MEMORY.scans
+    if needed > free:
+        problem = f"would take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are left for a scan"
+        remedy = "allow more (--max-memory-mb), or segment it elsewhere"
+        raise ScanError(path, f"{problem}; {remedy}")
 
 
 class _Unpacking(io.BufferedReader):

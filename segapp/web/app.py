@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -23,6 +24,7 @@ from segapp.formats import Entry
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.machine import end_cleanly
 from segapp.predict import Predictor
+from segapp.progress import log_bug
 from segapp.web.folders import FolderHandlers
 from segapp.web.guard import Guard
 from segapp.web.handlers import Handlers
@@ -220,9 +222,18 @@ def tab_is_there(
 
 
 def _sweep(service: Service) -> None:
+    sweeps = (
+        service.sessions.sweep,
+        partial(service.uploads.sweep, _UNUSED_UPLOADS, PAGE_SECONDS),
+    )
     while not service.stopping.wait(_SWEEP):
-        service.sessions.sweep()
-        service.uploads.sweep(_UNUSED_UPLOADS, PAGE_SECONDS)
+        for sweep in sweeps:
+            try:
+                sweep()
+            except OSError as error:  # what is left is tried again; no name gets into the log
+                log.error("not all that nobody needs could be deleted (%s)", error.strerror)
+            except Exception as error:
+                log_bug("deleting what nobody needs", error)
 
 
 def _cut_connections_are_no_errors(record: logging.LogRecord) -> bool:

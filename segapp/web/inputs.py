@@ -10,6 +10,7 @@ from pathlib import Path
 from segapp.errors import ScanError
 from segapp.formats import Entry, find_scans, stem
 from segapp.formats.listing import detached, known_suffix
+from segapp.layout import table_rows
 from segapp.predict import Predictor
 
 
@@ -48,28 +49,39 @@ def group_uploads(paths: Sequence[Path], folder: Path, channel_files: int) -> li
 
 
 def find_examples(predictor: Predictor, own_data: bool = True) -> list[Entry]:
-    """A few scans of the model's data, if they are here: three of the test images, the volumes.
+    """A few scans of the model's data, if they are here: three of the test images, the volumes;
+    none where these lie elsewhere or can't be looked at.
 
     `own_data` allows those the model was trained on, wherever they are; they may show patients, so
     only to whoever sits at this machine. data/brain, if it is what the model knows, is free.
     """
     roots = [Path(predictor.info.data.root)] if own_data and predictor.info else []
     brain = Path("data/brain")
-    with suppress(OSError):
+    with suppress(OSError, UnicodeDecodeError):
         if (brain / "classes.txt").read_text("utf-8").split() == [
             c.name for c in predictor.classes
         ]:
             roots.append(brain)
-    root = next((root for root in roots if root.is_dir()), None)
-    if root is None:
-        return []
     count = predictor.preprocessing.channel_files
     folders = ("test/images", "test/imagesTs", "imagesTs", "images", "imagesTr", "train/images")
-    folder = next((root / name for name in folders if (root / name).is_dir()), None)
     try:
-        scans = find_scans(folder, count) if folder else []
-        alone = [Entry(stem(p), (p,)) for p in sorted(root.iterdir()) if known_suffix(p)]
+        root = next((root for root in roots if root.is_dir()), None)
+        if root is None:
+            return []
+        if (root / "cases.csv").is_file():
+            scans, alone = _listed(root / "cases.csv"), []
+        else:
+            folder = next((root / name for name in folders if (root / name).is_dir()), None)
+            scans = find_scans(folder, count) if folder else []
+            alone = [Entry(stem(p), (p,)) for p in sorted(root.iterdir()) if known_suffix(p)]
     except (ScanError, OSError):
         return []
-    spread = [scans[i] for i in sorted({len(scans) // 6, len(scans) // 2, len(scans) * 5 // 6})]
-    return (spread if scans else []) + (alone[:2] if count == 1 else [])
+    chosen = sorted({len(scans) // 6, len(scans) // 2, len(scans) * 5 // 6}) if scans else []
+    return [scans[i] for i in chosen] + (alone[:2] if count == 1 else [])
+
+
+def _listed(table: Path) -> list[Entry]:
+    """The test images of a cases.csv, all where it names no test split, wherever they lie."""
+    rows = [row for _, row in table_rows(table) if row["image"]]
+    rows = [row for row in rows if row.get("split") == "test"] or rows
+    return [Entry(stem(row["image"]), (table.parent / row["image"],)) for row in rows]

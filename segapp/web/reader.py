@@ -17,6 +17,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from segapp.agreement import compare_labels, reference_labels
+from segapp.cases import IGNORE_INDEX
 from segapp.corrections import keep_case
 from segapp.errors import ScanError, SegappError
 from segapp.formats import read_labels
@@ -232,10 +233,14 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
     try:
         path.write_bytes(body)
         segmentation = result.segmentation()
-        how = (result.classes, result.ignore, result.merged)
-        mask = reference_labels(path, segmentation.scan, *how)
+        known = (result.classes, result.ignore, result.merged)
+        mask = reference_labels(path, segmentation.scan, *known)
         given = read_labels(path)
         warnings = list(given.warnings)
+        if ignored := int(np.count_nonzero(mask == IGNORE_INDEX)):
+            what = "voxels" if result.facts["volume"] else "pixels"
+            said = f"{ignored} {what} have the value {result.ignore}, which training ignored"
+            warnings.append(f"{said}; they are not compared")
         if given.affine is None and segmentation.scan.affine is not None:
             warnings.append("the mask has no place in space; only its size was checked")
     except ScanError as error:

@@ -63,9 +63,9 @@ class Result:
     """One scan: how it went and, unless it failed, where its pictures lie.
 
     name: the uploaded file's. folder: holds image.bin, and with a model labels.bin and
-    confidence.bin, on `grid`; a correction by hand lies beside them. ignore, merged: how the model
-    reads masks, see ModelInfo. What the reader needs of the scan is in `facts`. Voxels are not kept
-    in memory.
+    confidence.bin, on `grid`; a correction by hand lies beside them. What the reader needs of the
+    scan is in `facts`. ignore, merged: how training took mask values that are no class's. Voxels
+    are not kept in memory.
     """
 
     name: str
@@ -237,6 +237,7 @@ def _lay_out(
                 np.rint(plane.astype(np.float32) * 255).astype(np.uint8).tofile(file)
         start = _busiest(labels, across)
     lowest = float(scan.voxels[0].min()) if not rgb else 0.0
+    info = predictor.info if predictor else None
     return Result(
         name=shown_name(entry),
         model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import time
@@ -15,6 +16,8 @@ from threading import Lock
 from typing import Any
 
 from segapp.web.limits import Refusal
+
+log = logging.getLogger("segapp")
 
 _LOOSE = re.compile(r"tmp\w+")  # what Gradio leaves of a call, or of an upload that broke off
 _EMPTY_S = 60.0  # such a file that is still empty then was moved away, and stays so
@@ -126,8 +129,12 @@ class Uploads:
         upload = self._files[path]
         if self._settling or upload.pending or +upload.jobs:
             return
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:  # the next sweep tries again
+            log.error("an upload that nobody needs can't be deleted (%s)", error.strerror)
+            return
         del self._files[path]
-        Path(path).unlink(missing_ok=True)
         with suppress(OSError):  # another file of the same content lies there
             Path(path).parent.rmdir()
 

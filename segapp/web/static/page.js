@@ -1,5 +1,21 @@
 // What the page does beside Gradio's own scripts.
 
+// Whoever reads another scan loses a correction that is not saved: they are asked first. This
+// stands before what else listens to a drop, so that a No is heeded by all of it.
+for (const kind of ["click", "drop"]) document.addEventListener(kind, ask, { capture: true });
+
+function ask(event) {
+  if (!event.target.closest?.("#worklist label, #clear, #scans, #folder, #examples button")) return;
+  const reader = document.querySelector("iframe.sa-reader")?.contentDocument;
+  if (reader?.documentElement.dataset.dirty !== "true") return;
+  if (confirm("The correction of this scan is not saved. Go on without it?")) {
+    delete reader.documentElement.dataset.dirty;
+    return;
+  }
+  event.preventDefault();
+  event.stopImmediatePropagation();
+}
+
 // A dropped folder: Gradio takes files only, so what lies in a folder is handed to it as files.
 document.addEventListener(
   "drop",
@@ -31,19 +47,4 @@ async function collect(entry, files) {
     if (!some.length) return;
     for (const child of some) await collect(child, files);
   }
-}
-
-// Whoever reads another scan loses a correction that is not saved: they are asked first.
-for (const kind of ["click", "drop"]) document.addEventListener(kind, ask, { capture: true });
-
-function ask(event) {
-  if (!event.target.closest?.("#worklist label, #clear, #scans, #folder, #examples button")) return;
-  const reader = document.querySelector("iframe.sa-reader")?.contentDocument;
-  if (reader?.documentElement.dataset.dirty !== "true") return;
-  if (confirm("The correction of this scan is not saved. Go on without it?")) {
-    delete reader.documentElement.dataset.dirty;
-    return;
-  }
-  event.preventDefault();
-  event.stopPropagation();
 }
