@@ -42,7 +42,7 @@ ORDER = [
         "verdicts",
         "checkpoint",
     ),
-    *("card", "exported", "inherit", "patches", "plan", "estimate", "tiles", "engines"),
+    *("card", "exported", "inherit", "patches", "decide", "plan", "estimate", "tiles", "engines"),
     "predict",
     *("report", "report.overlay", "report.findings", "report.board", "report.sheet", "doctor"),
     *("report.page", "report.scans", "report.timeline", "report.training"),
