@@ -46,7 +46,7 @@ ORDER = [
     "predict",
     *("report", "report.overlay", "report.findings", "report.board", "report.sheet", "doctor"),
     *("report.page", "report.scans", "report.timeline", "report.training"),
-    *("report.comparison", "outcomes", "earlier", "batch", "measure"),
+    *("report.comparison", "report.comparison_picture", "outcomes", "earlier", "batch", "measure"),
     *(
         "seen",
         "figures",
