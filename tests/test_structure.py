@@ -65,6 +65,7 @@ ORDER = [
         "dispute",
         "report.pairs",
         "suspects",
+        "operations",
         "augment",
         "mix",
         "decoder",
