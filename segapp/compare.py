@@ -23,10 +23,10 @@ from segapp.report.comparison import (
     Curve,
     Row,
     add_times_to_target,
-    draw,
     summarise,
     write_page,
 )
+from segapp.report.comparison_picture import draw
 from segapp.settings import Settings
 from segapp.trial import is_finished, read_result, run_figures, run_in_own_process
 from segapp.variants import Comparison, RunKey

@@ -1,6 +1,7 @@
 """Settings that make no sense together, refused before anything is read.
 
-The docstrings of the rules are also what docs/settings.md says about them.
+The docstrings of the rules are also what docs/settings.md says about them, and the error itself
+where a rule yields "".
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def refuse_contradictions(settings: Settings) -> None:
     """Raise ConfigError naming the first keys that don't go together, and what to do."""
     for rule in (_without_effect, *RULES):
         for problem in rule(settings):
-            raise ConfigError(problem)
+            as_told = " ".join((rule.__doc__ or "").replace("`", "").split()).rstrip(".")
+            raise ConfigError(problem or as_told)
 
 
 def _without_effect(s: Settings) -> Iterator[str]:
@@ -63,10 +65,7 @@ def _length_by_the_clock(s: Settings) -> Iterator[str]:
     """`train.deterministic` needs `train.epochs`: how many steps fit into `train.budget_minutes`
     differs each time."""
     if s.train.deterministic and s.train.budget_minutes:
-        yield (
-            "train.deterministic needs train.epochs: how many steps fit into train.budget_minutes "
-            "differs each time"
-        )
+        yield ""
 
 
 def _two_sizes(s: Settings) -> Iterator[str]:
@@ -80,7 +79,7 @@ def _mixed_batches(s: Settings) -> Iterator[str]:
     """`augment.mixup_p` and `augment.cutmix_p` are shares of the same batches: at most 1
     together."""
     if s.augment.mixup_p + s.augment.cutmix_p > 1:
-        yield "augment.mixup_p and augment.cutmix_p are shares of the batches: at most 1 together"
+        yield ""
 
 
 def _nobody_to_mix_with(s: Settings) -> Iterator[str]:
@@ -92,12 +91,10 @@ def _nobody_to_mix_with(s: Settings) -> Iterator[str]:
 
 
 def _no_room_to_move(s: Settings) -> Iterator[str]:
-    """`augment.foreground_p` places the patches, and `optim.patch=full` leaves them no room."""
+    """`augment.foreground_p` places the patches, and `optim.patch=full` leaves them no room: give a
+    smaller one."""
     if _value(s, "augment.foreground_p") and s.optim.patch == "full":
-        yield (
-            "augment.foreground_p places the patches, and optim.patch=full leaves them no room; "
-            "give a smaller optim.patch"
-        )
+        yield ""
 
 
 def _residual_blocks(s: Settings) -> Iterator[str]:
@@ -169,12 +166,10 @@ def _nothing_to_spare(s: Settings) -> Iterator[str]:
 
 def _no_flips(s: Settings) -> Iterator[str]:
     """`model.tta` averages over the flips of the training, so `augment.flip_p` and
-    `augment.vertical_flip_p` can't both be 0 (`augment.policy=none` has no flips)."""
+    `augment.vertical_flip_p` can't both be 0 (`augment.policy=none` has no flips): set one of them
+    or leave `model.tta` out."""
     if s.model.tta and _value(s, "augment.flip_p") == 0 and s.augment.vertical_flip_p == 0:
-        yield (
-            "model.tta averages over the flips of the training, and augment.flip_p and "
-            "augment.vertical_flip_p are both 0; set one of them or leave model.tta out"
-        )
+        yield ""
 
 
 def _folds(s: Settings) -> Iterator[str]:
@@ -189,21 +184,17 @@ def _folds(s: Settings) -> Iterator[str]:
 
 
 def _no_rise(s: Settings) -> Iterator[str]:
-    """`optim.warm_up=0` leaves nothing of `optim.schedule=onecycle`, which rises first."""
+    """`optim.warm_up=0` leaves nothing of `optim.schedule=onecycle`, which rises first: use
+    `optim.schedule=cosine`."""
     if s.optim.schedule == "onecycle" and s.optim.warm_up == 0:
-        yield (
-            "optim.warm_up=0 does not go with optim.schedule=onecycle, which rises first; use "
-            "optim.schedule=cosine"
-        )
+        yield ""
 
 
 def _patience(s: Settings) -> Iterator[str]:
-    """`train.patience` could end a run with `train.progressive` before it saw whole slices."""
+    """`train.patience` could end a run with `train.progressive` before it saw whole slices: leave
+    one of them out."""
     if s.train.patience and s.train.progressive:
-        yield (
-            "train.patience could end the run before the last stage of train.progressive; leave "
-            "one of them out"
-        )
+        yield ""
 
 
 RULES = (

@@ -47,17 +47,14 @@ def reason(
     if piece is not None:
         pairs = metrics.confusion(truth[piece], labels[piece], len(classes))
         told = int(pairs.argmax())
-        hole = (
-            " (a hole?)" if told < len(classes) and _is_enclosed(piece, truth, len(classes)) else ""
-        )
+        is_hole = told < len(classes) and _is_enclosed(piece, truth, len(classes))
+        hole = " (a hole?)" if is_hole else ""
         said.append(f"{_pair(told, classes)}: {piece.sum()} {unit} in one piece{hole}")
         off = off - pairs
     for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)].tolist():
         if count := off.flat[index]:
-            same = index == told
-            said.append(
-                f"{count} elsewhere" if same else f"{_pair(index, classes)}: {count} {unit}"
-            )
+            of_another = f"{_pair(index, classes)}: {count} {unit}"
+            said.append(f"{count} elsewhere" if index == told else of_another)
     return "; ".join(said)
 
 

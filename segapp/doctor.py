@@ -17,6 +17,7 @@ import numpy as np
 
 from segapp.cases import image_hash, list_cases, with_val_split
 from segapp.check import survey
+from segapp.decide import judge
 from segapp.errors import ScanError
 from segapp.estimate import training_cost
 from segapp.evidence import explained, flipped, picture_hash
@@ -32,7 +33,6 @@ from segapp.leakage import (
     same_images,
 )
 from segapp.patches import network_size
-from segapp.plan import judge
 from segapp.preprocess import Preprocessing
 from segapp.progress import track
 from segapp.report.findings import facts_text, findings_text, report_of, write_report

@@ -45,6 +45,7 @@ class CaseResult:
 
     @property
     def estimated_dice(self) -> float | None:
+        """The model's own estimate; None where it made none."""
         return self.assessment.estimated_dice if self.assessment else None
 
     @property
@@ -110,10 +111,12 @@ class Evaluation:
 
     @property
     def miou(self) -> float:
+        """Of the summed confusion, over all classes that occur; NaN if none does."""
         return metrics.mean_iou(self.matrix)
 
     @property
     def dice(self) -> float:
+        """Of the summed confusion, over the foreground classes that occur; NaN if none does."""
         return metrics.mean_dice(self.matrix)
 
     def failed(self) -> list[CaseResult]:

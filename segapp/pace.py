@@ -75,10 +75,9 @@ class Pace:
 
     def seconds_left(self, step: int, validation_seconds: float) -> float:
         """The ETA of the whole run."""
-        left = self.clock.left()
-        return (
-            (self._total - step) * self._seconds_each(validation_seconds) if left is None else left
-        )
+        if (left := self.clock.left()) is not None:
+            return left
+        return (self._total - step) * self._seconds_each(validation_seconds)
 
     def _seconds_each(self, validation_seconds: float) -> float:
         step, validation = self.step_seconds or 0.0, validation_seconds / self._per_epoch

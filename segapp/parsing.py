@@ -7,6 +7,7 @@ from typing import Any
 
 
 def comma_list(value: Any) -> Any:
+    """ "a, b" → ["a", "b"]; what is no text stays as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -29,6 +30,7 @@ def numbers(value: Any) -> Any:
 
 
 def all_different(names: list[str]) -> list[str]:
+    """The names. Raises ValueError for one that is there twice."""
     if len(set(names)) < len(names):
         raise ValueError("every class needs a name of its own")
     return names
@@ -43,6 +45,7 @@ def at_home(path: Path) -> Path:
 
 
 def ends_at_one(scales: list[float]) -> list[float]:
+    """The scales. Raises ValueError unless they rise and end with 1."""
     if scales[-1] != 1 or sorted(set(scales)) != scales:
         raise ValueError("expected rising scales that end with 1, e.g. 0.5,0.75,1")
     return scales

@@ -1,4 +1,4 @@
-"""From settings and a data set to a plan: what will be trained on what, every `auto` decided."""
+"""From settings and a data set to a plan: what will be trained on what, in which run folder."""
 
 from __future__ import annotations
 
@@ -9,55 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segapp.cases import Case, Dataset, find_cases, with_val_split
 from segapp.check import survey
 from segapp.checkpoint import DataRecord, record_of
-from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
-from segapp.errors import ConfigError, ScanError
+from segapp.contradictions import refuse_contradictions
+from segapp.decide import judge
+from segapp.errors import ConfigError
 from segapp.files import is_partial, require_writable, writable_folder
-from segapp.finding import Finding, finding_of, refuse, sinking
-from segapp.fingerprint import (
-    CaseFacts,
-    fit_preprocessing,
-    sides_that_flips_swap,
-    with_every_class,
-)
-from segapp.inherit import earlier_images, inherit_network, inherit_preprocessing
+from segapp.finding import refuse
+from segapp.fingerprint import CaseFacts, sides_that_flips_swap, with_every_class
+from segapp.inherit import earlier_images
 from segapp.leakage import declared_in_two_splits
 from segapp.likeness import TrainingRange, training_range
-from segapp.patches import choose_depth, choose_foreground, choose_patch, network_size
-from segapp.policies import resolved as resolved_policy
 from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
-from segapp.ranks import this_process
 from segapp.scan import SegClass
-from segapp.selection import (
-    class_weights,
-    limit_cases,
-    limit_classes,
-    pool_cases,
-    split_fold,
-)
-from segapp.settings import WARM_UP, Settings
-from segapp.verdicts import judge_classes, nothing_counted, other_channels
+from segapp.selection import class_weights, limit_cases, limit_classes, pool_cases, split_fold
+from segapp.settings import Settings
 
 log = logging.getLogger("segapp")
-
-_BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is wrong with all cases together, and what training would make of them: settings without
-    any `auto` about the data, the preprocessing that follows, and reasons; None where it can't be
-    told. classes: () likewise; in_code: the cases whose masks hold nothing but their values."""
-
-    findings: list[Finding]
-    classes: tuple[SegClass, ...]
-    in_code: list[CaseFacts]
-    decided: tuple[Settings, Preprocessing, list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,98 +158,6 @@ def make_plan(
         reasons=(*dataset.notes, *reasons),
         warnings=tuple(warnings),
     )
-
-
-def judge(dataset: Dataset, facts: Sequence[CaseFacts], settings: Settings) -> Verdict:
-    """Judge the facts of all usable cases of a data set, as `segapp check` lists it and training
-    refuses it."""
-    root = dataset.root
-    ignore = settings.data.ignore if settings.data.ignore is not None else dataset.ignore
-    classes, in_code, found = judge_classes(dataset, facts, settings.data.classes, ignore)
-    if dataset.cases and not any(c.split in ("train", "") for c in dataset.cases):
-        remedy = "call the split of some cases train"
-        found.append(sinking("no-training-cases", root, "no case is in the split train", remedy))
-    if not any(f.case.split == "train" for f in in_code):
-        return Verdict(found, classes, in_code)
-    found += nothing_counted(facts, ignore, root)
-    try:
-        decided = _decide(in_code, classes, ignore, settings, dataset)
-    except ScanError as error:
-        found.append(replace(finding_of(error), kind="preprocessing"))
-        return Verdict(found, classes, in_code)
-    found += other_channels(facts, decided[1].channels, decided[1].channel_files)
-    return Verdict(found, classes, in_code, decided)
-
-
-def _decide(
-    facts: Sequence[CaseFacts],
-    classes: tuple[SegClass, ...],
-    ignore: int | None,
-    settings: Settings,
-    dataset: Dataset,
-) -> tuple[Settings, Preprocessing, list[str]]:
-    """Settings without any `auto` about the data, the preprocessing that follows, and reasons.
-
-    Raises ScanError for a case that can't be prepared so, such as a slice that becomes too large.
-    """
-    training = [f for f in facts if f.case.split == "train"]
-    settings, start = inherit_network(settings)
-    preprocessing, reasons = fit_preprocessing(training, settings, dataset.channel_files)
-    inherited = inherit_preprocessing(settings, start, training, dataset.channel_files)
-    if inherited:
-        own = preprocessing.normalisation
-        preprocessing, reasons = inherited, ["preprocessing: that of the model it goes on from"]
-        if own != inherited.normalisation:
-            reasons[0] += f" ({inherited.normalisation}; this data alone would take {own})"
-    for f in facts:
-        network_size(f, preprocessing)
-        if preprocessing.normalisation == "imagenet":
-            preprocessing.own_white(np.dtype(f.dtype), f.case.images[0])
-    resolved = settings.model_copy(deep=True)
-    resolved.data.slice_axis = preprocessing.slice_axis
-    resolved.data.classes = [c.name for c in classes]
-    resolved.data.ignore = ignore
-    resolved.data.context_slices = preprocessing.context
-    if resolved.model.residual == "auto":
-        resolved.model.residual = resolved.model.architecture in RESIDUAL_DECODERS
-    if resolved.model.full_resolution == "auto":
-        resolved.model.full_resolution = resolved.model.architecture == "unet"
-    resolved.preprocess.spacing_mm = preprocessing.spacing_mm or "none"
-    resolved.preprocess.size = preprocessing.size or "native"
-    resolved.preprocess.normalisation = preprocessing.normalisation
-    if resolved.optim.warm_up == "auto":
-        resolved.optim.warm_up = WARM_UP[resolved.optim.schedule]
-    if resolved.optim.batch_size == "auto":
-        count = this_process().count  # equal shares, of two images or more
-        resolved.optim.batch_size = -(-max(_BATCH_SIZE, 2 * count) // count) * count
-    if resolved.optim.patch == "auto":
-        resolved.optim.patch = choose_patch(training, preprocessing)
-        reasons.append(
-            f"patches: {resolved.optim.patch}² pixels, three quarters of a slice, within 96…256 "
-            "(64 for slices no larger)"
-        )
-    if resolved.model.encoder_depth == "auto":
-        resolved.model.encoder_depth = depth = choose_depth(resolved)
-        if depth < 5:
-            reasons.append(
-                f"encoder: {depth} of its 5 stages, further ones would see less than 12² pixels"
-            )
-    if resolved.model.encoder_depth < 5:  # each stage halves a slice's sides
-        stride = 2**resolved.model.encoder_depth
-        preprocessing = preprocessing.model_copy(update={"stride": stride})
-    if resolved.augment.foreground_p == "auto":
-        share = choose_foreground(training, preprocessing, resolved.optim.patch)
-        resolved.augment.foreground_p = share
-        if share:
-            reasons.append(f"places: {share:.0%} about a class, as patches show little of a slice")
-    given = resolved.augment.flip_p
-    resolved.augment = resolved_policy(resolved.augment)
-    swapped = sides_that_flips_swap(training, preprocessing.slice_axis)
-    if given == "auto" and swapped:
-        resolved.augment.flip_p = 0.0
-        names = " and ".join(c.name for c in classes if c.value in swapped)
-        reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
-    return resolved, preprocessing, reasons
 
 
 def _doubtful(

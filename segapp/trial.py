@@ -44,6 +44,7 @@ _STOPPED = 130  # exit code of a run that was interrupted, its state saved
 
 
 def is_finished(settings: Settings) -> bool:
+    """Whether the run is trained and measured."""
     return (settings.run_folder / _RESULT).is_file()
 
 
@@ -153,6 +154,7 @@ def _measured_on(plan: Plan) -> str:
 
 
 def read_result(settings: Settings) -> dict[str, Any]:
+    """What `train_and_measure` wrote: seed, measured_on, val, train, maybe test, wall_seconds."""
     return json.loads((settings.run_folder / _RESULT).read_text(encoding="utf-8"))
 
 

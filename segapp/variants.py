@@ -162,9 +162,8 @@ def _word(value: Any) -> str:
 
 def _slug(name: str) -> str:
     slug = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "variant"
-    return (
-        slug if len(slug) <= 60 else f"{slug[:50]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return slug if len(slug) <= 60 else f"{slug[:50]}-{digest[:8]}"
 
 
 def _refuse_own(key: str, where: str) -> None:

@@ -7,8 +7,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from segapp import augment as module
-from segapp.augment import Augmentation, change_intensities, draw_operations, motion
+from segapp.augment import Augmentation
 from segapp.cases import IGNORE_INDEX
+from segapp.operations import change_intensities, draw_operations, motion
 from segapp.policies import STRONGEST, SUB_POLICIES, resolved
 from segapp.settings import AugmentSettings
 

@@ -20,7 +20,8 @@ from PIL import Image
 from segapp import compare, trial
 from segapp.errors import ConfigError, DataError, Interrupted
 from segapp.machine import Signals
-from segapp.report.comparison import LEGEND, draw, mean_curve, summarise, table_text
+from segapp.report.comparison import LEGEND, summarise, table_text
+from segapp.report.comparison_picture import draw, mean_curve
 from segapp.settings import Settings
 from segapp.variants import Comparison, read_comparison
 

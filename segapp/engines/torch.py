@@ -16,6 +16,7 @@ from segapp.model import build_network, narrow
 
 # Slices a batch. Four are an eighth faster on a CPU, but a single image would pay for all of them.
 _BATCH_SIZE = {"cpu": 1, "cuda": 8}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -28,9 +29,7 @@ class TorchEngine:
         self.network = network
         self.device = device
         self.precision = precision
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            precision
-        ]
+        self.dtype = _DTYPES[precision]
         self.batch_size = _BATCH_SIZE.get(device.type, 1)
         self.calls_at_once = 1  # torch has threads of its own
 

@@ -39,6 +39,7 @@ class Plane:
 
     @property
     def normal(self) -> np.ndarray:
+        """Unit vector (LPS) that the slices of a stack follow each other along."""
         return np.cross(self.row, self.column)
 
     @property
@@ -47,6 +48,7 @@ class Plane:
         return self.normal * (self.between or self.thickness or 1.0)
 
     def parallel(self, other: Plane) -> bool:
+        """Whether both may be of one stack: the same directions and spacing, within 0.1 %."""
         mine, others = ([p.row, p.column] for p in (self, other))
         return np.allclose(mine, others, atol=1e-3) and np.allclose(
             self.spacing, other.spacing, rtol=1e-3
@@ -218,6 +220,5 @@ def assumed_affine(path: Path, dataset: pydicom.Dataset) -> tuple[np.ndarray, st
     header.ImagePositionPatient = [0, 0, 0]
     plane = find_plane(path, header)
     assert plane is not None
-    return make_affine(
-        plane, plane.normal
-    ), "no orientation is given; only the pixel spacing is known"
+    affine = make_affine(plane, plane.normal)
+    return affine, "no orientation is given; only the pixel spacing is known"

@@ -125,6 +125,7 @@ def _short(path: Path) -> str:
 
 
 def count(n: int, what: str) -> str:
+    """1 → "1 case", 1234 → "1 234 cases"."""
     return f"{n:,}".replace(",", " ") + f" {what}{'' if n == 1 else 's'}"
 
 

@@ -82,6 +82,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def p_value(value: float | None) -> str:
+    """0.0123 → "0.012", no smaller than "< 0.001"; None → "–"."""
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -22,9 +22,9 @@ def spread_of_cases(evaluation: Evaluation) -> Markup | None:
     """Dice of every case by class, and beside it the Hausdorff distance where surfaces were
     compared."""
     done = evaluation.done()
-    figures = np.array([r.figures() for r in done]) if done else None
-    if figures is None:
+    if not done:
         return None
+    figures = np.array([r.figures() for r in done])
     dice = figures[:, PER_CASE.index("dice"), 1:]
     units = {r.distance_unit for r in done}
     distance = figures[:, PER_CASE.index("hd95"), 1:]

@@ -73,6 +73,7 @@ class Body:
 
 
 def too_large(limit: int) -> Refusal:
+    """limit: bytes."""
     size = f"{limit / (1 << 20):.0f} MB" if limit >= 1 << 20 else f"{limit} bytes"
     return Refusal(413, f"Too large: at most {size} at once.")
 
