@@ -5,8 +5,22 @@ from __future__ import annotations
 import gc
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from segapp.parsing import at_home
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose paths may begin with ~."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: at_home(value) for name, value in given.items()})
+
+    return run
 
 
 @contextmanager

@@ -70,9 +70,7 @@ def settings_of(
         raise ConfigError(f"{config}: train.epochs and train.budget_minutes exclude each other")
     if settings.train.epochs is None and settings.train.budget_minutes is None:
         settings.train.budget_minutes = DEFAULT_BUDGET_MINUTES
-    if settings.data.root is not None:
-        settings.data.root = settings.data.root.expanduser()
-    else:
+    if settings.data.root is None:
         raise ConfigError("data.root is missing: name the folder of the data set, data.root=DIR")
     refuse_contradictions(settings)
     if settings.train.out is None:

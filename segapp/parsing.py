@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
+
+
+def at_home(value: Any) -> Any:
+    """A path (a word or a Path, or a list of these) with a leading ~ in its place, as not every
+    shell puts it there (--out=~/x, data.root=~/x); all else stays as it is."""
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if isinstance(value, str | Path):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 - ~nobody stays as it is
+    return value
 
 
 def comma_list(value: Any) -> Any:

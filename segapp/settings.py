@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from segapp.parsing import all_different, comma_list, ends_at_one, number_or_names, numbers
+from segapp.parsing import all_different, at_home, comma_list, ends_at_one, number_or_names, numbers
 
 Auto = Literal["auto"]
 DEFAULT_BUDGET_MINUTES = 15.0
@@ -30,6 +30,7 @@ WARM_UP = {"onecycle": 0.3, "cosine": 0.05, "poly": 0.05}  # what optim.warm_up=
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+UserPath = Annotated[Path, BeforeValidator(at_home)]
 ClassNames = Annotated[list[Name], BeforeValidator(comma_list), AfterValidator(all_different)]
 
 
@@ -53,7 +54,7 @@ class _Section(BaseModel):
 class DataSettings(_Section):
     """Which cases, and what of them."""
 
-    root: Path | None = _set(None, "Folder of the data set.")
+    root: UserPath | None = _set(None, "Folder of the data set.")
     classes: ClassNames | None = _set(
         None, "Class names in the order of their mask values; else from the data set."
     )
@@ -159,14 +160,14 @@ class ModelSettings(_Section):
         "deeplabv3plus", "upernet", "segformer",
     ] = _set("unet", "Of segmentation-models-pytorch.")  # fmt: skip
     encoder: str = _set("resnet34", "Any encoder of segmentation-models-pytorch.")
-    encoder_weights: str = _set(
+    encoder_weights: Annotated[str, BeforeValidator(at_home)] = _set(
         "auto", "auto, imagenet, none, or a local .safetensors/.pth FILE of the encoder."
     )
     encoder_depth: Auto | Annotated[int, Field(ge=3, le=5)] = _set(
         "auto",
         "Stages of the encoder, below 5 of a ResNet; auto: for unet what leaves a patch 12 pixels.",
     )
-    init_from: Path | None = _set(
+    init_from: UserPath | None = _set(
         None, "A whole segapp model to go on from, pruned or not; classes may differ."
     )
     residual: Auto | bool = _set(
@@ -248,7 +249,7 @@ class OptimSettings(_Section):
 class TrainSettings(_Section):
     """The run."""
 
-    out: Path | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
+    out: UserPath | None = _set(None, "Run folder; default runs/<name of the config or the data>.")
     epochs: Annotated[int, Field(ge=1)] | None = _set(
         None, "Length of the run, instead of a budget; of train.steps_per_epoch steps each."
     )
