@@ -24,7 +24,7 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, quiet_torch, start_logging
+from segapp.cli_start import command_line, quiet_torch, start_logging, with_home
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
 from segapp.ranks import this_process
@@ -51,7 +51,6 @@ Words = Annotated[
 ]
 
 
-@app.command()
 def train(
     words: Words = None,
     resume: Annotated[
@@ -135,7 +134,6 @@ def _train_settings(settings: Any, resume: bool) -> bool:
     return True
 
 
-@app.command()
 def compare(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and plots go.")],
     words: Words = None,
@@ -174,7 +172,6 @@ def compare(
     raise typer.Exit(1 if result["n_failed"] else 0)
 
 
-@app.command()
 def check(
     data: Data,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Else runs/check-DATA.")] = None,
@@ -212,9 +209,9 @@ def check(
     raise typer.Exit(code)
 
 
-for _command in (predict, evaluate, info, export, prune):
-    app.command()(_command)
-app.command(name="app")(web_app)
+for _command in (train, compare, check, predict, evaluate, info, export, prune):
+    app.command()(with_home(_command))
+app.command(name="app")(with_home(web_app))
 
 
 def _config_and_words(words: list[str] | None) -> tuple[Path | None, list[str]]:

@@ -7,8 +7,22 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from segapp.parsing import at_home
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose paths may begin with ~."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: at_home(value) for name, value in given.items()})
+
+    return run
 
 
 @contextmanager

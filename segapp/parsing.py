@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+
+def at_home(value: Any) -> Any:
+    """A path (a word or a Path, or a list of these) with a leading ~ in its place, as not every
+    shell puts it there (--out=~/x, data.root=~/x); all else stays as it is."""
+    if isinstance(value, list):
+        return [at_home(part) for part in value]
+    if isinstance(value, str | Path):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 - ~nobody stays as it is
+    return value
 
 
 def comma_list(value: Any) -> Any:
@@ -34,14 +45,6 @@ def all_different(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError("every class needs a name of its own")
     return names
-
-
-def at_home(path: Path) -> Path:
-    """~/a and ~name/a as a shell has them, which leaves them as they are in KEY=VALUE words."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ValueError("no such user's home is known; write the whole path") from None
 
 
 def ends_at_one(scales: list[float]) -> list[float]:

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from segapp.errors import SegappError
+
 console = Console(stderr=True)
 log = logging.getLogger("segapp")
 T = TypeVar("T")
@@ -43,11 +45,15 @@ def log_to_console() -> None:
 
 @contextmanager
 def inessential(what: str) -> Iterator[None]:
-    """A picture or a page that can't be made is an error in the log, and the work goes on."""
+    """A picture or a page that can't be made is an error in the log, with the cause, and the work
+    goes on."""
     try:
         yield
     except Exception as error:
-        log.error("%s could not be made", what, exc_info=error)
+        said = " ".join(str(error).split())
+        if not isinstance(error, SegappError):  # such as KeyError, whose text alone says little
+            said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        log.error("%s could not be made (%s)", what, said, exc_info=error)
 
 
 def log_bug(doing: str, error: BaseException) -> None:

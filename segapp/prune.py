@@ -12,8 +12,10 @@ import logging
 import math
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,7 @@ from segapp.checkpoint import (
 from segapp.config import settings_of
 from segapp.engines import EXPORTED_NAME, can_export, require_installed, slices_at_once
 from segapp.engines.torch import choose_device, choose_precision, load_network
-from segapp.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    ModelFileError,
-    OutputError,
-)
+from segapp.errors import ConfigError, DataError, Interrupted, ModelFileError, OutputError
 from segapp.evaluate import evaluate_cases
 from segapp.export import export_beside, export_model
 from segapp.exported import is_exported
@@ -61,6 +57,7 @@ _RATE = 0.3  # of the model's own learning rate, for what is trained on
 _ROUND_TO = 8  # channels: what processors compute at once
 _SIDE = 256  # pixels of the slice that networks are timed on, where training saw whole slices
 _CALLS = 15  # of each network, in turns, whose median is its time
+_RECORD = "prune.json"  # of which model and data a folder is a pruning
 METHODS: tuple[Cut, ...] = ("channels", "weights")
 
 
@@ -90,20 +87,27 @@ def prune_model(
     stopped. Returns what --json prints.
 
     Raises ConfigError for an ensemble, a pruned model and an architecture whose channels can't be
-    cut, OutputError for a folder that holds something else, DataError where the val split can't be
-    measured, and what training raises.
-    """
+    cut, OutputError for a folder that holds something else, DataError for data that can't be
+    trained on or measured, all of which is looked at before anything is written, and what training
+    raises."""
     require_installed("prune", "segapp prune")
     info = read_info(model)
     if info.architecture.members > 1 or info.pruned:
         what = "is an ensemble; name one of its folds" if not info.pruned else "is pruned already"
         raise ConfigError(f"{model}: {what}")
-    _take_folder(out, model, data, minutes)
+    file = model_path(model)
+    own = {"model": sha256(file), "data": str(data.resolve()), "minutes": minutes}
+    begun = _is_own(out, file, data, own)
+    settings = _settings(info, data, out, file, minutes)
+    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
+    if not begun:
+        with tempfile.TemporaryDirectory() as folder:  # whether its channels can be cut at all
+            _write_cut("channels", min(amounts), file, file, Path(folder) / MODEL_NAME)
+        require_writable(out)
+        write_text(out / _RECORD, json.dumps(own, indent=2) + "\n")
     original = out / "original"
     _copy_model(model, original)
     runs = {("original", 0.0): original}
-    settings = _settings(info, data, original, original, minutes)
-    plan = make_plan(settings, lambda cases: track(cases, "reading the data"))
     for method in METHODS:
         before = original
         for amount in sorted(amounts):
@@ -131,19 +135,23 @@ def prune_model(
     }
 
 
-def _take_folder(out: Path, model: Path, data: Path, minutes: float) -> None:
-    """Raises OutputError where `out` is not a place for this pruning."""
-    path = model_path(model).resolve()
-    if path.is_relative_to(out.resolve()) or out.resolve() == data.resolve():
+def _is_own(out: Path, model: Path, data: Path, own: dict[str, Any]) -> bool:
+    """Whether a pruning of this record has begun in `out`; False where nothing is there yet. Raises
+    OutputError where `out` is not a place for it."""
+    if model.resolve().is_relative_to(out.resolve()) or out.resolve() == data.resolve():
         raise OutputError(f"{out}: holds the model or the data; choose another folder")
     if (out / "config.yaml").exists():
         raise OutputError(f"{out}: is a run folder; choose another one")
-    require_writable(out)
-    own = {"model": sha256(path), "data": str(data.resolve()), "minutes": minutes}
-    record = out / "prune.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != own:
-        raise OutputError(f"{out}: holds a pruning of another model, data set or length")
-    write_text(record, json.dumps(own, indent=2) + "\n")
+    record = out / _RECORD
+    if not record.is_file():
+        names = [p.name for p in out.iterdir() if p.name[0] != "."] if out.is_dir() else []
+        if names:
+            raise OutputError(f"{out}: holds other files, such as {min(names)}; choose another")
+        return False
+    with suppress(OSError, ValueError):
+        if json.loads(record.read_text(encoding="utf-8")) == own:
+            return True
+    raise OutputError(f"{out}: holds a pruning of another model, data set or length")
 
 
 def choose(points: Sequence[Point]) -> Point:
@@ -157,9 +165,8 @@ def choose(points: Sequence[Point]) -> Point:
 def _settings(info: ModelInfo, data: Path, run: Path, start: Path, minutes: float) -> Settings:
     """The model's own settings, to go on from `start` with in the run folder `run`."""
     tree = {**info.settings, "train": {**info.settings["train"], "epochs": None}}
-    device = choose_device("auto")
     precision = info.settings["train"]["precision"]
-    usable = ("fp32", choose_precision("auto", device))
+    usable = ("fp32", choose_precision("auto", choose_device("auto")))
     changes = {
         "data.root": data,
         "data.workers": "auto",

@@ -23,7 +23,7 @@ below: the file comes first on the command line, and words override it. `auto` i
 data and the machine when training starts, and the run's `config.yaml` holds what was decided.
 – means: not given. Give one of `train.epochs` and `train.budget_minutes` (as a word it replaces the
 file's); with neither, a run takes {DEFAULT_BUDGET_MINUTES:g} minutes. `segapp train --print-config`
-prints what a command would use.
+prints what a command would use. Paths may begin with `~`, the home folder.
 """
 _COMPARE = """\
 ## compare

@@ -20,14 +20,7 @@ from pydantic import (
     field_validator,
 )
 
-from segapp.parsing import (
-    all_different,
-    at_home,
-    comma_list,
-    ends_at_one,
-    number_or_names,
-    numbers,
-)
+from segapp.parsing import all_different, at_home, comma_list, ends_at_one, number_or_names, numbers
 
 Auto = Literal["auto"]
 DEFAULT_BUDGET_MINUTES = 15.0
@@ -35,8 +28,8 @@ WARM_UP = {"onecycle": 0.3, "cosine": 0.05, "poly": 0.05}  # what optim.warm_up=
 
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-UserPath = Annotated[Path, AfterValidator(at_home)]
 Name = Annotated[str, Field(min_length=1)]
+UserPath = Annotated[Path, BeforeValidator(at_home)]
 ClassNames = Annotated[list[Name], BeforeValidator(comma_list), AfterValidator(all_different)]
 
 
@@ -166,7 +159,7 @@ class ModelSettings(_Section):
         "deeplabv3plus", "upernet", "segformer",
     ] = _set("unet", "Of segmentation-models-pytorch.")  # fmt: skip
     encoder: str = _set("resnet34", "Any encoder of segmentation-models-pytorch.")
-    encoder_weights: str = _set(
+    encoder_weights: Annotated[str, BeforeValidator(at_home)] = _set(
         "auto", "auto, imagenet, none, or a local .safetensors/.pth FILE of the encoder."
     )
     encoder_depth: Auto | Annotated[int, Field(ge=3, le=5)] = _set(

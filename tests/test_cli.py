@@ -65,6 +65,30 @@ def run(*words: object) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def test_every_path_of_a_command_may_begin_with_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell leaves it in --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_png_dataset(tmp_path / "home" / "data", 12)
+    found = run("check", "~/data", "--out=~/checked")
+    assert found.code == 0, found.err
+    assert (tmp_path / "home" / "checked" / "findings.csv").is_file()
+    (tmp_path / "home" / "own.yaml").write_text("data:\n  root: ~/data\n")
+    found = run("train", "~/own.yaml", "train.out=~/run", "--print-config")
+    assert f"root: {tmp_path / 'home' / 'data'}" in found.out
+    for words in (
+        *(("predict", "~/m", "~/a.png", "--out=~/o"), ("evaluate", "~/m", "~/data", "--out=~/o")),
+        *(("info", "~/m"), ("export", "~/m"), ("prune", "~/m", "--data=~/data", "--out=~/o")),
+        *(("app", "~/m"), ("train", "--resume=~/m")),
+    ):
+        found = run(*words)
+        assert found.code == 2
+        assert f"{tmp_path / 'home' / 'm'}: " in found.err, words
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home"], "nothing is in a folder named ~"
+
+
 def process(*words: object, code: str = "", cwd: Path = REPOSITORY) -> Result:
     """The command as users start it."""
     command = [sys.executable, *(["-c", code] if code else ["-m", "segapp.cli"]), *map(str, words)]

@@ -15,9 +15,10 @@ from segapp import closing, validation
 from segapp.cases import Case
 from segapp.checkpoint import read_info, read_weights, save_model
 from segapp.cli_text import verification_text
-from segapp.errors import ConfigError, DataError
+from segapp.errors import ConfigError, DataError, OutputError
 from segapp.formats import read_scan
 from segapp.predict import Predictor
+from segapp.progress import inessential
 from segapp.report.training import picture_names
 from segapp.verify import verify_model
 
@@ -157,7 +158,26 @@ def test_a_page_that_can_not_be_made_stops_no_run(
     assert read_info(out).quality
     assert not (out / "report.html").exists()
     for what in ("report.html", "curves.png", "a validation picture"):
-        assert f"{what} could not be made" in (out / "log.txt").read_text(encoding="utf-8")
+        said = f"{what} could not be made (ValueError: too odd to draw)"
+        assert said in (out / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("liver"), "KeyError: 'liver'"),
+        (AssertionError(), "AssertionError"),
+        (OSError(28, "No space left on device", "a.png"), "OSError: [Errno 28] No space left on"),
+        (OutputError("a.png: can't be written\n(No space left)"), "a.png: can't be written (No"),
+    ],
+)
+def test_what_could_not_be_made_is_said_with_the_cause(
+    caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    with inessential("a picture"):
+        raise error
+    assert caplog.messages[0].startswith(f"a picture could not be made ({said}")
+    assert "\n" not in caplog.messages[0]
 
 
 def test_classes_may_have_any_name(tmp_path: Path) -> None:

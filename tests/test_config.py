@@ -237,6 +237,29 @@ def test_a_folder_may_have_any_name(name: str) -> None:
     assert settings.data.root == settings.train.out == Path(name)
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_paths_begin_at_home(tmp_path: Path, monkeypatch, in_file: bool) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["data.root=~/data", "train.out=~/run"]
+    for start in ("model.init_from=~/earlier", "model.encoder_weights=~/encoder.pth"):
+        if in_file:
+            tree: dict[str, dict[str, str]] = {}
+            for key, value in (word.split("=") for word in (*words, start)):
+                section, name = key.split(".")
+                tree.setdefault(section, {})[name] = value
+            (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+            s = load_settings(tmp_path / "own.yaml", [])
+        else:
+            s = load_settings(None, [*words, start])
+        assert (s.data.root, s.train.out) == (tmp_path / "data", tmp_path / "run")
+        if "init_from" in start:
+            assert s.model.init_from == tmp_path / "earlier"
+        else:
+            assert s.model.encoder_weights == str(tmp_path / "encoder.pth")
+    assert load_settings(None, ["data.root=a/~b"]).data.root == Path("a/~b")
+    assert load_settings(None, ["data.root=~no_such_user/b"]).data.root == Path("~no_such_user/b")
+
+
 def test_the_run_is_named_after_the_config_else_the_folder(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {root: some/folder}", "livers.v2.yaml")
     assert load_settings(path, []).train.out == Path("runs/livers.v2")

@@ -17,7 +17,7 @@ from segapp.checkpoint import Architecture, Pruned, read_info, read_weights, sav
 from segapp.cli_text import pruning_table, shares
 from segapp.config import load_settings
 from segapp.engines.torch import load_network
-from segapp.errors import ConfigError, Interrupted, ModelFileError, OutputError
+from segapp.errors import ConfigError, DataError, Interrupted, ModelFileError, OutputError
 from segapp.model import build_network
 from segapp.plan import open_run, reopen_run
 from segapp.predict import Predictor
@@ -200,9 +200,47 @@ def test_folders_that_hold_something_else_are_refused(run: Path, tmp_path: Path)
     for out in (run, run.parent, data):
         with pytest.raises(OutputError, match="another"):
             prune_model(run, data, out, [0.5], 0.05)
-    (tmp_path / "prune.json").write_text("{}")
+    for record in ("{}", "no JSON"):
+        (tmp_path / "prune.json").write_text(record)
+        with pytest.raises(OutputError, match="another model, data set or length"):
+            prune_model(run, data, tmp_path, [0.5], 0.05)
+        assert (tmp_path / "prune.json").read_text() == record
+
+
+def test_another_model_is_not_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("somebody's")
+    with pytest.raises(OutputError, match=r"holds other files, such as model\.safetensors; choose"):
+        prune_model(run, run.parent / "data", tmp_path, [0.5], 0.05)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_text() == "somebody's"
+
+
+def test_the_data_are_looked_at_before_a_folder_is_made(run: Path, tmp_path: Path) -> None:
+    data = write_png_dataset(tmp_path / "data", count=8)
+    (data / "masks" / "case3.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"case3\.png"):
+        prune_model(run, data, tmp_path / "out", [0.5], 0.05)
+    with pytest.raises(DataError, match="no such folder"):
+        prune_model(run, tmp_path / "nowhere", tmp_path / "out", [0.5], 0.05)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_taken_and_the_same_call_goes_on_in_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("segapp.prune._cut_and_train", stopped)
+    data, out = run.parent / "data", tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").touch()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            prune_model(run, data, out, [0.5], 0.05)
+        assert {p.name for p in out.iterdir()} == {".DS_Store", "original", "prune.json"}
     with pytest.raises(OutputError, match="another model, data set or length"):
-        prune_model(run, data, tmp_path, [0.5], 0.05)
+        prune_model(run, data, out, [0.5], 0.06)
 
 
 def test_channels_that_cant_be_cut_are_said_to_be_so(run: Path, tmp_path: Path) -> None:
@@ -221,6 +259,7 @@ def test_channels_that_cant_be_cut_are_said_to_be_so(run: Path, tmp_path: Path) 
     save_model(tmp_path / "model.safetensors", weights, info.model_copy(update=changed))
     with pytest.raises(ConfigError, match="segformer over mit_b0 can't be cut"):
         prune_model(tmp_path, run.parent / "data", tmp_path / "out", [0.5], 0.05)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_pruned_already_is_not_pruned(run: Path, tmp_path: Path) -> None:

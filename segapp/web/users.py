@@ -23,6 +23,7 @@ import bcrypt
 
 from segapp.errors import ConfigError, OutputError
 from segapp.files import atomic_path
+from segapp.parsing import at_home
 from segapp.web.browsers import credentials
 
 log = logging.getLogger("segapp")
@@ -147,13 +148,19 @@ def _replace(path: Path, text: str) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _path(word: str) -> Path:
+    return Path(at_home(word))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `python -m segapp.web.users FILE NAME`. Returns its exit code, 0 or 2."""
     parser = argparse.ArgumentParser(
         prog="python -m segapp.web.users",
         description="Add a user of the app to a password file, or change their password.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what segapp app --auth-file takes")
+    parser.add_argument(
+        "file", type=_path, metavar="FILE", help="what segapp app --auth-file takes"
+    )
     parser.add_argument("name", metavar="NAME", help="the user's name, without a colon")
     given = parser.parse_args(arguments)
     password = getpass.getpass("Password: ")
