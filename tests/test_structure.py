@@ -47,7 +47,8 @@ ORDER = [
     "predict",
     *("report", "report.overlay", "report.findings", "report.board", "report.sheet", "doctor"),
     *("report.page", "report.scans", "report.timeline", "report.training"),
-    *("report.comparison", "outcomes", "earlier", "batch", "measure"),
+    *("report.comparison", "rows", "outcomes", "earlier", "naming", "shares", "merging"),
+    *("batch", "measure"),
     *(
         "seen",
         "figures",
