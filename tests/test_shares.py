@@ -1,8 +1,11 @@
 """A batch that several processes share: the same results as of one, whatever is killed."""
 
 import csv
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -11,9 +14,11 @@ import pytest
 from PIL import Image
 from test_batch import files, run, save_png
 from test_predict import brightness
+from web import untrained_model
 
 from segapp import ahead, batch, locks, shares
 from segapp.batch import list_inputs, predict_batch
+from segapp.cli import main
 from segapp.errors import OutputError
 from segapp.formats import Entry
 from segapp.merging import merge_parts
@@ -459,3 +464,87 @@ def test_processes_of_one_machine_share_its_processors_and_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "6")
     assert ahead.processors() == 2
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def commands(model, scans, out, *words):
+    """The command of a rank, and the variables that a launcher sets."""
+    command = [sys.executable, "-m", "segapp.cli", "predict", str(model), str(scans)]
+    return [*command, "--device", "cpu", "--out", str(out), *words]
+
+
+def variables(rank, count):
+    here = {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, "RANK": rank, "WORLD_SIZE": count}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **{k: str(v) for k, v in here.items()}}
+
+
+def begin(rank, count, *args):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(commands(*args), env=variables(rank, count), cwd=REPOSITORY, **pipes)
+
+
+@pytest.mark.parametrize(
+    "words", [["check", "x"], ["info", "x"], ["export", "x"], ["app"], ["train", "--find-lr"]]
+)
+def test_the_work_of_one_process_is_refused_to_several(words, monkeypatch, capsys):
+    for name, value in variables(1, 2).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["segapp", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "rank 1: segapp: segapp " in (said := capsys.readouterr().err)
+    assert "works in one process, but a launcher started 2" in said
+    monkeypatch.setattr(sys, "argv", ["segapp", words[0], "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+
+
+@pytest.mark.slow
+def test_two_commands_are_as_one_and_a_killed_one_goes_on(scans, tmp_path):
+    model = untrained_model(tmp_path / "model")
+    one = begin(0, 1, model, scans, tmp_path / "one", "--overlay")
+    assert "23 ok, 1 failed" in one.communicate(timeout=300)[0]
+    out = tmp_path / "out"
+    args = (model, scans, out, "--overlay", "--json")
+    ranks = [begin(rank, 2, *args) for rank in (0, 1)]
+    until = time.monotonic() + 200
+    while not list(out.rglob(".shares/*/rank-1.csv")) and time.monotonic() < until:
+        time.sleep(0.01)
+    ranks[1].kill()
+    ranks[1].wait()
+    again = begin(1, 2, *args)
+    said, complained = again.communicate(timeout=300)
+    first, _ = ranks[0].communicate(timeout=300)
+    assert (again.returncode, ranks[0].returncode) == (0, 1), complained
+    assert said == ""
+    assert json.loads(first) == {
+        **{"ok": 23, "review": 0, "failed": 1, "skipped": 0},
+        "csv": str(out / "predictions.csv"),
+    }
+    assert all(line.startswith("rank 1: ") for line in complained.splitlines())
+    assert_same(out, tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_and_sigterm_stops_them(scans, tmp_path):
+    model = untrained_model(tmp_path / "model")
+    run_ = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [*run_, *commands(model, scans, tmp_path / "out")]
+    kept = {"env": environment, "cwd": REPOSITORY, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, **kept)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("out/.shares/*/rank-*.csv")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert b"Traceback" not in process.communicate(timeout=100)[1].split(b"torch/distributed")[0]
+    (scans / "bad.png").unlink()  # one that fails ends the launcher with 1
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, **kept)
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("23 ok; see ")
+    assert not (tmp_path / "out" / ".shares").exists()
+    assert len(rows_of(tmp_path / "out")) == 23
