@@ -7,8 +7,8 @@ work (listing, naming, merging), what every rank does (reading the list), how ma
 one process segments, and one with half of the processors; how fast files are read and written. Of
 these a simple model is made:
 
-    time = start + scans × (list + name) + scans × read the list
-         + the largest share × max(time of a slice, time of its bytes on the storage) + scans × merge
+    time = start + scans × (list + name + read the list + merge)
+         + the largest share × max(time of a slice, time of its bytes on the storage)
 
 with shares by the hash of names, which differ by chance. Its prediction for two processes on this
 machine is held against a run of two. Then it says how long a million slices take on 1 to 1,024
@@ -20,6 +20,7 @@ RUN: a run folder or an export; without one, the default network with random wei
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -70,8 +71,7 @@ def main() -> None:
         print(f"Two of these, {args.slices} slices: {together:.1f} s, {expected:.1f} s expected.")
         print(f"Files: read {read:.0f} MB/s, written and flushed {write:.0f} MB/s.")
         rate = 1e6 * args.storage if args.storage else 1e6 * min(read, write)
-        # read twice (the checksum, then the pixels come from the cache: once), written and read once
-        storage_s = (size + 2 * out_size) / rate
+        storage_s = (size + out_size) / rate  # what is read again comes from the cache
         print_million(start, slice_s, fixed, storage_s)
 
 
@@ -85,21 +85,17 @@ def print_million(
         seconds = predicted(count, scans, start, slice_s, fixed, storage_s)
         efficiency = one / seconds / count
         share = largest_share(scans, count) / (scans / count) - 1
-        rows.append(
-            (f"{count:,}", hours(seconds), f"{one / seconds:.1f}", f"{efficiency:.0%}")
-            + (f"{share:.1%}", "storage" if storage_s * count > slice_s else "network")
-        )
+        cells = (f"{count:,}", hours(seconds), f"{one / seconds:.1f}", f"{efficiency:.0%}")
+        bound = "storage" if storage_s * count > slice_s else "network"
+        rows.append((*cells, f"{share:.1%}", bound))
         ends = count if efficiency >= 0.5 else ends
     print(f"\n{scans:,} slices:\n")
     columns = ("machines", "hours", "times as fast", "efficiency", "largest share", "bound by")
     print(table(columns, rows))
-    alone = scans * (sum(fixed.values()))
-    limit = min(slice_s / storage_s, math.inf) if storage_s else math.inf
-    print(
-        f"\nWhat rank 0 does for all takes {hours(alone)} hours whatever their number. The storage "
-        f"is busy from {limit:.0f} machines on. Up to {ends:,} machines more than half of each one's "
-        "time is work."
-    )
+    alone, limit = scans * sum(fixed.values()), slice_s / storage_s
+    print(f"\nWhat is done once for all takes {hours(alone)} hours, whatever their number. The")
+    print(f"storage is busy from {limit:.0f} machines on. Up to {ends:,} machines at least half of")
+    print("each one's time is work.")
 
 
 def predicted(
@@ -135,8 +131,6 @@ def in_a_process(folder: Path, count: int) -> tuple[dict[str, float], float]:
     here = str(Path(__file__).parent)
     words = [sys.executable, "-c", code, here, str(folder), str(count)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    import json
-
     found, peak = json.loads(done.stdout)
     return found, peak
 
@@ -159,7 +153,9 @@ def beside_the_work(folder: Path, count: int) -> dict[str, float]:
         if n % 1000 == 0:
             place.mkdir(parents=True)
         if n % 50_000 == 0:  # file systems bound the links to one file
-            source = (place / "source.png").write_bytes(source.read_bytes()) and place / "source.png"
+            source = (place / "source.png").write_bytes(
+                source.read_bytes()
+            ) and place / "source.png"
         if n % 50_000:
             os.link(source, place / f"{n:07}.png")
     seconds, out = {}, folder / "out"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from segapp.formats import Entry, Format, output_suffix, stem
@@ -41,8 +42,10 @@ def name_jobs(
     Never over an input or the result of another scan: a clash of names gets a numbered suffix and a
     warning. earlier: lines of an earlier batch, by output; with `kept` their results stay.
     """
-    taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
-    names = _Names(out, taken, {o: row["file"] or "" for o, row in earlier.items()}, kept)
+    resolve = resolver()
+    taken = {resolve(path) for entry in entries for path in entry.paths}
+    owners = {output: resolve(row["file"] or "") for output, row in earlier.items()}
+    names = _Names(out, taken, owners, kept, resolve)
     for number, entry in enumerate(entries):
         try:
             suffix = output_suffix(entry.paths[0], output_format)
@@ -57,6 +60,21 @@ def name_jobs(
             yield Job(number, entry, reason=reason_of(error))
 
 
+def resolver() -> Callable[[str | Path], str]:
+    """os.path.realpath that asks for each folder once, for as long as no folder becomes another:
+    it looks at each part of a path, a million times at those that all have."""
+    folder = lru_cache(maxsize=10_000)(os.path.realpath)
+
+    def resolve(path: str | Path) -> str:
+        place, name = os.path.split(path)
+        found = os.path.join(folder(place or "."), name)  # noqa: PTH118
+        if name in ("", ".", "..") or os.path.islink(found):  # noqa: PTH114
+            return os.path.realpath(path)
+        return found
+
+    return resolve
+
+
 class _Names:
     """Which names below `out` are free.
 
@@ -66,17 +84,24 @@ class _Names:
     Paths are strings here, which take a quarter of the memory.
     """
 
-    def __init__(self, out: Path, taken: set[str], owners: Mapping[str, str], kept: bool):
-        self.out, self.taken, self.kept = out, taken, kept
-        self.owners = {o: os.path.realpath(f) for o, f in owners.items()}
-        self.shared = any(path.startswith(f"{out.resolve()}{os.sep}") for path in taken)
+    def __init__(
+        self,
+        out: Path,
+        taken: set[str],
+        owners: Mapping[str, str],
+        kept: bool,
+        resolve: Callable[[str | Path], str],
+    ):
+        self.out, self.taken, self.owners, self.kept = out, taken, owners, kept
+        self.resolve, below = resolve, f"{out.resolve()}{os.sep}"
+        self.shared = any(path.startswith(below) for path in taken)
 
     def take(self, name: str, suffix: str, source: Path) -> tuple[Path, tuple[str, ...]]:
         """A free path for a result of `source`, which is then taken, and a warning if it is not
         the first choice."""
         first = candidate = self.out / f"{name}{suffix}"
         number = 1
-        while not self._is_free(resolved := os.path.realpath(candidate), source):
+        while not self._is_free(resolved := self.resolve(candidate), source):
             number += 1
             candidate = self.out / f"{name}_{number}{suffix}"
         self.taken.add(resolved)
@@ -86,7 +111,7 @@ class _Names:
 
     def _is_free(self, path: str, source: Path) -> bool:
         owner = self.owners.get(path)
-        if path in self.taken or (self.kept and owner not in (None, os.path.realpath(source))):
+        if path in self.taken or (self.kept and owner not in (None, self.resolve(source))):
             return False
         listed = self.kept or owner is not None
         listed = listed or path.endswith("_overlay.png")  # pictures are in no table

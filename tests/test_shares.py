@@ -22,7 +22,7 @@ from segapp.cli import main
 from segapp.errors import OutputError
 from segapp.formats import Entry
 from segapp.merging import merge_parts
-from segapp.naming import Job, job_of, line_of, name_jobs
+from segapp.naming import Job, job_of, line_of, name_jobs, resolver
 from segapp.outcomes import Outcome, Part
 from segapp.ranks import Ranks
 from segapp.rows import part_rows, read_rows
@@ -145,6 +145,22 @@ def test_a_job_is_read_as_it_was_written(job):
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert job_of(3, line) == job
+
+
+def test_paths_are_resolved_as_the_system_does(tmp_path, monkeypatch):
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "real/a").touch()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real/b").symlink_to("deep/../a")
+    (tmp_path / "real/loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    resolve = resolver()
+    names = ("a", "b", "deep", "loop", "new", "deep/..", "deep/../b", "b/..", "", ".", "a/", "x/y")
+    for folder in ("real", "link", str(tmp_path / "link"), ".", "", "link/deep/..", "no"):
+        for path in (f"{folder}/{name}" if folder else name for name in names):
+            if path:
+                assert resolve(path) == os.path.realpath(path), path
+                assert resolve(Path(path)) == os.path.realpath(Path(path)), path
 
 
 def test_shares_are_disjoint_and_do_not_depend_on_other_files(scans, tmp_path):
