@@ -32,7 +32,7 @@ from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
 from segapp.rows import keep_others, part_rows, put_aside, read_rows, waiting_rows
 from segapp.scan import Segmentation, planes
-from segapp.shares import Listed, Seat, read_jobs, refuse_shared, remove_shares
+from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remove_shares
 
 log = logging.getLogger("segapp")
 
@@ -145,7 +145,8 @@ def predict_batch(
     def share(seat: Seat, listed: Listed) -> None:
         part = listed.part(seat.ranks.rank)
         jobs = read_jobs(listed, seat.ranks)
-        with at_work(seat.lock), at_work(part.with_suffix(".lock"), alone=True):
+        own_lock = at_work(part.with_suffix(".lock"), alone=True, patience_s=LEASE_S)
+        with at_work(seat.lock), own_lock:
             own = {os.path.realpath(job.output) for job in jobs}
             earlier = {output: row for output, row in waiting_rows(path).items() if output in own}
             with Part(part, predictor.classes, judged) as table:

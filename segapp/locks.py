@@ -51,12 +51,12 @@ def alone_in(
 
 
 @contextmanager
-def at_work(file: Path, alone: bool = False) -> Iterator[None]:
+def at_work(file: Path, alone: bool = False, patience_s: float = 0) -> Iterator[None]:
     """Hold the lock `file`, which is made, `alone` or together with others. A file is locked on
     network file systems too that lock no folders. Raises OutputError where another process holds it
     alone, or holds it at all."""
     with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
-        if not _in_time(descriptor, _ALONE if alone else _TOGETHER):
+        if not _in_time(descriptor, _ALONE if alone else _TOGETHER, patience_s):
             raise OutputError(f"{file}: another process is at work there")
         yield
 
@@ -105,9 +105,9 @@ def _opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _in_time(descriptor: int, kind: int) -> bool:
+def _in_time(descriptor: int, kind: int, patience_s: float = 0) -> bool:
     """Lock it, as soon as processes that were killed are gone; False where another one has it."""
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + max(_PATIENCE_S, patience_s)
     while not _locked(descriptor, kind):
         if time.monotonic() > until:
             return False

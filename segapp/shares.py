@@ -36,6 +36,7 @@ log = logging.getLogger("segapp")
 PATIENCE_S = 600.0  # without a sign of life
 _BEAT_S = 3.0
 _STOPPED = "stopped"  # the last sign of one that ended with an error
+LEASE_S = 120.0  # after which a file server ends the locks of a machine that is gone
 _GRACE_S = 60.0  # in which processes that were started together have all begun
 
 
@@ -200,6 +201,8 @@ class Seat:
                     continue
                 if (new := _read(self._alive(rank)) or signs) != signs:
                     waiting[rank] = (new, now)
+                    if new.endswith(_STOPPED):
+                        log.warning("rank %d ended with an error; start it again", rank)
                 elif now - since > PATIENCE_S:
                     raise OutputError(
                         f"rank {rank} has given no sign of life for {_minutes()}; the same command "
@@ -252,10 +255,10 @@ def read_jobs(listed: Listed, ranks: Ranks) -> list[Job]:
     """The jobs of the list that are this process's share. Raises OutputError."""
     try:
         with (listed.folder / "jobs.jsonl").open("rb") as file:
-            jobs = [job_of(number, line) for number, line in enumerate(file)]
+            jobs = (job_of(number, line) for number, line in enumerate(file))
+            return [job for job in jobs if ranks.takes(str(job.entry.source))]
     except (OSError, ValueError) as error:
         raise OutputError(f"{listed.folder / 'jobs.jsonl'}: can't be read ({error})") from error
-    return [job for job in jobs if ranks.takes(str(job.entry.source))]
 
 
 def _difference(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:

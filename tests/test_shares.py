@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from test_batch import files, run, save_png
 from test_predict import brightness
@@ -564,3 +566,39 @@ def test_torchrun_starts_them_and_sigterm_stops_them(scans, tmp_path):
     assert done.stdout.decode().startswith("23 ok; see ")
     assert not (tmp_path / "out" / ".shares").exists()
     assert len(rows_of(tmp_path / "out")) == 23
+
+
+# -- the document --------------------------------------------------------------------------------
+
+
+def document_block(language):
+    text = (REPOSITORY / "docs/scaling.md").read_text("utf-8")
+    return re.search(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)[1]
+
+
+@pytest.mark.slow
+def test_the_job_of_slurm(scans, tmp_path):
+    """By an srun that starts two tasks on this machine."""
+    untrained_model(tmp_path / "runs/brain")
+    scans.rename(tmp_path / "scans")
+    srun = 'shift\nexport SLURM_NTASKS=2\nfor n in 0 1; do SLURM_PROCID=$n SLURM_LOCALID=$n "$@" &'
+    program = f'exec "{sys.executable}" -m segapp.cli "$@"'
+    for name, text in (("srun", f"{srun} done\nwait"), ("segapp", program)):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(document_block("bash"))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path}
+    kept = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "job"], check=False, **kept)
+    assert done.stdout == "23 ok, 1 failed; see results/predictions.csv\n", done.stderr
+    assert not (tmp_path / "results/.shares").exists()
+
+
+def test_the_job_of_kubernetes():
+    job = yaml.safe_load(document_block("yaml"))["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] == int(container["env"][0]["value"])
+    assert container["env"][0]["name"] == "WORLD_SIZE"
+    assert container["command"][2].startswith("RANK=$JOB_COMPLETION_INDEX exec segapp predict ")
