@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segapp.ahead import in_order
 from segapp.cases import files_hash
-from segapp.earlier import model_key, still_good
-from segapp.errors import DataError, OutputError, ScanError, SegappError
+from segapp.earlier import engine_text, info_key, model_key, still_good
+from segapp.errors import DataError, OutputError
 from segapp.files import sha256
-from segapp.formats import (
-    Entry,
-    Format,
-    find_scans,
-    output_suffix,
-    read_scan,
-    stem,
-    write_segmentation,
-)
+from segapp.formats import Entry, Format, find_scans, read_scan, stem, write_segmentation
 from segapp.formats.listing import FORMATS, is_readable_zip, is_small
 from segapp.formats.source import share_memory
-from segapp.locks import alone_in, left_of_a_batch
-from segapp.outcomes import Outcome, OutcomeTable, read_rows
+from segapp.locks import alone_in, at_work, left_of_a_batch
+from segapp.merging import merge_parts
+from segapp.naming import Job, name_jobs
+from segapp.outcomes import Outcome, OutcomeTable, Part, failure
 from segapp.predict import Predictor
-from segapp.progress import log_bug
 from segapp.report.overlay import write_overlay
+from segapp.rows import keep_others, part_rows, put_aside, read_rows, waiting_rows
 from segapp.scan import Segmentation, planes
+from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remove_shares
 
 log = logging.getLogger("segapp")
 
@@ -113,6 +110,7 @@ def predict_batch(
     skip_existing: bool = False,
     allow_gaps: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
+    seat: Seat | None = None,
 ) -> Counter[str]:
     """Segment every entry into `out`, mirroring names, and write out/predictions.csv.
 
@@ -122,84 +120,136 @@ def predict_batch(
     results of an earlier run that still are what it would give (see `earlier.still_good`).
     on_outcome gets each outcome, in the order of the entries; none is kept. Returns the number of
     scans by status. Raises OutputError where the CSV can't be written, or three results in a row.
-    allow_gaps: see read_scan.
+    allow_gaps: see read_scan. seat: this process's in a batch that several share (see `shares`);
+    the entries are rank 0's, on_outcome gets those of its share, and the CSV is there at the end;
+    to the others nothing is returned.
     """
     entries = list(entries)
-    with alone_in(out, left_of_a_batch):
-        taken = {os.path.realpath(path) for entry in entries for path in entry.paths}
-        counts: Counter[str] = Counter()
-        table_path = out / "predictions.csv"
-        earlier = read_rows(table_path)
-        owners = {Path(output): Path(row["file"] or "") for output, row in earlier.items()}
-        names = _Names(out, taken, owners, kept=skip_existing)
-        model = model_key(predictor, allow_gaps)
-        done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
+    path, model = out / "predictions.csv", model_key(predictor, allow_gaps)
+    judged = bool(predictor.info and predictor.info.quality)
 
-        def predict(job: _Job) -> Outcome:
-            outcome = job.outcome
-            if outcome is None:
-                line = earlier.get(os.path.realpath(job.output)) if skip_existing else None
-                outcome = _predict_safely(predictor, job, allow_gaps, model, line)
-            done[id(outcome)] = outcome
-            return outcome
+    def name(earlier: Mapping[str, Mapping[str, str]]) -> Iterator[Job]:
+        how: Any = {"output_format": output_format, "overlay": overlay, "kept": skip_existing}
+        return name_jobs(entries, out, earlier, **how)
 
-        jobs = (_Job.of(entry, names, output_format, overlay) for entry in entries)
-        engine = predictor.engine
-        threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
-        threads = threads if engine.calls_at_once > 1 else 1
-        judged = bool(predictor.info and predictor.info.quality)
-        unwritten = 0  # in a row
-        table = OutcomeTable(table_path, predictor.classes, earlier, judged, model)
-        with table:
-            try:
-                # volumes go one by one, each through all that the engine computes at once
-                for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
-                    share_memory(threads if small else 1)
-                    for outcome in in_order(predict, group, threads if small else 1):
-                        del done[id(outcome)]
-                        table.write(outcome)
-                        counts[outcome.status] += 1
-                        on_outcome(outcome)
-                        unwritten = unwritten + 1 if outcome.unwritten else 0
-                        if unwritten >= _MOST_UNWRITTEN:
-                            raise OutputError(
-                                f"{outcome.reason}; so it was {unwritten} times in a row: make "
-                                "sure it can, then go on with the same command and --skip-existing"
-                            )
-            finally:
-                for outcome in list(done.values()):  # interrupted: what was written has its line
-                    table.write(outcome)
+    def work(jobs: Iterable[Job], table: OutcomeTable, earlier: dict[str, dict[str, str]]) -> None:
+        if not skip_existing:  # but go on with what was stopped
+            earlier = {output: row for output, row in earlier.items() if row.get("stopped")}
+
+        def tell(outcome: Outcome) -> None:
+            counts[outcome.status] += 1
+            on_outcome(outcome)
+
+        _work(predictor, jobs, table, earlier, model, allow_gaps, tell)
+
+    def share(seat: Seat, listed: Listed) -> None:
+        part = listed.part(seat.ranks.rank)
+        jobs = read_jobs(listed, seat.ranks)
+        own_lock = at_work(part.with_suffix(".lock"), alone=True, patience_s=LEASE_S)
+        with at_work(seat.lock), own_lock:
+            own = {os.path.realpath(job.output) for job in jobs}
+            earlier = {output: row for output, row in waiting_rows(path).items() if output in own}
+            with Part(part, predictor.classes, judged) as table:
+                work(jobs, table, earlier | part_rows(part))
+
+    counts: Counter[str] = Counter()
+    if seat is None:
+        refuse_shared(out)
+        with alone_in(out, left_of_a_batch):
+            earlier = read_rows(path)
+            with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
+                remove_shares(out)  # its lines are among the earlier ones
+                work(name(earlier), table, earlier)
+        return counts
+    header = {"processes": seat.ranks.count, "inputs": seat.inputs, "model": info_key(predictor)}
+    header |= {"format": output_format, "overlay": overlay, "allow_gaps": allow_gaps}
+    header |= {"skip_existing": skip_existing}
+    mark = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]
+    seat.engine = engine_text(predictor)
+    if not seat.ranks.first:
+        _share_until_done(seat, header, share)
+        return Counter()
+    with alone_in(out, left_of_a_batch, after=True):
+        listed = seat.joined(header)
+        if listed is None:
+            put_aside(path, earlier := read_rows(path), model, mark)
+            path.unlink(missing_ok=True)
+            listed = seat.publish(header, name(earlier))
+        before = seat.marks(listed)
+        with at_work(seat.lock):
+            share(seat, listed)
+            seat.await_others(listed, before)
+            header_line = OutcomeTable(path, predictor.classes, {}, judged).header()
+            counts = merge_parts(listed, seat.ranks.count, header_line, path)
+            keep_others(path, mark)
+        seat.leave()
+        remove_shares(out)
     return counts
 
 
-@dataclass(frozen=True)
-class _Job:
-    """An entry, and where its results go; or its outcome, where there is nothing to do."""
+def _work(
+    predictor: Predictor,
+    jobs: Iterable[Job],
+    table: OutcomeTable,
+    earlier: Mapping[str, dict[str, str]],
+    model: str,
+    allow_gaps: bool,
+    tell: Callable[[Outcome], None],
+) -> None:
+    """Do the jobs; each gets its line in the table, in their order, and is told of."""
+    done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
-    entry: Entry
-    output: Path
-    picture: Path | None = None
-    clashes: tuple[str, ...] = ()
-    outcome: Outcome | None = None
+    def predict(job: Job) -> Outcome:
+        if job.reason:
+            outcome = Outcome(job.entry.source, status="failed", reason=job.reason)
+        else:
+            line = earlier.get(os.path.realpath(job.output))
+            outcome = _predict_safely(predictor, job, allow_gaps, model, line)
+        outcome.number = job.number
+        done[id(outcome)] = outcome
+        return outcome
 
-    @classmethod
-    def of(cls, entry: Entry, names: _Names, output_format: Format, overlay: bool) -> _Job:
-        """Names are given in the order of the entries, whichever is segmented first."""
+    engine = predictor.engine
+    threads = engine.calls_at_once * engine.batch_size + 1  # one reads or writes meanwhile
+    threads = threads if engine.calls_at_once > 1 else 1
+    unwritten = 0  # in a row
+    try:
+        # volumes go one by one, each through all that the engine computes at once
+        for small, group in groupby(jobs, lambda job: is_small(job.entry.paths)):
+            share_memory(threads if small else 1)
+            for outcome in in_order(predict, group, threads if small else 1):
+                del done[id(outcome)]
+                table.write(outcome)
+                tell(outcome)
+                unwritten = unwritten + 1 if outcome.unwritten else 0
+                if unwritten >= _MOST_UNWRITTEN:
+                    raise OutputError(
+                        f"{outcome.reason}; so it was {unwritten} times in a row: make "
+                        "sure it can, then go on with the same command and --skip-existing"
+                    )
+    finally:
+        for outcome in list(done.values()):  # interrupted: what was written has its line
+            table.write(outcome)
+
+
+def _share_until_done(
+    seat: Seat, header: dict[str, Any], share: Callable[[Seat, Listed], None]
+) -> None:
+    """Do this process's share, and where the list changed meanwhile, that of the new one."""
+    while True:
+        listed = seat.await_list(header)
         try:
-            suffix = output_suffix(entry.paths[0], output_format)
-            output, clashes = names.take(entry.name, suffix, entry.source)
-            picture = None
-            if overlay:
-                name = output.relative_to(names.out).with_name(f"{stem(output)}_overlay").as_posix()
-                picture, more = names.take(name, ".png", entry.source)
-                clashes += more
-            return cls(entry, output, picture, clashes)
-        except Exception as error:  # of this entry alone
-            return cls(entry, Path(), outcome=_failed(entry, error))
+            share(seat, listed)
+        except OutputError:  # its part may have gone with its list
+            if seat.is_current(listed):
+                raise
+        if seat.is_current(listed):
+            return seat.say_done(listed)
+        log.warning("the list of scans changed; starting with the new one")
 
 
 def _predict_safely(
-    predictor: Predictor, job: _Job, allow_gaps: bool, model: str, line: dict[str, str] | None
+    predictor: Predictor, job: Job, allow_gaps: bool, model: str, line: dict[str, str] | None
 ) -> Outcome:
     """The outcome of one entry, whatever happens to it. line: that of an earlier result, which may
     stay."""
@@ -212,7 +262,12 @@ def _predict_safely(
         warnings = (*job.clashes, doubt) if doubt else job.clashes
         # an edited result (the doubt) is not written over for the sake of its picture either
         if stays and (doubt or job.picture is None or job.picture.is_file()):
-            return Outcome(entry.source, output, "skipped", "output exists", warnings=warnings)
+            outcome = Outcome(entry.source, output, "skipped", "output exists", before=line)
+            if line and line.get("stopped"):  # this very batch did it
+                outcome.status = line.get("counts_as") or line.get("status") or "ok"
+                outcome.reason = line.get("reason") or ""
+            outcome.warnings = warnings
+            return outcome
         segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
         outcome.warnings = (*outcome.warnings, *warnings)
         outcome.model, outcome.scan_sha256, outcome.output_sha256 = model, scan, sha256(output)
@@ -223,7 +278,7 @@ def _predict_safely(
                 outcome.warnings = (*outcome.warnings, f"no picture: {error}")
         return outcome
     except Exception as error:  # a bug of ours must not stop the other 9,999 files
-        return _failed(entry, error)
+        return failure(entry.source, error)
 
 
 def _scan_hash(entry: Entry) -> str:
@@ -231,56 +286,6 @@ def _scan_hash(entry: Entry) -> str:
         return files_hash(entry.paths)
     except (DataError, ValueError):  # reading it will say what is wrong
         return ""
-
-
-def _failed(entry: Entry, error: Exception) -> Outcome:
-    if isinstance(error, SegappError):
-        reason = error.reason if isinstance(error, ScanError) else str(error)
-    elif isinstance(error, MemoryError):
-        reason = "not enough memory for this scan"
-    elif isinstance(error, OSError):
-        reason = f"can't be read ({error.strerror or error})"
-    else:
-        log_bug("segmenting a scan", error)
-        reason = f"unexpected {type(error).__name__}: {error}"
-    unwritten = isinstance(error, OutputError)
-    return Outcome(entry.source, status="failed", reason=reason, unwritten=unwritten)
-
-
-class _Names:
-    """Which names below `out` are free.
-
-    taken: resolved paths of all inputs, and of what has been written for them. owners: output →
-    its scan, by an earlier predictions.csv; with `kept` these results stay, so their names are
-    another scan's. Where inputs lie below `out`, files that no table knows are somebody's too.
-    Paths are strings here, which take a quarter of the memory.
-    """
-
-    def __init__(self, out: Path, taken: set[str], owners: dict[Path, Path], kept: bool):
-        self.out, self.taken, self.kept = out, taken, kept
-        self.owners = {os.path.realpath(o): os.path.realpath(f) for o, f in owners.items()}
-        self.shared = any(path.startswith(f"{out.resolve()}{os.sep}") for path in taken)
-
-    def take(self, name: str, suffix: str, source: Path) -> tuple[Path, tuple[str, ...]]:
-        """A free path for a result of `source`, which is then taken, and a warning if it is not
-        the first choice."""
-        first = candidate = self.out / f"{name}{suffix}"
-        number = 1
-        while not self._is_free(resolved := os.path.realpath(candidate), source):
-            number += 1
-            candidate = self.out / f"{name}_{number}{suffix}"
-        self.taken.add(resolved)
-        if candidate == first:
-            return first, ()
-        return candidate, (f"{first.name} is taken; written as {candidate.name}",)
-
-    def _is_free(self, path: str, source: Path) -> bool:
-        owner = self.owners.get(path)
-        if path in self.taken or (self.kept and owner not in (None, os.path.realpath(source))):
-            return False
-        listed = self.kept or owner is not None
-        listed = listed or path.endswith("_overlay.png")  # pictures are in no table
-        return listed or not (self.shared and Path(path).exists())
 
 
 def mean_confidence(segmentation: Segmentation) -> float | None:

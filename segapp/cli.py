@@ -27,7 +27,7 @@ from segapp.cli_models import (
 from segapp.cli_start import command_line, quiet_torch, start_logging, with_home
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
-from segapp.ranks import this_process
+from segapp.ranks import refuse_several, spoken_by, this_process
 
 app = typer.Typer(
     add_completion=False,
@@ -49,6 +49,13 @@ Words = Annotated[
         "train.budget_minutes=10. Without a file and data.root: configs/brain.yaml.",
     ),
 ]
+
+
+@app.callback()
+def _start(context: typer.Context) -> None:
+    command = context.invoked_subcommand
+    if command not in ("train", "predict", "evaluate") and "--help" not in sys.argv:
+        refuse_several(command or "")
 
 
 def train(
@@ -87,6 +94,7 @@ def train(
         return
     start_logging()
     if find_lr:
+        refuse_several("train --find-lr")
         from segapp.train import find_rate
 
         rate, plot = find_rate(settings)
@@ -235,15 +243,15 @@ def main() -> None:
         with end_cleanly():
             app(standalone_mode=True)
     except SegappError as error:
-        print(f"segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"{spoken_by()}segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:  # a folder that can't be entered, a disk that is gone
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"segapp: {what}", file=sys.stderr)
+        print(f"{spoken_by()}segapp: {what}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # what the parser makes of Ctrl-C
-            print("segapp: stopped", file=sys.stderr)
+            print(f"{spoken_by()}segapp: stopped", file=sys.stderr)
         raise
     except Exception:  # a bug of ours: show where, but 1 means that some inputs failed
         traceback.print_exc()

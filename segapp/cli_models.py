@@ -75,6 +75,9 @@ def predict(
     files are grouped into series. Results lie on each scan's own grid and hold the values of the
     training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
     others go on. A result that the model itself has reason to doubt has the status review there.
+
+    Several processes, also on several machines that share DIR, share the work where a launcher sets
+    RANK and WORLD_SIZE, e.g. torchrun --no-python --nproc-per-node 4 segapp predict …
     """
     start_logging()
     with quick_start():
@@ -87,6 +90,8 @@ def predict(
         skip_existing=skip_existing,
         allow_gaps=allow_gaps,
     )
+    if counts is None:  # the first of several processes tells, and fails, for all
+        return
     table = out / "predictions.csv"
     if as_json:
         typer.echo(json.dumps({**counts, "csv": str(table)}))

@@ -11,10 +11,13 @@ from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
+from segapp.formats import Entry
 from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
+from segapp.ranks import this_process
+from segapp.shares import take_seat
 
 _LEAST_FREE = 60e6
 _DOUBTED = 5  # scans to review that are named on the screen
@@ -28,41 +31,47 @@ def predict_all(
     engine: EngineChoice,
     max_memory_mb: float | None = None,
     **options: Any,
-) -> dict[str, int]:
+) -> dict[str, int] | None:
     """`predict_batch` of what is below `inputs`, with a bar and a line for each failed scan; the
-    number of scans by status. max_memory_mb: see bound_memory. options: those of `predict_batch`.
-    Raises what it raises."""
-    info = read_info(model)
-    entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
-    single = len(entries) == 1 and is_small(entries[0].paths)
-    predictor = Predictor.load(model, device, engine, single)
-    if max_memory_mb:
-        bound_memory(max_memory_mb, predictor.engine)
+    number of scans by status. Where a launcher started several processes, they share the work, and
+    the first one alone has the result, the others None. max_memory_mb: see bound_memory. options:
+    those of `predict_batch`. Raises what it raises."""
+    info, ranks = read_info(model), this_process()
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
-    with batch_bar(len(entries)) as step:
+    with take_seat(out, ranks, inputs) as seat:
+        entries: list[Entry] = []
+        if ranks.first:
+            entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
+        single = ranks.count == 1 and len(entries) == 1 and is_small(entries[0].paths)
+        predictor = Predictor.load(model, device, engine, single)
+        if max_memory_mb:
+            bound_memory(max_memory_mb, predictor.engine)
+        with batch_bar(sum(ranks.takes(str(entry.source)) for entry in entries)) as step:
 
-        def report(outcome: Any) -> None:
-            nonlocal failed, doubted
-            for warning in outcome.warnings:
-                repeated[warning] += 1
-                if repeated[warning] == 1:
-                    log.warning("%s: %s", outcome.file, warning)
-            if outcome.status == "failed":
-                failed += 1
-                log.error("%s: %s", outcome.file, outcome.reason)
-            elif outcome.status == "review":
-                doubted += 1
-                if doubted <= _DOUBTED:
-                    log.warning("%s: review: %s", outcome.file, outcome.reason)
-            step(failed)
+            def report(outcome: Any) -> None:
+                nonlocal failed, doubted
+                for warning in outcome.warnings:
+                    repeated[warning] += 1
+                    if repeated[warning] == 1:
+                        log.warning("%s: %s", outcome.file, warning)
+                if outcome.status == "failed":
+                    failed += 1
+                    log.error("%s: %s", outcome.file, outcome.reason)
+                elif outcome.status == "review":
+                    doubted += 1
+                    if doubted <= _DOUBTED:
+                        log.warning("%s: review: %s", outcome.file, outcome.reason)
+                step(failed)
 
-        counts = predict_batch(predictor, entries, out, on_outcome=report, **options)
+            counts = predict_batch(predictor, entries, out, on_outcome=report, seat=seat, **options)
     for warning, count in repeated.items():
         if count > 1:
             log.warning("%d more scans: %s", count - 1, warning)
     if doubted > _DOUBTED:
         log.warning("%d more scans to review, see predictions.csv", doubted - _DOUBTED)
+    if not ranks.first:
+        return None
     return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
 
 

@@ -25,6 +25,16 @@ def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
     return hashlib.sha256("\n".join((*parts, str(allow_gaps))).encode()).hexdigest()[:16]
 
 
+def info_key(predictor: Predictor) -> str:
+    """As `model_key`, of the model file alone: the same whatever runs it."""
+    said = predictor.info.model_dump_json() if predictor.info else ""
+    return hashlib.sha256(said.encode()).hexdigest()[:16] if said else ""
+
+
+def engine_text(predictor: Predictor) -> str:
+    return f"{type(predictor.engine).__name__} in {predictor.engine.precision}"
+
+
 def still_good(
     entry: Entry, output: Path, line: Mapping[str, str] | None, model: str, scan: str
 ) -> tuple[bool, str]:

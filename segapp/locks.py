@@ -22,25 +22,51 @@ except ImportError:  # Windows
     fcntl = None
 
 _PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
+_ALONE, _TOGETHER = (fcntl.LOCK_EX, fcntl.LOCK_SH) if fcntl else (0, 0)
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock that is held says
 _held: set[int] = set()  # descriptors of locked folders
 
 
 @contextmanager
-def alone_in(folder: Path, left: Callable[[Path], Iterable[Path]]) -> Iterator[None]:
+def alone_in(
+    folder: Path, left: Callable[[Path], Iterable[Path]], after: bool = False
+) -> Iterator[None]:
     """Nobody else works in `folder`, which is made, meanwhile; the files that left(folder) finds
-    there are of killed processes, and removed. Raises OutputError where another process is at work
-    in it."""
-    with _opened(folder) as descriptor:
-        until = time.monotonic() + _PATIENCE_S
-        while not _locked(descriptor):
-            if time.monotonic() > until:
-                raise OutputError(f"{folder}: another process is at work in it")
-            time.sleep(0.05)
+    there are of killed processes, and removed: before the work, or `after` it where it ended well.
+    Raises OutputError where another process is at work in it."""
+
+    def sweep() -> None:
         for path in list(left(folder)) if fcntl and descriptor in _held else []:
             with suppress(OSError):
                 path.unlink()
+
+    with _opened(folder) as descriptor:
+        if not _in_time(descriptor, _ALONE):
+            raise OutputError(f"{folder}: another process is at work in it")
+        if not after:
+            sweep()
         yield
+        if after:
+            sweep()
+
+
+@contextmanager
+def at_work(file: Path, alone: bool = False, patience_s: float = 0) -> Iterator[None]:
+    """Hold the lock `file`, which is made, `alone` or together with others. A file is locked on
+    network file systems too that lock no folders. Raises OutputError where another process holds it
+    alone, or holds it at all."""
+    with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
+        if not _in_time(descriptor, _ALONE if alone else _TOGETHER, patience_s):
+            raise OutputError(f"{file}: another process is at work there")
+        yield
+
+
+def is_at_work(file: Path) -> bool:
+    """Whether a process holds the lock `file`; False where there are no locks."""
+    if not file.exists():
+        return False
+    with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
+        return not _in_time(descriptor, _ALONE)
 
 
 def left_of_a_run(folder: Path) -> Iterator[Path]:
@@ -63,12 +89,13 @@ def _is_anothers(folder: Path) -> bool:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A folder, or a file with other flags; it is made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY) if fcntl else -1
+        (path.parent if flags else path).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, flags, 0o666) if fcntl else -1
     except OSError as error:
-        raise OutputError(f"{folder}: can't be written ({error.strerror})") from error
+        raise OutputError(f"{path}: can't be written ({error.strerror})") from error
     _held.add(descriptor)
     try:
         yield descriptor
@@ -78,12 +105,22 @@ def _opened(folder: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock a folder for this process; False where another one has it."""
+def _in_time(descriptor: int, kind: int, patience_s: float = 0) -> bool:
+    """Lock it, as soon as processes that were killed are gone; False where another one has it."""
+    until = time.monotonic() + max(_PATIENCE_S, patience_s)
+    while not _locked(descriptor, kind):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Lock a file or folder for this process; False where another one has it."""
     if not fcntl:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _TAKEN:
             return False

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segapp.errors import OutputError
-from segapp.files import write_text
+from segapp.errors import OutputError, ScanError, SegappError
+from segapp.progress import log_bug
+from segapp.rows import csv_text, keep_rows_of_others, put_aside, whole_rows
 from segapp.scan import SegClass
-
-log = logging.getLogger("segapp")
 
 
 @dataclass
@@ -41,40 +37,31 @@ class Outcome:
     scan_sha256: str = ""
     output_sha256: str = ""
     unwritten: bool = False  # failed because the output could not be written
+    before: Mapping[str, str] | None = None  # the earlier line of a result that stays
+    number: int = -1  # its place in the list of a batch that several processes share
+
+
+def failure(file: Path, error: Exception) -> Outcome:
+    """The outcome of a scan whose segmentation raised `error`."""
+    unwritten = isinstance(error, OutputError)
+    return Outcome(file, status="failed", reason=reason_of(error), unwritten=unwritten)
+
+
+def reason_of(error: Exception) -> str:
+    if isinstance(error, SegappError):
+        return error.reason if isinstance(error, ScanError) else str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory for this scan"
+    if isinstance(error, OSError):
+        return f"can't be read ({error.strerror or error})"
+    log_bug("segmenting a scan", error)
+    return f"unexpected {type(error).__name__}: {error}"
 
 
 _JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
 _VOUCHING = ("model", "scan_sha256", "output_sha256")
-_OWN_COLUMNS = ("file", "output", "status", "reason", "warnings")  # a skipped scan says them anew
-
-
-def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Output, resolved → line of an earlier predictions.csv, and of the lines that a batch which
-    was stopped had not come to; empty where there is nothing to read. Left out are a line that was
-    cut off by a kill, and those that name no scan or no output."""
-    rows: dict[str, dict[str, str]] = {}
-    for part in (_waiting(path), path):
-        try:
-            text = part.read_text(encoding="utf-8", errors="surrogateescape")
-            lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-            rows |= {os.path.realpath(row["output"]): row for row in lines if _names_files(row)}
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except csv.Error as error:
-            log.warning("%s: the earlier results can't be read from it (%s)", part, error)
-        except OSError as error:  # writing would lose them
-            raise OutputError(f"{part}: can't be read ({error.strerror})") from error
-    return rows
-
-
-def _names_files(row: Mapping[str, str]) -> bool:
-    names = (row.get("file"), row.get("output"))
-    return all(name and "\0" not in name for name in names)  # a loss of power leaves zeros
-
-
-def _waiting(path: Path) -> Path:
-    """The file of the earlier lines that a batch under way has not come to."""
-    return path.with_name(f".{path.stem}-earlier.csv")
+# a scan whose result stays says them anew
+_OWN_COLUMNS = ("number", "counts_as", "file", "output", "status", "reason", "warnings")
 
 
 class OutcomeTable:
@@ -96,7 +83,7 @@ class OutcomeTable:
         """judged: whether the model judges its results. model: its key."""
         self.path = path
         self.model = model
-        self.earlier = earlier  # output, resolved → its line; a skipped scan keeps its figures
+        self.earlier = earlier  # output, resolved → its line
         self.named: set[str] = set()  # outputs of this batch, resolved
         self.columns = ["file", "output", "status", "reason", "seconds", "mean_confidence"]
         self.columns += ["warnings"]
@@ -109,38 +96,35 @@ class OutcomeTable:
         self.columns += _VOUCHING
 
     def __enter__(self) -> OutcomeTable:
-        if self.earlier:
-            # a kill may leave this model's result without a line, where another model's was
-            unsure = {p: r for p, r in self.earlier.items() if r.get("model") != self.model}
-            self._keep(self.earlier | {p: row | {"unsure": "yes"} for p, row in unsure.items()})
+        put_aside(self.path, self.earlier, self.model)
+        self._open("wb")
+        return self
+
+    def _open(self, mode: str) -> None:
+        """Open the file, with a header where it is empty."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "wb", buffering=0, opener=_appending)
+            self.file = open(self.path, mode, buffering=0, opener=_appending)  # noqa: SIM115
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
         try:
-            self._append(_csv(self.columns, (), header=True))
+            if not os.fstat(self.file.fileno()).st_size:
+                self._append(self.header())
         except OutputError:
             self.file.close()
             with suppress(OSError):
                 self.path.unlink()  # a table without a header is none
             raise
-        return self
+
+    def header(self) -> str:
+        return csv_text(self.columns, (), header=True)
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.file.close()
         if kind is None:
             # results of other scans, which this batch was not about, still are theirs
             others = {p: row for p, row in self.earlier.items() if p not in self.named}
-            self._keep({p: row for p, row in others.items() if Path(p).is_file()})
-
-    def _keep(self, rows: Mapping[str, Mapping[str, str]]) -> None:
-        """Lines that wait beside the table; without any their file goes."""
-        if not rows:
-            _waiting(self.path).unlink(missing_ok=True)
-            return
-        columns = dict.fromkeys(key for row in rows.values() for key in row if key)
-        write_text(_waiting(self.path), _csv(list(columns), rows.values(), header=True))
+            keep_rows_of_others(self.path, others)
 
     def write(self, outcome: Outcome) -> None:
         """Add the line of a scan. Raises OutputError."""
@@ -155,22 +139,26 @@ class OutcomeTable:
             "seconds": f"{outcome.seconds:.3f}",
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
             **{column: getattr(outcome, column) for column in _VOUCHING},
+            "number": outcome.number,
+            "counts_as": outcome.status,
         }
         warnings = [*outcome.warnings]
         for column in _JUDGED:
             if (judged := getattr(outcome, column)) is not None:
                 row[column] = f"{judged:.4g}"
-        if outcome.status == "skipped":
-            before = self.earlier.get(os.path.realpath(outcome.output or ""), {})
+        if (before := outcome.before) is not None:
+            if not warnings and before.get("number") == str(outcome.number):
+                return  # it is in this part already
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
-            warnings = [before.get("warnings") or "", *warnings]
+            said = before.get("warnings") or ""
+            warnings = [said, *(w for w in warnings if w not in said.split("; "))]
             if before.get("status") == "review":  # it still is in doubt
                 row |= {"status": "review", "reason": before.get("reason") or ""}
         row["warnings"] = "; ".join(filter(None, dict.fromkeys(warnings)))
         for column, value in outcome.sizes.items():
             row[column] = value if isinstance(value, int) else f"{value:.6g}"
-        self._append(_csv(self.columns, [row]))
+        self._append(csv_text(self.columns, [row]))
 
     def _append(self, text: str) -> None:
         """The whole text or nothing of it. File names need not be UTF-8: surrogateescape writes the
@@ -199,16 +187,37 @@ class OutcomeTable:
             ) from error
 
 
+class Part(OutcomeTable):
+    """The lines of one of several processes that share a batch, each with its number in the list
+    and the status it counts as. They stay until predictions.csv is made of them; of two with one
+    number the last one counts."""
+
+    def __init__(self, path: Path, classes: tuple[SegClass, ...], judged: bool = False):
+        super().__init__(path, classes, {}, judged)
+        self.columns = ["number", "counts_as", *self.columns]
+
+    def __enter__(self) -> Part:
+        try:
+            end = max((at + size for at, size, _ in whole_rows(self.path)), default=0)
+            os.truncate(self.path, end)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        self._open("ab")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self.file.fileno())  # what is called done must be there
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written ({error.strerror})") from error
+        finally:
+            self.file.close()
+
+
 def _appending(name: str, flags: int) -> int:
     """Lines go where the file ends, also after another batch in the folder emptied it: not every
     file system has the locks that keep it away."""
     return os.open(name, flags | os.O_APPEND, 0o666)
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = False) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from segapp.errors import SegappError
+from segapp.ranks import spoken_by
 
 console = Console(stderr=True)
 log = logging.getLogger("segapp")
@@ -30,9 +31,14 @@ T = TypeVar("T")
 class _ThroughConsole(logging.Handler):
     """Log lines appear above a running bar, and are never wrapped or cut."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.speaker = spoken_by()
+
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        console.print(prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        said = self.speaker + prefix + record.getMessage()
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def log_to_console() -> None:
@@ -102,7 +108,8 @@ def batch_bar(total: int) -> Iterator[Callable[[int], None]]:
 
 def _bar(*columns: ProgressColumn) -> Progress:
     named = (TextColumn("{task.description}"), BarColumn(), *columns)
-    return Progress(*named, console=console, transient=True, disable=not console.is_terminal)
+    shown = console.is_terminal and not spoken_by()  # one bar on a screen
+    return Progress(*named, console=console, transient=True, disable=not shown)
 
 
 def clock_text(seconds: float) -> str:

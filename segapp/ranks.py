@@ -63,3 +63,12 @@ def refuse_several(what: str) -> None:
             f"segapp {what} works in one process, but a launcher started {this_process().count} "
             "(WORLD_SIZE); start it alone. train, evaluate and predict share their work"
         )
+
+
+def spoken_by() -> str:
+    """What begins each line on the screen: "rank 3: " of one of several, "" of rank 0."""
+    try:
+        ranks = this_process()
+    except ConfigError:  # of which the command itself complains
+        return ""
+    return "" if ranks.first else f"rank {ranks.rank}: "

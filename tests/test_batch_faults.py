@@ -24,7 +24,8 @@ from segapp.batch import list_inputs, predict_batch
 from segapp.cases import files_hash
 from segapp.errors import OutputError
 from segapp.locks import alone_in, left_of_a_batch
-from segapp.outcomes import Outcome, OutcomeTable, read_rows
+from segapp.outcomes import Outcome, OutcomeTable
+from segapp.rows import read_rows
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -27,8 +27,8 @@ from segapp.variants import read_comparison
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/brain/README.md"])
-# By tests/test_web_api.py, as they stand.
-RUN_ELSEWHERE = {"docs/app.md": ("python", "bash")}
+# By tests/test_web_api.py and tests/test_shares.py, as they stand.
+RUN_ELSEWHERE = {"docs/app.md": ("python", "bash"), "docs/scaling.md": ("bash", "yaml")}
 NOT_HERE = {
     "git clone URL segapp && cd segapp": "this is the clone",
     "pip download --no-deps nilearn==0.14.1": "needs the network",
@@ -103,8 +103,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, cwd: Path, typed: str = "", code: int = 0) -> None:
     words = [os.path.expandvars(word) for word in shlex.split(command)]
-    program = {"python": sys.executable, "segapp": f"{Path(sys.executable).parent}/segapp"}
-    words[0] = program[words[0]]
+    folder = Path(sys.executable).parent
+    program = {"python": sys.executable} | {n: f"{folder}/{n}" for n in ("segapp", "torchrun")}
+    words = [program.get(word, word) for word in words]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SEGAPP_MAX_VOXELS": "500000000"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     if words[1] == "app":
@@ -152,6 +153,8 @@ def test_commands(place: Path, document: str) -> None:
                 run(shorter(command), place)
             elif words[1:3] == ["-m", "segapp.web.users"]:
                 run(command, place, typed="a long enough password\n" * 2)
+            elif program == "torchrun":
+                run(command, place)
             elif program == "python":
                 run(f"{words[0]} {words[1]} --help", place)
             else:

@@ -47,7 +47,17 @@ ORDER = [
     "predict",
     *("report", "report.overlay", "report.findings", "report.board", "report.sheet", "doctor"),
     *("report.page", "report.scans", "report.timeline", "report.training"),
-    *("report.comparison", "report.comparison_picture", "outcomes", "earlier", "batch", "measure"),
+    *(
+        "report.comparison",
+        "report.comparison_picture",
+        "rows",
+        "outcomes",
+        "earlier",
+        "naming",
+        "shares",
+        "merging",
+    ),
+    *("batch", "measure"),
     *(
         "seen",
         "figures",

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from segapp.ahead import processors
 from segapp.errors import ModelFileError
+from segapp.ranks import this_process
 
 
 class OnnxEngine:
@@ -25,8 +27,11 @@ class OnnxEngine:
     @classmethod
     def load(cls, network: Path | bytes) -> OnnxEngine:
         """The engine of an .onnx file or of what it holds. Raises ModelFileError."""
+        options = ort.SessionOptions()
+        if this_process().local_count > 1:  # else its own choice, which also binds them
+            options.intra_op_num_threads = processors()
         try:
-            session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have nothing but Exception in common
             what = network if isinstance(network, Path) else "the network"
             raise ModelFileError(f"{what}: ONNX Runtime can't run it") from error

@@ -12,6 +12,7 @@ import openvino as ov
 
 from segapp.ahead import processors
 from segapp.errors import ModelFileError
+from segapp.ranks import this_process
 
 _FIRST_CALL = Lock()
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -49,6 +50,8 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": max(streams, processors()),
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         }
+        if this_process().local_count > 1:  # all would bind themselves to the same processors
+            settings["ENABLE_CPU_PINNING"] = False
         try:
             return cls(core.compile_model(network, "CPU", settings), precision, streams)
         except RuntimeError as error:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from segapp.ahead import processors
 from segapp.checkpoint import ModelInfo, model_path, read_weights
 from segapp.engines import slices_at_once
 from segapp.errors import ConfigError, ModelFileError
 from segapp.model import build_network, narrow
+from segapp.ranks import this_process
 
 # Slices a batch. Four are an eighth faster on a CPU, but a single image would pay for all of them.
 _BATCH_SIZE = {"cpu": 1, "cuda": 8}
@@ -50,6 +52,8 @@ def load_torch_engine(model: Path, info: ModelInfo, device: str = "auto") -> Tor
     """The network of a model file on a device. Raises ModelFileError; ConfigError for a device
     that isn't there."""
     where = choose_device(device)
+    if this_process().local_count > 1 and where.type == "cpu":
+        torch.set_num_threads(processors())  # torchrun's default is one, the others' all
     network = load_network(model, info)
     network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained_in = info.settings.get("train", {}).get("precision")
@@ -79,9 +83,15 @@ def load_network(model: Path, info: ModelInfo) -> nn.Module:
 
 
 def choose_device(device: str) -> torch.device:
-    """auto: CUDA where there is one. Raises ConfigError for a device that can't be used."""
+    """auto: CUDA where there is one. Of several processes on a machine each takes a GPU of its own
+    for auto and cuda, as far as there are enough. Raises ConfigError for a device that can't be
+    used."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        ranks = this_process()
+        own = f":{ranks.local % torch.cuda.device_count()}" if ranks.count > 1 else ""
+        return torch.device(f"cuda{own}")
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
