@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread each
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# A busy machine fails no deadline; a release sees the same examples each time.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("suite")
 
 
 def draw_case(seed: int, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +50,39 @@ def write_png_dataset(root: Path, count: int = 6, values: tuple[int, ...] = (0, 
 @pytest.fixture
 def png_dataset(tmp_path: Path) -> Path:
     return write_png_dataset(tmp_path / "data")
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """matplotlib lays nothing out and saves an empty picture: two thirds of what a training of
+    seconds takes, to a test that looks at something else."""
+    from matplotlib.figure import Figure
+
+    def save(figure: Any, target: Any, *, format: str, **_: Any) -> None:
+        if format == "svg":
+            target.write("<svg></svg>")
+        else:
+            Image.new("RGB", (1, 1)).save(target, format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture
+def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a whole file, but its tests that are marked `pictures`."""
+    wanted = request.node.get_closest_marker("pictures")
+    with nullcontext() if wanted else without_pictures():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk_is_not_waited_for() -> Iterator[None]:
+    """What tests write need not outlast a power cut; test_files.py sees that files are flushed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from segapp.mix import Mixed
 from segapp.resume import saved_states
 from segapp.validation import Validation
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 OFTEN = "train.save_minutes=0"
 
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import draw_case
+from conftest import draw_case, without_pictures
 from PIL import Image
 from safetensors.numpy import save_file
 from test_train import history, interrupt_at, resume, run
@@ -22,6 +22,8 @@ from segapp.evaluate import evaluate_model
 from segapp.formats import read_scan
 from segapp.predict import Predictor
 from segapp.train import find_rate
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 TECHNIQUES = {
     "average of the weights": ["optim.ema=0.9"],
@@ -68,7 +70,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
+    with without_pictures():
+        return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)

@@ -29,6 +29,8 @@ from segapp.resume import State
 from segapp.step import Step
 from segapp.train import run_plan
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUICK = (
     "model.encoder=resnet18",
     "model.encoder_weights=none",
@@ -61,6 +63,7 @@ def history(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path) -> None:
     out = run(png_dataset, tmp_path / "run")
     names = {path.name for path in out.iterdir()}
@@ -89,6 +92,7 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     assert figures["val"]["miou"] == pytest.approx(float(chosen["val_miou"]), abs=1e-5)
 
 
+@pytest.mark.pictures
 def test_the_page_of_a_run_holds_everything(png_dataset: Path, tmp_path: Path) -> None:
     words = (f"data.root={png_dataset}", f"train.out={tmp_path / 'run'}", *QUICK)
     plan = open_run(load_settings(None, list(words)))
