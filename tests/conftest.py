@@ -77,6 +77,38 @@ def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[None]:
+    """The pages of a file's tests share a Chromium."""
+    from browser import one_chromium
+
+    with one_chromium():
+        yield
+
+
+class SteppedTime:
+    """Stands for the module `time`, in the code or in another test's; passes by `sleep` alone."""
+
+    now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = perf_counter = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def stepped_time(monkeypatch: pytest.MonkeyPatch) -> SteppedTime:
+    """The time of trainings and their validations."""
+    stepped = SteppedTime()
+    for module in ("pace", "train", "validation"):
+        monkeypatch.setattr(f"segapp.{module}.time", stepped)
+    return stepped
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _disk_is_not_waited_for() -> Iterator[None]:
     """What tests write need not outlast a power cut; test_files.py sees that files are flushed."""

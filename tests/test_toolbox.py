@@ -52,8 +52,11 @@ TECHNIQUES = {
     "a whole encoder": ["model.encoder_depth=5"],
     "another architecture": ["model.architecture=fpn"],
 }
-
-
+# Those that keep something of their own from step to step, or change what an epoch is
+FAST = {
+    *("average of the weights", "dropout", "class weights", "mixup", "patches on rare classes"),
+    *("gradient accumulation", "warm-up", "progressive resizing"),
+}
 LENGTH = ("train.epochs=1", "train.steps_per_epoch=4")
 
 
@@ -74,7 +77,10 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize(
+    "technique",
+    [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in TECHNIQUES],
+)
 def test_a_technique_changes_what_is_learned_and_resumes_exactly(
     data: Path,
     plain: Path,
@@ -119,6 +125,7 @@ def encoder_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_is_until_it_is_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +209,7 @@ def test_a_model_of_some_classes_is_measured_on_the_whole_masks(data: Path, tmp_
 
 
 def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) -> None:
-    first = run(data, tmp_path / "first", "train.epochs=3", "train.steps_per_epoch=15")
+    first = run(data, tmp_path / "first", "train.epochs=1", "train.steps_per_epoch=15")
     second = run(
         data,
         tmp_path / "second",

@@ -31,7 +31,7 @@ from segapp.web.session import private_root
 
 REPO = Path(__file__).parents[1]
 BONE, SKIN = 1, 2
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,13 @@ KINDS = {  # name on the list, file that predict writes, plane, whether it has m
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One kind of each sort in the fast tests
+SLOW = {"png", "tiff", "dicom"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS]
+)
 def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
     name, written, plane, is_volume = KINDS[kind]
     source = scans[kind]
@@ -426,6 +432,7 @@ def test_a_dropped_folder_is_walked_through(page, tmp_path):
     reader(page, "hand.png")
 
 
+@pytest.mark.slow
 def test_the_pages_are_accessible(page, scans):
     """axe-core: nothing serious in our own markup, in light and dark."""
     axe = Axe()

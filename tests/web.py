@@ -75,7 +75,7 @@ def untrained_model(run: Path) -> Path:
 
     torch.manual_seed(0)
     architecture = Architecture(
-        name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True
+        name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True, encoder_depth=3
     )
     network = build_network(**architecture.model_dump())
     info = ModelInfo(
