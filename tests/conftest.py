@@ -24,6 +24,20 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in
 hypothesis.settings.load_profile("suite")
 
 
+# Files whose tests take longest, in the order in which workers begin them
+LONGEST = (
+    *("test_benchmarks", "test_docs", "test_fuzz", "test_train", "test_model", "test_toolbox"),
+    *("test_web_flow", "test_export", "test_safeguards", "test_faults", "test_batch_faults"),
+    *("test_compare", "test_closing", "test_report", "test_reader_page", "test_guard"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        rank = {name: n for n, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def draw_case(seed: int, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:
     """A noisy dark picture (rows, columns) with a bright disc and a grey square, and its mask:
     1 the disc, 2 the square."""
