@@ -82,8 +82,9 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -e ".[openvino]"
 	@touch $@
 
+# Not compiled: of most packages little is ever imported
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -e ".[$*]"
+	$(BIN)/pip install --no-compile -e ".[$*]"
 	@touch $@
 
 clean:
