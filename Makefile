@@ -1,5 +1,6 @@
 # make demo   train on the data that comes along, measure, predict
-# make test   the tests          make check   lint, format, types
+# make test   the tests, two at a time (JOBS=0: one after the other)
+# make check  lint, format, types
 # make bench  speed and memory of the demo's model on this machine, into docs/speed.md
 # make wheel  build, and try what was built in an empty environment
 # make audit  licences and known weaknesses of all dependencies; dist/sbom.json lists them
@@ -11,6 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 RUN := runs/brain
 
@@ -33,7 +35,7 @@ demo: $(VENV)/installed
 	@echo "  $(BIN)/segapp app $(RUN)           drop scans into the browser"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -80,8 +82,9 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -e ".[openvino]"
 	@touch $@
 
+# Not compiled: of most packages little is ever imported
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -e ".[$*]"
+	$(BIN)/pip install --no-compile -e ".[$*]"
 	@touch $@
 
 clean:

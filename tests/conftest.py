@@ -6,12 +6,38 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread each
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# A busy machine fails no deadline; a release sees the same examples each time.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("suite")
+
+
+# Files whose tests take longest, in the order in which workers begin them
+LONGEST = (
+    *("test_benchmarks", "test_docs", "test_fuzz", "test_train", "test_model", "test_toolbox"),
+    *("test_web_flow", "test_export", "test_safeguards", "test_faults", "test_batch_faults"),
+    *("test_compare", "test_closing", "test_report", "test_reader_page", "test_guard"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        rank = {name: n for n, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def draw_case(seed: int, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +81,71 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     monkeypatch.setattr("segapp.formats.source.io.FileIO", Guarded)
     return lambda *paths: forbidden.update(paths)
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """matplotlib lays nothing out and saves an empty picture: two thirds of what a training of
+    seconds takes, to a test that looks at something else."""
+    from matplotlib.figure import Figure
+
+    def save(figure: Any, target: Any, *, format: str, **_: Any) -> None:
+        if format == "svg":
+            target.write("<svg></svg>")
+        else:
+            Image.new("RGB", (1, 1)).save(target, format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture
+def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a whole file, but its tests that are marked `pictures`."""
+    wanted = request.node.get_closest_marker("pictures")
+    with nullcontext() if wanted else without_pictures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[None]:
+    """The pages of a file's tests share a Chromium."""
+    from browser import one_chromium
+
+    with one_chromium():
+        yield
+
+
+class SteppedTime:
+    """Stands for the module `time`, in the code or in another test's; passes by `sleep` alone."""
+
+    now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = perf_counter = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def stepped_time(monkeypatch: pytest.MonkeyPatch) -> SteppedTime:
+    """The time of trainings and their validations."""
+    stepped = SteppedTime()
+    for module in ("pace", "train", "validation"):
+        monkeypatch.setattr(f"segapp.{module}.time", stepped)
+    return stepped
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk_is_not_waited_for() -> Iterator[None]:
+    """What tests write need not outlast a power cut; test_files.py sees that files are flushed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has hardly learned anything."""
     out = tmp_path_factory.mktemp("runs") / "brain"
     words = ("data.root=data/brain", f"train.out={out}", "train.epochs=1")
-    words += ("train.steps_per_epoch=20", "model.encoder_weights=none")
+    words += ("train.steps_per_epoch=10", "model.encoder_weights=none", "model.encoder=resnet18")
     command = [sys.executable, "-m", "segapp.cli", "train", *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
@@ -139,7 +139,7 @@ def test_smaller_networks_are_compared(tmp_path: Path) -> None:
     words += f"training_memory.write_cases(pathlib.Path({str(tmp_path / 'data')!r}), 30, 64)"
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={tmp_path / 'data'}"]
-    command += [f"train.out={tmp_path / 'run'}", "train.epochs=1", "train.steps_per_epoch=60"]
+    command += [f"train.out={tmp_path / 'run'}", "train.epochs=1", "train.steps_per_epoch=20"]
     subprocess.run([*command, "model.encoder_weights=none"], check=True, capture_output=True)
     words = ("--data", str(tmp_path / "data"), "--minutes", "0.05", "--amounts", "0.5")
     rows = cells(call("compression.py", str(tmp_path / "run"), *words))
@@ -159,7 +159,7 @@ def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={tmp_path / 'data'}"]
     command += [f"train.out={tmp_path / 'run'}", "train.folds=2", "train.epochs=1"]
-    command += ["train.steps_per_epoch=60", "model.encoder_weights=none"]
+    command += ["train.steps_per_epoch=20", "model.encoder_weights=none"]
     subprocess.run(command, check=True, capture_output=True)
     words = ("label_review.py", str(tmp_path / "run"), str(tmp_path / "data"))
     text = call(*words, "--draws", "3")
@@ -175,6 +175,6 @@ def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_steps_are_compared() -> None:
-    ours, plain = cells(call("train_speed.py", "--steps", "12"))
+    ours, plain = cells(call("train_speed.py", "--steps", "11"))
     assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")
     assert float(ours[1]) > 0

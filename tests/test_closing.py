@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import write_png_dataset
+from conftest import without_pictures, write_png_dataset
 from PIL import Image
 from test_train import run
 
@@ -22,12 +22,15 @@ from segapp.progress import inessential
 from segapp.report.training import picture_names
 from segapp.verify import verify_model
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("closing")
     data = write_png_dataset(root / "data", 12)
-    return run(data, root / "run", "train.epochs=8", "train.steps_per_epoch=8"), data
+    with without_pictures():
+        return run(data, root / "run", "train.epochs=8", "train.steps_per_epoch=8"), data
 
 
 def test_a_run_ends_with_a_model_that_judges_its_results(trained) -> None:
@@ -145,6 +148,7 @@ def test_the_history_and_the_record_agree(trained) -> None:
     assert float(row["val_miou"]) == pytest.approx(read_info(out).metrics["miou"], abs=1e-5)
 
 
+@pytest.mark.pictures
 def test_a_page_that_can_not_be_made_stops_no_run(
     png_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
@@ -180,6 +184,7 @@ def test_what_could_not_be_made_is_said_with_the_cause(
     assert "\n" not in caplog.messages[0]
 
 
+@pytest.mark.pictures
 def test_classes_may_have_any_name(tmp_path: Path) -> None:
     data = write_png_dataset(tmp_path / "data", 6)
     (data / "classes.txt").write_text("background\n$x_$\n<b>&{{ }}\n", encoding="utf-8")

@@ -25,6 +25,8 @@ from segapp.report.comparison_picture import draw, mean_curve
 from segapp.settings import Settings
 from segapp.variants import Comparison, read_comparison
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = ["train.epochs=1", "train.steps_per_epoch=1", "optim.batch_size=2", "optim.patch=64"]
 TINY += ["model.encoder=resnet18", "model.encoder_weights=none", "data.workers=0"]
 
@@ -256,6 +258,7 @@ def test_the_mean_curve_covers_the_time_that_all_runs_have() -> None:
     assert mean_curve([([], [])]) is None
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("count", [2, 14])
 def test_the_picture_is_drawn_with_and_without_finished_runs(count: int, tmp_path: Path) -> None:
     names = [f"variant {n}" for n in range(count)]
@@ -312,6 +315,7 @@ def use(monkeypatch: pytest.MonkeyPatch, **options: str) -> Runner:
     return runner
 
 
+@pytest.mark.pictures
 def test_a_comparison_writes_table_rows_and_picture(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

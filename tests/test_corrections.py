@@ -78,7 +78,7 @@ def check(folder: Path) -> dict:
         [sys.executable, "-m", "segapp.cli", "check", str(folder), "--json"],
         capture_output=True,
         text=True,
-        cwd=REPO,
+        cwd=folder.parent,  # where it leaves what it found
         env=os.environ | {"PYTHONPATH": str(REPO)},
     )
     assert done.returncode in (0, 2), done.stderr

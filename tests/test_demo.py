@@ -21,6 +21,7 @@ def segapp(*words: object) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_brain_tissue_end_to_end(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "predictions"

@@ -38,6 +38,9 @@ NOT_HERE = {
 }
 
 
+FEW = "model.encoder=resnet18 data.limit=24 train.steps_per_epoch=4"
+
+
 @dataclass(frozen=True)
 class Block:
     document: str
@@ -95,8 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(root / "DIR/images", root / name)
     for name in ("data", "configs", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
-    few = "train.epochs=1 data.limit=24 model.encoder=resnet18"
-    run(f"segapp train data.root=data/brain train.out=runs/brain {few}", root)
+    run(f"segapp train data.root=data/brain train.out=runs/brain train.epochs=1 {FEW}", root)
     shutil.copytree(root / "runs/brain", root / "runs/hands")
     return root
 
@@ -131,7 +133,7 @@ def shorter(command: str) -> str:
     command = command.replace("SCANS...", "SCANS").replace("/data/scans", "scans")
     command = command.replace("--resume RUN", "--resume runs/brain")
     if command.startswith(("segapp train", "segapp compare")) and "--resume" not in command:
-        command += " model.encoder=resnet18"
+        command += f" {FEW}"
     command = command.replace("ce,dice_ce,focal_ce", "ce,dice_ce")
     if command.startswith("segapp compare"):
         command += " --seeds 1"

@@ -1,6 +1,8 @@
 import hashlib
 import os
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,21 @@ def test_require_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path, monkeypatch):
+    """A loss of power leaves the old file or the whole new one."""
+    flushed = []
+
+    def fsync(descriptor):
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        flushed.append((name, names(tmp_path), (tmp_path / "a.txt").is_file()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.txt", "new")
+    (partial, inside, renamed), folder = flushed
+    assert inside == [partial]
+    assert partial.startswith(".partial")
+    assert not renamed
+    assert folder == (tmp_path.name, ["a.txt"], True)

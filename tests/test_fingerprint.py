@@ -130,7 +130,7 @@ def test_detail_is_what_512_pixels_lose() -> None:
         (1024, (11, 100), None),
         (1024, (3,), None),
         (2048, (12,), None),
-        (4000, (9,), 2048),  # no larger
+        pytest.param(4000, (9,), 2048, marks=pytest.mark.slow),  # no larger
     ],
 )
 def test_large_slices_with_fine_classes_and_detail_stay_large(

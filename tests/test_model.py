@@ -43,7 +43,10 @@ def test_without_residual_it_is_plain_smp(name):
     assert list(network.state_dict()) == list(plain.state_dict())
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "vgg11_bn", "mit_b0", "tu-convnext_atto"])
+@pytest.mark.parametrize(
+    "encoder",
+    ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow), "mit_b0", "tu-convnext_atto"],
+)
 @pytest.mark.parametrize("residual", [True, False])
 def test_full_resolution_adds_a_stem_and_widens_the_last_block(encoder, residual):
     plain = build_network("unet", encoder, 3, 2, residual)

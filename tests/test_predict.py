@@ -79,7 +79,8 @@ def torch_model(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads of small networks wait for each other on a busy machine
     torch.manual_seed(0)
-    network = build_network("unet", "resnet18", 1, 3, True)
+    shape = {"in_channels": 1, "classes": 3, "residual": True, "encoder_depth": 3}
+    network = build_network("unet", "resnet18", **shape)
     image = np.asarray(load(BRAIN).dataobj)[40:104, 60:124, 60:68].astype(np.float32)
     batch = torch.from_numpy(((image - image.mean()) / image.std()).transpose(2, 0, 1)[:, None])
     network.train()
@@ -88,9 +89,7 @@ def torch_model(tmp_path_factory):
             network(batch)
     run = tmp_path_factory.mktemp("run")
     info = ModelInfo(
-        architecture=Architecture(
-            name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True
-        ),
+        architecture=Architecture(name="unet", encoder="resnet18", **shape),
         preprocessing=Preprocessing(channels=1, over="slice", nonzero=True),
         classes=CLASSES,
         settings={},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batches import outcomes_of
-from conftest import write_png_dataset
+from conftest import without_pictures, write_png_dataset
 from test_train import interrupt_at
 from torch import nn
 
@@ -44,7 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_png_dataset(folder / "data", count=8)
     words = [f"data.root={data}", f"train.out={folder / 'run'}", "train.epochs=2"]
     words += ["train.steps_per_epoch=4", "model.encoder=resnet18", "model.encoder_weights=none"]
-    return run_plan(open_run(load_settings(None, words)))
+    with without_pictures():
+        return run_plan(open_run(load_settings(None, words)))
 
 
 def network() -> nn.Module:

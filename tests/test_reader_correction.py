@@ -19,7 +19,7 @@ from reader_page import (
     two_classes,
 )
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
 def save(page: Any, fake: Fake) -> bytes:

@@ -26,7 +26,7 @@ from reader_page import (
 
 from segapp.preprocess import ordering, to_slices
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
 def test_slices_scroll_by_wheel_keys_and_slider():

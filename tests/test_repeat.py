@@ -1,12 +1,12 @@
 """Equal runs make equal model files, and a model file can be checked."""
 
+import contextlib
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import without_pictures, write_png_dataset
 from test_cli import run as command
 from test_train import run
 
@@ -19,17 +19,12 @@ WORDS = ("train.deterministic=true", "optim.ema=0.9", "model.dropout=0.1", "augm
 def repeated(tmp_path_factory):
     """Two runs of one recipe in folders of different names, the second from another working
     directory, and the data."""
-    from conftest import write_png_dataset
-
     folder = tmp_path_factory.mktemp("repeat")
     data = write_png_dataset(folder / "data")
-    one = run(data, folder / "one", *WORDS)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        other = run(data, folder / "a" / "longer name", *WORDS)
-    finally:
-        os.chdir(before)
+    with without_pictures():
+        one = run(data, folder / "one", *WORDS)
+        with contextlib.chdir(folder):
+            other = run(data, folder / "a" / "longer name", *WORDS)
     return one, other, data
 
 

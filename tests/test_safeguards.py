@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import history, resume, run
+from test_train import history, resume, run, whole  # noqa: F401
 
 import segapp.train as training
 from segapp import step
@@ -26,6 +26,7 @@ from segapp.mix import Mixed
 from segapp.resume import saved_states
 from segapp.validation import Validation
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 OFTEN = "train.save_minutes=0"
 
 
@@ -70,9 +71,11 @@ def test_a_spoilt_batch_is_left_out_and_named(png_dataset, tmp_path, monkeypatch
 
 
 def test_the_third_in_a_row_ends_the_run_which_keeps_its_last_good_state(
-    png_dataset, tmp_path, monkeypatch
+    whole,  # noqa: F811
+    png_dataset,
+    tmp_path,
+    monkeypatch,
 ):
-    whole = run(png_dataset, tmp_path / "whole", OFTEN)
     with monkeypatch.context() as patch:
         real, count = training.training_step, 0
 
@@ -127,13 +130,13 @@ def test_too_little_memory_is_met_with_smaller_parts_also_after_a_resume(
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "_loss", small)
-        whole = run(png_dataset, tmp_path / "whole")
+        in_parts = run(png_dataset, tmp_path / "whole")
         assert "each batch of 4 goes through the network in 2 parts" in caplog.text
         before_step(patch, 4, lambda _: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted):
             run(png_dataset, tmp_path / "run")
     resume(tmp_path / "run")  # there is memory now, and the run stays what it was
-    assert same_weights(tmp_path / "run", whole)
+    assert same_weights(tmp_path / "run", in_parts)
 
 
 def test_too_little_memory_for_any_part_says_what_to_do(png_dataset, tmp_path, monkeypatch):
@@ -162,9 +165,12 @@ def test_sigusr1_saves_and_the_run_goes_on(png_dataset, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_validation_stops_it_and_it_is_made_again(
-    png_dataset, tmp_path, monkeypatch, number
+    whole,  # noqa: F811
+    png_dataset,
+    tmp_path,
+    monkeypatch,
+    number,
 ):
-    whole = run(png_dataset, tmp_path / "whole")
     real = Validation.run
 
     def disturbed(self, *args, **kwargs):
@@ -194,8 +200,12 @@ def test_the_second_signal_stops_at_once():
 # -- the disk ------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_ends_the_run_with_its_last_state(png_dataset, tmp_path, monkeypatch):
-    whole = run(png_dataset, tmp_path / "whole", OFTEN)
+def test_a_full_disk_ends_the_run_with_its_last_state(
+    whole,  # noqa: F811
+    png_dataset,
+    tmp_path,
+    monkeypatch,
+):
     real, count = training.resume.save_file, 0
 
     def full(*args):
@@ -260,9 +270,11 @@ def test_a_log_that_can_not_be_written_is_said_once(tmp_path, capsys):
 
 
 def test_validation_data_that_vanish_end_the_run_before_the_next_epoch(
-    png_dataset, tmp_path, monkeypatch
+    whole,  # noqa: F811
+    png_dataset,
+    tmp_path,
+    monkeypatch,
 ):
-    whole = run(png_dataset, tmp_path / "whole")
     away = tmp_path / "away"
     with monkeypatch.context() as patch:
         before_step(patch, 2, lambda _: (png_dataset / "images").rename(away))

@@ -287,18 +287,3 @@ def test_prediction_and_evaluation_need_no_torch(tmp_path):
         *("a.png", "a_overlay.png", "b.nii.gz", "b_overlay.png", "cases.csv"),
         *("predictions.csv", "summary.json"),
     ]
-
-
-def test_help_is_instant():
-    code = """
-import sys
-from segapp.cli import main
-sys.argv = ["segapp", "--help"]
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code
-heavy = {"torch", "gradio", "albumentations", "numpy", "cv2", "nibabel", "matplotlib", "pydantic"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-    assert "predict" in run(code)

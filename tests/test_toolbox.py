@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import draw_case
+from conftest import draw_case, without_pictures
 from PIL import Image
 from safetensors.numpy import save_file
 from test_train import history, interrupt_at, resume, run
@@ -22,6 +22,8 @@ from segapp.evaluate import evaluate_model
 from segapp.formats import read_scan
 from segapp.predict import Predictor
 from segapp.train import find_rate
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 TECHNIQUES = {
     "average of the weights": ["optim.ema=0.9"],
@@ -50,8 +52,11 @@ TECHNIQUES = {
     "a whole encoder": ["model.encoder_depth=5"],
     "another architecture": ["model.architecture=fpn"],
 }
-
-
+# Those that keep something of their own from step to step, or change what an epoch is
+FAST = {
+    *("average of the weights", "dropout", "class weights", "mixup", "patches on rare classes"),
+    *("gradient accumulation", "warm-up", "progressive resizing"),
+}
 LENGTH = ("train.epochs=1", "train.steps_per_epoch=4")
 
 
@@ -68,10 +73,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
+    with without_pictures():
+        return run(data, tmp_path_factory.mktemp("plain") / "run", *LENGTH)
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize(
+    "technique",
+    [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in TECHNIQUES],
+)
 def test_a_technique_changes_what_is_learned_and_resumes_exactly(
     data: Path,
     plain: Path,
@@ -116,6 +125,7 @@ def encoder_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays_as_it_is_until_it_is_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +209,7 @@ def test_a_model_of_some_classes_is_measured_on_the_whole_masks(data: Path, tmp_
 
 
 def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) -> None:
-    first = run(data, tmp_path / "first", "train.epochs=3", "train.steps_per_epoch=15")
+    first = run(data, tmp_path / "first", "train.epochs=1", "train.steps_per_epoch=15")
     second = run(
         data,
         tmp_path / "second",

@@ -102,6 +102,7 @@ def test_a_failure_is_slow_and_logged_without_the_name(file, caplog):
         (2 * line("anna", "correct horse"), "line 2"),
         ("\n# nobody\n", "no user"),
     ],
+    ids=["clear", "md5", "sha", "cost", "no-name", "empty-name", "twice", "nobody"],
 )
 def test_a_file_that_is_not_of_hashes_is_refused_without_quoting_it(tmp_path, text, place):
     path = tmp_path / "users"

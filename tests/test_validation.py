@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import SteppedTime
 from test_predict import CLASSES, RAW, BrightnessEngine
 
 from segapp.cases import find_cases
@@ -21,8 +21,14 @@ from segapp.validation import Validation, every_nth
 
 
 class SlowEngine(BrightnessEngine):
+    """Takes ten milliseconds of the stepped time for a batch."""
+
+    def __init__(self, batch_size: int, clock: SteppedTime):
+        super().__init__(batch_size)
+        self.clock = clock
+
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        time.sleep(0.01)
+        self.clock.sleep(0.01)
         return super().__call__(batch)
 
 
@@ -39,44 +45,48 @@ def volumes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def validation(root: Path, **preprocessing: Any) -> Validation:
+def validation(root: Path, clock: SteppedTime, **preprocessing: Any) -> Validation:
     prep = Preprocessing.model_validate({"channels": 1, **RAW, **preprocessing})
     plan: Any = SimpleNamespace(dataset=find_cases(root), ignore=None, merged=())
-    return Validation(Predictor(SlowEngine(1), prep, CLASSES), plan)
+    return Validation(Predictor(SlowEngine(1, clock), prep, CLASSES), plan)
 
 
-def test_a_long_validation_takes_every_nth_slice(volumes: Path) -> None:
-    whole = validation(volumes)  # 120 slices of 10 ms: 1.2 s
+def test_a_long_validation_takes_every_nth_slice(volumes: Path, stepped_time: SteppedTime) -> None:
+    whole = validation(volumes, stepped_time)  # 120 slices of 10 ms: 1.2 s
     whole.fit_into(60)
-    assert (whole.every, whole.seconds) == (1, pytest.approx(1.2, rel=0.3))
-    part = validation(volumes)
-    part.fit_into(10)  # one may take 0.3 s
-    assert part.every in (4, 5, 6)
-    assert part.seconds == pytest.approx(1.2 / part.every, rel=0.3)
-    began = time.perf_counter()
-    result = part.run(Clock(time.time(), budget_minutes=1))
-    assert time.perf_counter() - began < 0.6
+    assert (whole.every, whole.seconds) == (1, pytest.approx(1.2))
+    part = validation(volumes, stepped_time)
+    part.fit_into(9)  # one may take 0.27 s
+    assert part.every == 5  # 1.2 s / 0.27 s, rounded up
+    assert part.seconds == pytest.approx(1.2 / 5)
+    began = stepped_time.time()
+    result = part.run(Clock(stepped_time.time(), budget_minutes=1))
+    assert stepped_time.time() - began == pytest.approx(0.24)
     assert result.matrix.sum() == 3 * 63 * len(range(part.every // 2, 40, part.every))
     assert result.matrix[1, 1] == pytest.approx(result.matrix.sum() / 2, rel=0.15)
 
 
-def test_neighbours_stay_where_the_network_looks_at_them(volumes: Path) -> None:
-    part = validation(volumes, context=1)
+def test_neighbours_stay_where_the_network_looks_at_them(
+    volumes: Path, stepped_time: SteppedTime
+) -> None:
+    part = validation(volumes, stepped_time, context=1)
     part.fit_into(6)
     assert [c.name for c in part.cases] == ["val/0"]
-    result = part.run(Clock(time.time(), budget_minutes=1))
+    result = part.run(Clock(stepped_time.time(), budget_minutes=1))
     assert result.matrix.sum() == 9 * 7 * 40
 
 
-def test_validations_are_left_out_near_the_end_and_while_they_take_much(volumes: Path) -> None:
-    v = validation(volumes)
+def test_validations_are_left_out_near_the_end_and_while_they_take_much(
+    volumes: Path, stepped_time: SteppedTime
+) -> None:
+    v = validation(volumes, stepped_time)
     v.seconds = 2.0
-    assert v.due(Clock(time.time(), budget_minutes=1)), "the first is always due"
+    assert v.due(Clock(stepped_time.time(), budget_minutes=1)), "the first is always due"
     v._last_end = 30.0
-    assert not v.due(Clock(time.time(), earlier=45, budget_minutes=2))  # 2 of 15 s
-    assert v.due(Clock(time.time(), earlier=52, budget_minutes=2))  # 2 of 22 s
-    assert not v.due(Clock(time.time(), earlier=111, budget_minutes=2))  # and 9 s left
-    assert v.due(Clock(time.time(), earlier=31)), "without a budget after each epoch"
+    assert not v.due(Clock(stepped_time.time(), earlier=45, budget_minutes=2))  # 2 of 15 s
+    assert v.due(Clock(stepped_time.time(), earlier=52, budget_minutes=2))  # 2 of 22 s
+    assert not v.due(Clock(stepped_time.time(), earlier=111, budget_minutes=2))  # and 9 s left
+    assert v.due(Clock(stepped_time.time(), earlier=31)), "without a budget after each epoch"
 
 
 def test_every_nth_slice_stays_in_its_place() -> None:

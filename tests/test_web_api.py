@@ -51,6 +51,7 @@ def test_the_python_example(brain):
     assert Image.open(picture.removeprefix("picture ")).size[0] > 500
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
 def test_the_curl_example(brain):
     command = ["bash", "-euo", "pipefail", "-c", example("bash", brain)]

@@ -31,7 +31,7 @@ from segapp.web.session import private_root
 
 REPO = Path(__file__).parents[1]
 BONE, SKIN = 1, 2
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,13 @@ KINDS = {  # name on the list, file that predict writes, plane, whether it has m
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One kind of each sort in the fast tests
+SLOW = {"png", "tiff", "dicom"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS]
+)
 def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
     name, written, plane, is_volume = KINDS[kind]
     source = scans[kind]
@@ -175,7 +181,8 @@ def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
         page.mouse.wheel(0, -100 * step)
         shown = changed(page, frame, plane, shown)
         assert int(pane.get_attribute("data-slice")) == first
-        for key, place in (("End", scan.shape[2] - 1), ("Home", 0), ("ArrowDown", 1)):
+        keys = [("End", scan.shape[2] - 1), ("Home", 0), ("ArrowDown", 1)]
+        for key, place in keys if first < scan.shape[2] - 1 else keys[1:] + keys[:1]:
             page.keyboard.press(key)
             shown = changed(page, frame, plane, shown)
             found = int(pane.get_attribute("data-slice"))
@@ -436,6 +443,7 @@ def test_a_dropped_folder_is_walked_through(page, tmp_path):
     reader(page, "hand.png")
 
 
+@pytest.mark.slow
 def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):
     write_scans(tmp_path)
     drop(page, scans["png"])
@@ -454,6 +462,7 @@ def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_the_pages_are_accessible(page, scans):
     """axe-core: nothing serious in our own markup, in light and dark."""
     axe = Axe()

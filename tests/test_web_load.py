@@ -90,6 +90,7 @@ def left_over(root: Path) -> list[Path]:
     return [path for path in found if path.name != "lock"]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_hundred_visitors_leave_no_file_and_no_memory_behind(server, tmp_path):
@@ -111,6 +112,7 @@ def test_a_hundred_visitors_leave_no_file_and_no_memory_behind(server, tmp_path)
     assert memory[2] - memory[1] < 20
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_cancelled_job_frees_the_engine(server, tmp_path):
     from gradio_client import Client, handle_file

@@ -73,9 +73,9 @@ def untrained_model(run: Path) -> Path:
     from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
     from segapp.model import build_network
 
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # finds a good deal of each class in noise
     architecture = Architecture(
-        name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True
+        name="unet", encoder="resnet18", in_channels=1, classes=3, residual=True, encoder_depth=3
     )
     network = build_network(**architecture.model_dump())
     info = ModelInfo(
