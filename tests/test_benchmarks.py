@@ -178,3 +178,34 @@ def test_training_steps_are_compared() -> None:
     ours, plain = cells(call("train_speed.py", "--steps", "11"))
     assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")
     assert float(ours[1]) > 0
+
+
+def test_the_model_of_many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares by names are as unequal as it supposes, and it ends where it should."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import scaling
+
+    from segapp.ranks import Ranks
+
+    names = [f"scans/{n:06}.png" for n in range(20_000)]
+    for count in (2, 8, 40):
+        shares = [sum(map(Ranks(rank, count).takes, names)) for rank in range(count)]
+        assert sum(shares) == len(names)
+        assert max(shares) == pytest.approx(scaling.largest_share(len(names), count), rel=0.04)
+    fixed = {"list": 1e-4, "name": 1e-4, "read the list": 0.0, "merge": 0.0}
+    args = (1_000_000, 10.0, 0.1, fixed)
+    one = scaling.predicted(1, *args, 0.0)
+    assert one == pytest.approx(10 + 100_000 + 200)
+    assert scaling.predicted(2, *args, 0.0) == pytest.approx(one / 2, rel=0.01)
+    assert scaling.predicted(1000, *args, 0.0) > 200 + 100
+    slow = [scaling.predicted(count, *args, 0.01) for count in (10, 20)]
+    assert slow[1] == pytest.approx(slow[0], rel=0.01), "the storage is busy from 10 on"
+
+
+@pytest.mark.slow
+def test_scaling_prints_its_tables() -> None:
+    said = call("scaling.py", "--entries", "500", "--slices", "20")
+    rows = cells(said.partition("1,000,000 slices:")[2])
+    assert [row[0] for row in rows] == [f"{2**n:,}" for n in range(11)]
+    assert rows[0][2] == "1.0"
+    assert "Two of these, 20 slices: " in said
