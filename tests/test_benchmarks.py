@@ -81,6 +81,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # five exports, two of them quantised, on one core
 def test_engines_are_compared_on_one_network(run: Path) -> None:
     text = call("engines.py", str(run), "--size", "96", "--onnx", "--seconds", "0.5")
     rows = cells(text)
