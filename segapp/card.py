@@ -101,7 +101,10 @@ def _judges(info: ModelInfo) -> Section:
     title, quality = "How it judges its results", info.quality
     if quality is None:
         return Section(title, text="It does not: every result has the status ok.")
-    guessed = "" if quality.patients_declared else ", guessed from names"
+    guessed = ", guessed from names"
+    if quality.patients == quality.cases:
+        guessed = ", each case counted as a patient of its own"
+    guessed = "" if quality.patients_declared else guessed
     by = f"from {quality.cases} validation cases of {quality.patients} patients{guessed}"
     facts = [
         ("Temperature", f"{info.temperature:.2f} divides its logits, so that they say how sure.")

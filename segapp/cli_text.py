@@ -126,8 +126,9 @@ def _judging_text(record: ModelInfo) -> str:
     quality = record.quality
     if quality is None:
         return "no; it was trained before models did, or not to its end"
-    guessed = "" if quality.patients_declared else " (guessed)"
-    said = f"by {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    guess = " (each counted as one)" if quality.patients == quality.cases else " (guessed)"
+    guess = "" if quality.patients_declared else guess
+    said = f"by {quality.cases} validation cases of {quality.patients} patients{guess}"
     if record.architecture.members == 1:
         said += f"; temperature {record.temperature:.2f}"
     if quality.least_dice is not None:
@@ -211,7 +212,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(len(lines) - 1, "-" * len(lines[0]))
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
-    guess = " (a guess, from their names)" if result["patients"] == "guessed" else ""
+    said = {"guessed": " (a guess, from their names)", "one_a_case": " (each counted as one)"}
+    guess = said.get(result["patients"], "")
     count = f"{result['n']} cases of {result['n_patients']} patients{guess}"
     lines.insert(0, f"split {result['split']}: {count}{failed}")
     said = "in brackets 95 % intervals over patients"

@@ -23,11 +23,12 @@ from segapp.evidence import explained, flipped, picture_hash
 from segapp.files import writable_folder
 from segapp.finding import Finding, finding_of
 from segapp.fingerprint import CaseFacts, with_every_class
-from segapp.layout import SPLITS, Case, Dataset
+from segapp.layout import SPLITS, Case, Dataset, patients_from
 from segapp.leakage import (
     Print,
     declared_in_two_splits,
     guessed_in_two_splits,
+    names_alike,
     near_images,
     same_images,
 )
@@ -129,6 +130,7 @@ def diagnose(root: Path, progress: Callable[[Iterable[Case]], Iterable[Case]] = 
     findings += same
     findings += declared_in_two_splits(dataset.cases, told)
     findings += guessed_in_two_splits(dataset)
+    findings += names_alike(dataset)
     findings += near_images(prints, {f.path for f in same})
     findings += mixed_cases(facts)
     findings += few_patients(dataset) if set_aside else []
@@ -184,6 +186,7 @@ def _describe(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
         "cases": {s: splits[s] for s in SPLITS},
         "patients": len({c.patient for c in dataset.cases}),
         "patients_declared": all(c.declared for c in dataset.cases),
+        "patients_from": patients_from(dataset.cases),
         "notes": list(dataset.notes),
     }
     if not facts:

@@ -12,6 +12,7 @@ from segapp import metrics
 from segapp.boundary import Boundary
 from segapp.cases import Case
 from segapp.intervals import LEAST_PATIENTS, intervals, paired
+from segapp.layout import patients_from
 from segapp.quality import Quality
 from segapp.scan import Assessment, SegClass
 
@@ -171,7 +172,7 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
     ends = intervals(sums, statistic, statistic.patients(sums)).T
     pairs = iter(zip(values, ends, strict=True))
     result["n_patients"] = len(patients)
-    result["patients"] = "declared" if all(r.case.declared for r in done) else "guessed"
+    result["patients"] = patients_from([r.case for r in done])
     if len(patients) < LEAST_PATIENTS:
         result["why_no_intervals"] = f"fewer than {LEAST_PATIENTS} patients"
     for key in SPLIT_WIDE:

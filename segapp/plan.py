@@ -25,7 +25,7 @@ from segapp.fingerprint import (
     with_every_class,
 )
 from segapp.inherit import earlier_images, inherit_network, inherit_preprocessing
-from segapp.leakage import declared_in_two_splits
+from segapp.leakage import declared_in_two_splits, names_alike
 from segapp.likeness import TrainingRange, training_range
 from segapp.patches import choose_depth, choose_foreground, choose_patch, network_size
 from segapp.policies import resolved as resolved_policy
@@ -157,7 +157,7 @@ def make_plan(
     if s.train.folds and s.train.fold:
         dataset = split_fold(dataset, s.train.folds, s.train.fold, seed)
     training = [f for f in facts if f.case.split == "train"]
-    warnings = [str(f) for f in (*findings, *verdict.findings)]
+    warnings = [str(f) for f in (*findings, *verdict.findings, *names_alike(dataset))]
     if leaks := declared_in_two_splits(dataset.cases):
         more = f" (and {len(leaks) - 1} more patients)" if len(leaks) > 1 else ""
         warnings.append(f"{leaks[0]}{more}; figures on val and test will be too good")

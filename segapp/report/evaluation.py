@@ -142,6 +142,11 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
         found.append(f"{count(result['n_failed'], 'case')} failed: left out of every figure.")
     if result.get("patients") == "guessed" and result["n"]:
         found.append("Which cases belong to one patient was guessed from their names.")
+    if result.get("patients") == "one_a_case" and result["n"]:
+        found.append(
+            "Each case was counted as a patient of its own: if some are of one patient, the "
+            "intervals are too narrow (a cases.csv with a patient column says so)."
+        )
     if why := result.get("why_no_intervals"):
         found.append(f"No intervals: {why}. How far the figures can be trusted is not known.")
     return found
