@@ -15,6 +15,7 @@ from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
+from segapp.quality import distrust, review_limit
 
 _LEAST_FREE = 60e6
 _DOUBTED = 5  # scans to review that are named on the screen
@@ -131,9 +132,9 @@ def _judging_text(record: ModelInfo) -> str:
     said = f"by {quality.cases} validation cases of {quality.patients} patients{guess}"
     if record.architecture.members == 1:
         said += f"; temperature {record.temperature:.2f}"
-    if quality.least_dice is not None:
-        said += f"; review below an estimated Dice of {quality.least_dice:.2f}"
-    return said
+    if doubt := distrust(quality):
+        return f"{said}; marks every result for review: {doubt}"
+    return f"{said}; review below an estimated Dice of {review_limit(quality):.2f}"
 
 
 def verification_text(found: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from segapp.novelty import features, fit_novelty, scan_features
 from segapp.pace import Clock
 from segapp.predict import Predictor
 from segapp.progress import inessential
-from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
+from segapp.quality import JUDGED_NAME, Judged, Quality, distrust, fit_quality, judged_text
 from segapp.report.run import write_run_page
 from segapp.report.timeline import Timeline, shown_cases
 from segapp.report.training import picture_names, write_comparison, write_curves
@@ -91,6 +91,8 @@ def write_results(
         predictor, validation, parts.cache, training, clock, draw
     )
     state.best_metrics = summary(result, "val") | {"every": validation.every}
+    if doubt := distrust(quality):
+        log.warning("every result of this model will be marked for review: %s", doubt)
     info = model_info(parts, state)
     info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
     save_model(out / MODEL_NAME, best, info)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -43,9 +44,13 @@ def test_a_run_ends_with_a_model_that_judges_its_results(trained) -> None:
     picture = data / "images" / "case0.png"
     found = Predictor.load(out)(read_scan((picture,))).assessment
     assert found
-    assert found.estimated_dice is not None
+    assert found.estimated_dice is None, "two validation cases are no ground for an estimate"
+    assert "in validation, on 2 cases, too few to judge results by" in found.review[0]
     assert found.unlikeness is not None
     assert found.unlikeness < 1
+    marked = "esults? of this model will be marked for review: this model reached"
+    for name in ("log.txt", "report.html"):
+        assert re.search(marked, (out / name).read_text(encoding="utf-8")), name
 
 
 def test_a_scan_of_something_else_is_marked(trained, tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_a_scan_of_something_else_is_marked(trained, tmp_path: Path) -> None:
     assert found
     assert found.unlikeness is not None
     assert found.unlikeness > 1
-    assert found.review
+    assert any("unlike the training scans" in reason for reason in found.review)
 
 
 def test_the_recorded_figures_are_those_of_the_model_as_it_is(trained) -> None:
