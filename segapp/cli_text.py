@@ -221,8 +221,13 @@ def evaluation_table(result: dict[str, Any]) -> str:
     if "why_no_intervals" in result:
         said = f"no intervals: {result['why_no_intervals']}"
     lines += [f"IoU and Dice are those of all cases' pixels together; {said}."]
-    lines += ["HD95 and NSD are means over cases, in which a class that is missed (not found where"]
-    lines += ["it is) or invented (found where it is not) counts as the image's diagonal and as 0."]
+    lines += ["HD95 and NSD are means over cases, in which a class that only the mask or only the"]
+    lines += [
+        "result has counts as the image's diagonal and as 0. missed: cases in which the result"
+    ]
+    lines += [
+        "overlaps nothing of the mask's class; invented: those in which only the result has it."
+    ]
     lines += ["mean: IoU over all classes, background included; Dice over the foreground."]
     if "calibration" in result:
         lines += ["", *_judgement_lines(result)]

@@ -160,8 +160,9 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
     for each class the means of the cases' figures with what they leave out.
 
     Each of `cases` holds mean, interval and n, the cases that the mean is over. Means of what is in
-    mm, pixels, ml, … are null where cases differ in the unit. A missed or an invented structure
-    counts as the image's diagonal in those of hd95 and msd.
+    mm, pixels, ml, … are null where cases differ in the unit. A structure that mask
+    or result lack counts as the image's diagonal in those of hd95 and msd. n_missed: cases whose
+    mask has a class of which the result overlaps nothing; n_false_positive: where only it has one.
     """
     result, done = summary(evaluation, split), evaluation.done()
     names = [c.name for c in evaluation.classes]
@@ -196,9 +197,10 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
             row = {"mean": number(value), "interval": _interval(interval), "n": n}
             result["classes"][name]["cases"][key] = row
     true, given = (np.array([r.matrix.sum(axis) > 0 for r in done]) for axis in (1, 0))
+    hit = np.array([np.diag(r.matrix) > 0 for r in done])
     for k, name in enumerate(names if done else ()):
         result["classes"][name] |= {
-            "n_missed": int((true & ~given)[:, k].sum()),
+            "n_missed": int((true & ~hit)[:, k].sum()),
             "n_false_positive": int((given & ~true)[:, k].sum()),
             "n_absent": int((~true & ~given)[:, k].sum()),
         }

@@ -69,6 +69,13 @@ def test_what_means_leave_out_stands_beside_them():
     assert low < found["classes"]["background"]["iou"] < high
 
 
+def test_a_structure_that_is_found_elsewhere_only_is_missed():
+    elsewhere = [[85, 5], [10, 0]]
+    found = full_summary(Evaluation(CLASSES, [result(n, elsewhere) for n in "abc"]), "test")
+    lesion = found["classes"]["lesion"]
+    assert (lesion["dice"], lesion["n_missed"], lesion["n_false_positive"]) == (0.0, 3, 0)
+
+
 def test_patients_not_cases_are_what_counts():
     four = [result(f"{p}{n}", HALF, patient=p) for p in "abcd" for n in range(10)]
     found = full_summary(Evaluation(CLASSES, four, tolerance=1.0), "test")

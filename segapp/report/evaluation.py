@@ -174,7 +174,7 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if not missed and not invented:
         return f"{said} No structure was missed or invented altogether in any case."
     happened = [f"missed altogether {count(missed, 'time')}"] if missed else []
-    happened += [f"found where there is none {count(invented, 'time')}"] if invented else []
+    happened += [f"found in a case without one {count(invented, 'time')}"] if invented else []
     return f"{said} A structure was {' and '.join(happened)}."
 
 
