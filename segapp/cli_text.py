@@ -267,7 +267,7 @@ def _judgement_lines(result: dict[str, Any]) -> list[str]:
 
 def _against_lines(other: dict[str, Any]) -> list[str]:
     """What the second model's comparison says, a line each."""
-    rows = [("", "difference", "95 % interval", "p", "would be found")]
+    rows = [("", "difference", "95 % interval", "p", "smallest detectable")]
     for key, name in (("miou", "mIoU"), ("dice", "Dice"), ("mean_case_dice", "Dice of a case")):
         found = other[key]
         ends = found["interval"]
@@ -277,14 +277,14 @@ def _against_lines(other: dict[str, Any]) -> list[str]:
         rows.append((name, value, interval, _cell(found["p"]), least))
     failed = f", {other['n_failed']} failed" if other["n_failed"] else ""
     explained = [
-        "p: of no difference, by swapping the models at random; would be found: the difference",
-        "that a t test shows in 4 of 5 such sets.",
+        "p: of no difference, by swapping the models at random. smallest detectable: these cases",
+        "show a difference of this size in 4 of 5 such sets, and mostly miss a smaller one.",
     ]
     if other["miou"]["p"] is None:
         explained = ["Too few patients for a test."]
     return [
-        f"Better than {other['model']} by, on {other['n']} cases of {other['n_patients']} "
-        f"patients{failed}:",
+        f"Difference, this model minus {other['model']}, on {other['n']} cases of "
+        f"{other['n_patients']} patients{failed}:",
         *aligned(rows),
         *explained,
     ]

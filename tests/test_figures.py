@@ -194,5 +194,7 @@ def test_the_table_reads_well():
     text = evaluation_table({**found, "against": other})
     assert text.startswith("split test: 7 cases of 7 patients (each counted as one)\n")
     assert "HD95 px  NSD at 2 px  missed  invented" in text
-    assert "Better than runs/other by, on 7 cases of 7 patients:" in text
+    assert "Difference, this model minus runs/other, on 7 cases of 7 patients:" in text
+    assert "smallest detectable" in text
+    assert "would be found" not in text
     assert max(map(len, text.splitlines())) <= 100

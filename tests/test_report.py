@@ -179,9 +179,10 @@ def test_a_second_model(tmp_path):
     against = {"model": "runs/old", **comparison(ours, theirs), "n_seen_in_training": 1}
     page, _ = write(ours, tmp_path, against=against)
     said = section(page, "against")
-    assert "Better than runs/old by, on the 30 cases of 10 patients" in said
+    assert "Difference, this model minus runs/old, on the 30 cases of 10 patients" in said
     assert f"Mean IoU {signed(against['miou']['difference'])}" in said
     assert p_value(against["miou"]["p"]) in said
+    assert "smallest detectable" in said
     assert "1 of these cases were used" in said
     few = {"model": "runs/old", **comparison(evaluation(3), evaluation(3)), "n_seen_in_training": 0}
     assert "Too few patients" in section(write(ours, tmp_path, against=few)[0], "against")
