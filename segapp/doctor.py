@@ -42,6 +42,11 @@ from segapp.scan import Scan, SegClass
 from segapp.settings import Settings
 from segapp.verdicts import empty_cases, few_patients, frequencies, mixed_cases
 
+_NO_TEST = (
+    "no test split: figures will be of val, which training also chooses by; for figures on new "
+    "scans say test in the split column of a cases.csv, or put some patients below test/"
+)
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -182,12 +187,13 @@ def _cost(
 
 def _describe(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
     splits = Counter(c.split for c in dataset.cases)
+    notes = [*dataset.notes, *([] if splits["test"] else [_NO_TEST])]
     described: dict[str, Any] = {
         "cases": {s: splits[s] for s in SPLITS},
         "patients": len({c.patient for c in dataset.cases}),
         "patients_declared": all(c.declared for c in dataset.cases),
         "patients_from": patients_from(dataset.cases),
-        "notes": list(dataset.notes),
+        "notes": notes,
     }
     if not facts:
         return described

@@ -77,6 +77,7 @@ def test_the_brain_data_are_clean() -> None:
     diagnosis = diagnose(BRAIN)
     assert diagnosis.findings == ()
     facts = diagnosis.facts
+    assert facts["notes"] == []
     assert facts["cases"] == {"train": 70, "val": 14, "test": 24}
     assert (facts["patients"], facts["patients_declared"]) == (13, True)
     assert [c["cases"] for c in facts["classes"]] == [108] * 4
@@ -416,6 +417,7 @@ def test_names_that_look_like_fewer_patients(tmp_path, names, patients, like) ->
     assert all(f"look like {like}" in text for text in told)
     origin = "guessed from names" if patients == 2 else "each image counted as a patient of its own"
     assert f"patients:     {patients}, {origin}" in facts_text(result.facts)
+    assert any(note.startswith("no test split: ") for note in result.facts["notes"])
     settings = Settings(data={"root": tmp_path}, train={"out": tmp_path / "run"})
     assert any("look like" in w for w in make_plan(settings).warnings) == bool(like)
 

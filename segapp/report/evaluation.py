@@ -31,6 +31,7 @@ from segapp.report.pictures import (
 )
 from segapp.report.scans import ScanFacts, fingerprint_rows
 from segapp.scan import css
+from segapp.seen import seen_text
 
 _MOST_ROWS = 100  # of a table of cases; all are in cases.csv
 _MOST_CELLS = 8  # classes of a confusion that is shown as a table
@@ -134,10 +135,8 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
     if not result["n"]:
         found.append("No case could be measured: there are no figures.")
     if seen := result.get("n_seen_in_training"):
-        found.append(
-            f"{seen} of these {result['n'] + result['n_failed']} cases were used to train or "
-            "choose this model; its figures on them say little about new scans."
-        )
+        said = seen_text(seen, result["n"] + result["n_failed"])
+        found.append(f"{said[0].upper()}{said[1:]}.")
     if result["n_failed"]:
         found.append(f"{count(result['n_failed'], 'case')} failed: left out of every figure.")
     if result.get("patients") == "guessed" and result["n"]:
