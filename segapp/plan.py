@@ -46,6 +46,7 @@ from segapp.verdicts import judge_classes, nothing_counted, other_channels
 log = logging.getLogger("segapp")
 
 _BATCH_SIZE = 8
+BEGAN_NAME = "began.json"  # in a run folder, see `resume.first_sitting`
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ def withdraw_run(plan: Plan) -> None:
     """Leave a run folder that is not worth going on with as `open_run` found it."""
     if not plan.fresh:
         return
-    for name in ("config.yaml", "log.txt", ".launch"):
+    for name in ("config.yaml", "log.txt", ".launch", BEGAN_NAME):
         (plan.out / name).unlink(missing_ok=True)
     with suppress(OSError):  # somebody else's file is in it by now
         plan.out.rmdir()

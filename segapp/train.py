@@ -83,6 +83,7 @@ def run_plan(plan: Plan, started: float | None = None, together: Together = ALON
             return out
         write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
         with log_file(out / "log.txt"):
+            plan = resume.first_sitting(plan)
             for line in plan.reasons:
                 log.info("%s", line)
             for line in plan.warnings:
@@ -140,7 +141,8 @@ def fit(parts: Parts, started: float) -> None:
     total_steps = (s.train.epochs or 0) * per_epoch
     pace = Pace(clock, per_epoch, total_steps, validation.closing_passes)
     if s.train.budget_minutes:
-        validation.fit_into(60 * s.train.budget_minutes)
+        validation.fit_into(60 * s.train.budget_minutes, state.every)
+    state.every = validation.every
     axis = plan.preprocessing.slice_axis
     timeline = Timeline(out / "overlays" / "progress", validation.cases, axis, validation.every)
     scale = stage_scale(s.train.progressive, schedule.done)
