@@ -179,7 +179,7 @@ def test_a_second_model(tmp_path):
     against = {"model": "runs/old", **comparison(ours, theirs), "n_seen_in_training": 1}
     page, _ = write(ours, tmp_path, against=against)
     said = section(page, "against")
-    assert "Difference, this model minus runs/old, on the 30 cases of 10 patients" in said
+    assert "Difference, this model minus runs/old on the 30 cases of 10 patients" in said
     assert f"Mean IoU {signed(against['miou']['difference'])}" in said
     assert p_value(against["miou"]["p"]) in said
     assert "smallest detectable" in said
