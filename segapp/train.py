@@ -48,8 +48,6 @@ from segapp.weights import freeze
 
 log = logging.getLogger("segapp")
 
-_FEW_STEPS = 30
-
 
 def run_plan(plan: Plan, started: float | None = None, together: Together = ALONE) -> Path:
     """Train what is planned, from the run's saved state where it has one; returns its folder.
@@ -266,12 +264,6 @@ def fit(parts: Parts, started: float) -> None:
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
     log.info("%s; the model is written after %s", state.ended, clock_text(clock.elapsed()))
-    if s.train.budget_minutes and state.step < _FEW_STEPS:
-        log.warning(
-            "the network learned for %d steps only, too few for most data; give it more time or "
-            "fewer pixels (train.budget_minutes, preprocess.size)",
-            state.step,
-        )
     judged.load_state_dict(best)
     require_run(out)
     if together.first:

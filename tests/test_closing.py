@@ -4,6 +4,8 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +22,8 @@ from segapp.errors import ConfigError, DataError
 from segapp.formats import read_scan
 from segapp.predict import Predictor
 from segapp.report.training import picture_names
+from segapp.resume import State
+from segapp.settings import Settings
 from segapp.verify import verify_model
 
 
@@ -173,6 +177,17 @@ def test_classes_may_have_any_name(tmp_path: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;{{ }}" in page
     assert "<b>&" not in page
+
+
+def test_a_run_that_learned_too_little_says_so() -> None:
+    def doubts(steps: int, origin: str, budget: float | None = 1.0) -> list[str]:
+        plan: Any = SimpleNamespace(settings=Settings(train={"budget_minutes": budget}))
+        return closing.doubts_about(plan, State(step=steps, starting_weights=origin))
+
+    short, random = doubts(15, "none (hub unreachable)")
+    assert short.startswith("the network learned for 15 steps only")
+    assert random.startswith("the encoder started from random weights (hub unreachable)")
+    assert doubts(30, "imagenet (x@1)") == doubts(30, "none") == []
 
 
 def test_pictures_have_names_of_their_own() -> None:
