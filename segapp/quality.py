@@ -238,7 +238,8 @@ def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ())
     ranges = []
     for margin, count, doubtful in zip(quality.margins, soft[0], _doubtful(soft), strict=True):
         wide = None if margin.factor is None else margin.factor * doubtful
-        known = None if wide is None else (max(0.0, float(count - wide)), float(count + wide))
-        ranges.append(known)
+        low, high = (count - (wide or 0), count + (wide or 0))
+        known = (max(0.0, float(low)), min(float(high), float(soft[0].sum())))
+        ranges.append(None if wide is None else known)
     promised = min(margin.promised for margin in quality.margins)
     return Assessment(dice, unlikeness, tuple(review), tuple(ranges), promised)

@@ -100,6 +100,9 @@ def test_the_fit_by_hand() -> None:
     assert found.estimated_dice == pytest.approx(expected + offset)
     assert found.ranges[1] == pytest.approx((10, 30))
     assert (found.review, found.unlikeness) == ((), None)
+    wide = tuple(m.model_copy(update={"factor": 9.0}) for m in enough.margins)
+    found = assess(enough.model_copy(update={"margins": wide}), SOFT)
+    assert found.ranges == ((0, 100), (0, 100)), "no size goes beyond the scan"
 
 
 def test_a_model_whose_estimates_can_not_be_believed_marks_everything() -> None:
