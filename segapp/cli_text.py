@@ -15,7 +15,7 @@ from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
-from segapp.quality import distrust, review_limit
+from segapp.quality import distrust, review_limit, scaling_text
 
 _LEAST_FREE = 60e6
 _DOUBTED = 5  # scans to review that are named on the screen
@@ -242,7 +242,8 @@ def _judgement_lines(result: dict[str, Any]) -> list[str]:
     if c["ece"] is not None:
         lines.append(
             f"Calibration error over foreground and boundary: {c['ece']:.4f}; "
-            f"{c['ece_unscaled']:.4f} before scaling by the temperature {c['temperature']:.2f}."
+            f"{c['ece_unscaled']:.4f} before scaling by the temperature {c['temperature']:.2f}"
+            f"{scaling_text(c)}."
         )
     if gate := result.get("gate"):
         lines.append(f"Marked for review: {gate['n_review']} of {gate['n']} cases.")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -146,6 +147,15 @@ def distrust(quality: Quality) -> str:
     if quality.bias is not None and quality.bias < -_FAR:
         return f"{said}, {-quality.bias:.2f} less than its probabilities make expect"
     return ""
+
+
+def scaling_text(figures: Mapping[str, Any]) -> str:
+    """Of what `judgement.Calibration` found: whether the temperature, which validation asked for,
+    did harm on these cases, as words to go on with; "" where it did not."""
+    before = figures.get("ece_unscaled")
+    if before is None or round(figures["ece"], 4) <= round(before, 4):
+        return ""
+    return "; scaling made it worse on these cases"
 
 
 def review_limit(quality: Quality) -> float:

@@ -192,6 +192,11 @@ def test_the_table_reads_well():
     theirs = Evaluation(CLASSES, [result(n, HALF) for n in "abcdefg"])
     other = {"model": "runs/other", **comparison(Evaluation(CLASSES, cases), theirs)}
     text = evaluation_table({**found, "against": other})
+    scaled = {"temperature": 1.2, "ece": 0.03, "ece_unscaled": 0.02}
+    said = evaluation_table({**found, "calibration": scaled})
+    assert "0.0200 before scaling by the temperature 1.20; scaling made it worse on these" in said
+    better = {**scaled, "ece_unscaled": 0.03}
+    assert "made it worse" not in evaluation_table({**found, "calibration": better})
     assert text.startswith("split test: 7 cases of 7 patients (each counted as one)\n")
     assert "HD95 px  NSD at 2 px  missed  invented" in text
     assert "Difference, this model minus runs/other, on 7 cases of 7 patients:" in text

@@ -157,6 +157,11 @@ def test_calibration_gate_and_size_intervals(tmp_path):
     assert "temperature 1.14" in said
     assert "0.0021" in said
     assert "0.0049" in said
+    assert "made it worse" not in said
+    worse = {**CALIBRATION, "ece": 0.0063}
+    assert "0.0049; scaling made it worse on these cases" in section(
+        write(found, tmp_path, calibration=worse, gate=gate, classes=classes)[0], "calibration"
+    )
     said = section(page, "review")
     assert "1 of 30 cases are marked for review" in said
     assert "case0001 0.600" in said

@@ -14,6 +14,7 @@ from segapp import metrics
 from segapp.card import model_card, structures
 from segapp.checkpoint import ModelInfo, current_versions
 from segapp.figures import PER_CASE, CaseResult, Evaluation
+from segapp.quality import scaling_text
 from segapp.report import plots
 from segapp.report.page import number, p_value, signed, write_page
 from segapp.report.pictures import (
@@ -92,6 +93,7 @@ def write_report(
         confusion_map=None if several else plots.confusion_map(evaluation),
         confused=_most_confused(evaluation),
         calibration=calibration,
+        scaling=scaling_text(calibration) if calibration and calibration["ece"] is not None else "",
         reliability=plots.reliability(calibration) if calibration else None,
         gate=gate,
         estimates=plots.estimates(evaluation.done()),
