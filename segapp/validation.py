@@ -62,8 +62,8 @@ class Validation:
             self.seconds = (time.perf_counter() - began) / share * len(self.cases)
         self.seconds /= self._together.ranks.count
         every = every or max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
-        self.seconds, every = self._together.of_first(self.seconds, every)
-        self.every = int(every)
+        self.seconds, agreed = self._together.of_first(self.seconds, every)
+        self.every = int(agreed)
         if self.every == 1:
             return
         self.seconds /= self.every
