@@ -16,7 +16,7 @@ from segapp.check import survey
 from segapp.checkpoint import DataRecord, record_of
 from segapp.contradictions import RESIDUAL_DECODERS, refuse_contradictions
 from segapp.errors import ConfigError, ScanError
-from segapp.files import is_partial, require_writable, writable_folder
+from segapp.files import free_name, is_partial, require_writable, writable_folder
 from segapp.finding import Finding, finding_of, refuse, sinking
 from segapp.fingerprint import (
     CaseFacts,
@@ -103,7 +103,7 @@ def open_run(settings: Settings) -> Plan:
     if out.is_file() or (out.is_dir() and any(not is_partial(p) for p in out.iterdir())):
         raise ConfigError(
             f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
-            "or choose another train.out"
+            f"or choose another, such as train.out={free_name(out)}"
         )
     with writable_folder(out):
         return make_plan(settings, lambda cases: track(cases, "reading the data"))
@@ -116,7 +116,9 @@ def reopen_run(settings: Settings) -> Plan | None:
     """
     out = settings.run_folder
     if (out / "metrics.json").is_file():
-        log.info("%s is finished; nothing to do", out)
+        further = f"model.init_from={out} train.out={free_name(out)}"
+        data = f"segapp train data.root={settings.data.root}"
+        log.info("%s is finished; to train further: %s %s", out, data, further)
         return None
     others = {p.name for p in out.iterdir() if not (is_partial(p) or p.name.startswith("."))}
     others -= {"config.yaml"}

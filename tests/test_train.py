@@ -183,7 +183,8 @@ def test_resume_of_a_finished_run_says_so(
     before = (out / "model.safetensors").read_bytes()
     with caplog.at_level("INFO", "segapp"):
         resume(out)
-    assert "finished" in caplog.text
+    further = f"data.root={png_dataset} model.init_from={out} train.out={out}-2"
+    assert f"{out} is finished; to train further: segapp train {further}" in caplog.text
     assert (out / "model.safetensors").read_bytes() == before
 
 
@@ -216,7 +217,8 @@ def test_resume_refuses_changed_data(
 def test_an_occupied_folder_is_refused(png_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="not empty"):
+    (tmp_path / "run-2").mkdir()
+    with pytest.raises(ConfigError, match=rf"not empty.* train\.out={tmp_path / 'run-3'}$"):
         run(png_dataset, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
