@@ -148,6 +148,17 @@ def test_usage_errors_exit_with_2(words: list[str]) -> None:
     assert result.out == ""
 
 
+def test_the_version_is_printed() -> None:
+    result = run("--version")
+    assert (result.code, result.out) == (0, f"segapp {segapp.__version__}\n")
+
+
+def test_a_data_set_given_as_an_option_is_answered_with_the_setting() -> None:
+    result = run("train", "--data", "study")
+    assert result.code == 2
+    assert "data.root=study" in result.err
+
+
 # Settings
 
 
@@ -161,6 +172,7 @@ def test_usage_errors_exit_with_2(words: list[str]) -> None:
         (["nowhere.yaml"], "nowhere.yaml: the config file can't be read"),
         (["nowhere.yaml", "more.yaml"], "'more.yaml' is neither a config file nor KEY=VALUE"),
         (["--resume", "nowhere"], "nowhere: holds no config.yaml"),
+        ([os.curdir], ".: is a folder, no config file; did you mean data.root=.?"),
     ],
 )
 def test_wrong_settings_are_one_line(
