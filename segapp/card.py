@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segapp.checkpoint import ModelInfo
+from segapp.quality import distrust, review_limit
 
 _MOST_NAMED = 8
 
@@ -101,7 +102,10 @@ def _judges(info: ModelInfo) -> Section:
     title, quality = "How it judges its results", info.quality
     if quality is None:
         return Section(title, text="It does not: every result has the status ok.")
-    guessed = "" if quality.patients_declared else ", guessed from names"
+    guessed = ", guessed from names"
+    if quality.patients == quality.cases:
+        guessed = ", each case counted as a patient of its own"
+    guessed = "" if quality.patients_declared else guessed
     by = f"from {quality.cases} validation cases of {quality.patients} patients{guessed}"
     facts = [
         ("Temperature", f"{info.temperature:.2f} divides its logits, so that they say how sure.")
@@ -110,11 +114,13 @@ def _judges(info: ModelInfo) -> Section:
         facts = [("Temperature", "none: it averages its folds, by whose results it is judged.")]
     facts.append(("Judged", f"{by}."))
     marks = ["it is unlike the training scans"] if quality.novelty else []
-    if quality.least_dice is not None:
-        marks.append(f"its estimated Dice is below {quality.least_dice:.2f}")
+    marks.append(f"its estimated Dice is below {review_limit(quality):.2f}")
     if quality.finds_always:
         marks.append("nothing is found in it")
-    facts.append(("Marks a scan for review", f"where {', or '.join(marks) or 'nothing says so'}."))
+    where = f"where {', or '.join(marks)}."
+    if doubt := distrust(quality):
+        where = f"always: {doubt}."
+    facts.append(("Marks a scan for review", where))
     promised = min(margin.promised for margin in quality.margins)
     few = ", as few patients can promise no more" if 0 < promised < 0.9 else ""
     share = f"hold a class's true size in {promised:.0%} of scans like those of validation{few}."

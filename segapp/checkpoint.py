@@ -164,6 +164,8 @@ def weights_digest(weights: Mapping[str, np.ndarray], text: str = "") -> str:
 def model_path(model: Path) -> Path:
     """The model file behind a MODEL argument: a run folder or the file itself."""
     path = model / MODEL_NAME if model.is_dir() else model
+    if not path.is_file() and (model / "config.yaml").is_file():  # stopped before the first one
+        raise ModelFileError(f"{model}: no model yet; go on with: segapp train --resume {model}")
     if not path.is_file():
         what = f"holds no {MODEL_NAME}" if model.is_dir() else "no such file"
         raise ModelFileError(f"{model}: {what}; expected a run folder or a model file")

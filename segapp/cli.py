@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+import segapp
 from segapp.cli_models import (
     Data,
     Device,
@@ -41,6 +42,25 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"segapp {segapp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it, stop."),
+    ] = False,
+) -> None:
+    command = context.invoked_subcommand
+    if command not in ("train", "predict", "evaluate") and "--help" not in sys.argv:
+        refuse_several(command or "")
+
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -49,13 +69,6 @@ Words = Annotated[
         "train.budget_minutes=10. Without a file and data.root: configs/brain.yaml.",
     ),
 ]
-
-
-@app.callback()
-def _start(context: typer.Context) -> None:
-    command = context.invoked_subcommand
-    if command not in ("train", "predict", "evaluate") and "--help" not in sys.argv:
-        refuse_several(command or "")
 
 
 def train(
@@ -73,6 +86,7 @@ def train(
             help="Try learning rates over 100 steps: print a suggestion, save a plot.",
         ),
     ] = False,
+    data: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
 ) -> None:
     """Train a model.
 
@@ -82,6 +96,8 @@ def train(
     """
     from segapp.config import load_settings, run_config
 
+    if data:
+        raise typer.BadParameter(f"the data set is a setting: write data.root={data}")
     config, words = _config_and_words(words)
     if resume:
         if config or words or find_lr:

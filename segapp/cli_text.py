@@ -16,6 +16,7 @@ from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
+from segapp.quality import distrust, review_limit, scaling_text
 from segapp.ranks import this_process
 from segapp.shares import take_seat
 
@@ -135,13 +136,14 @@ def _judging_text(record: ModelInfo) -> str:
     quality = record.quality
     if quality is None:
         return "no; it was trained before models did, or not to its end"
-    guessed = "" if quality.patients_declared else " (guessed)"
-    said = f"by {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    guess = " (each counted as one)" if quality.patients == quality.cases else " (guessed)"
+    guess = "" if quality.patients_declared else guess
+    said = f"by {quality.cases} validation cases of {quality.patients} patients{guess}"
     if record.architecture.members == 1:
         said += f"; temperature {record.temperature:.2f}"
-    if quality.least_dice is not None:
-        said += f"; review below an estimated Dice of {quality.least_dice:.2f}"
-    return said
+    if doubt := distrust(quality):
+        return f"{said}; marks every result for review: {doubt}"
+    return f"{said}; review below an estimated Dice of {review_limit(quality):.2f}"
 
 
 def verification_text(found: dict[str, Any]) -> str:
@@ -220,15 +222,21 @@ def evaluation_table(result: dict[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(len(lines) - 1, "-" * len(lines[0]))
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
-    guess = " (a guess, from their names)" if result["patients"] == "guessed" else ""
+    said = {"guessed": " (a guess, from their names)", "one_a_case": " (each counted as one)"}
+    guess = said.get(result["patients"], "")
     count = f"{result['n']} cases of {result['n_patients']} patients{guess}"
     lines.insert(0, f"split {result['split']}: {count}{failed}")
     said = "in brackets 95 % intervals over patients"
     if "why_no_intervals" in result:
         said = f"no intervals: {result['why_no_intervals']}"
     lines += [f"IoU and Dice are those of all cases' pixels together; {said}."]
-    lines += ["HD95 and NSD are means over cases, in which a class that is missed (not found where"]
-    lines += ["it is) or invented (found where it is not) counts as the image's diagonal and as 0."]
+    lines += ["HD95 and NSD are means over cases, in which a class that only the mask or only the"]
+    lines += [
+        "result has counts as the image's diagonal and as 0. missed: cases in which the result"
+    ]
+    lines += [
+        "overlaps nothing of the mask's class; invented: those in which only the result has it."
+    ]
     lines += ["mean: IoU over all classes, background included; Dice over the foreground."]
     if "calibration" in result:
         lines += ["", *_judgement_lines(result)]
@@ -243,7 +251,8 @@ def _judgement_lines(result: dict[str, Any]) -> list[str]:
     if c["ece"] is not None:
         lines.append(
             f"Calibration error over foreground and boundary: {c['ece']:.4f}; "
-            f"{c['ece_unscaled']:.4f} before scaling by the temperature {c['temperature']:.2f}."
+            f"{c['ece_unscaled']:.4f} before scaling by the temperature {c['temperature']:.2f}"
+            f"{scaling_text(c)}."
         )
     if gate := result.get("gate"):
         lines.append(f"Marked for review: {gate['n_review']} of {gate['n']} cases.")
@@ -268,7 +277,7 @@ def _judgement_lines(result: dict[str, Any]) -> list[str]:
 
 def _against_lines(other: dict[str, Any]) -> list[str]:
     """What the second model's comparison says, a line each."""
-    rows = [("", "difference", "95 % interval", "p", "would be found")]
+    rows = [("", "difference", "95 % interval", "p", "smallest detectable")]
     for key, name in (("miou", "mIoU"), ("dice", "Dice"), ("mean_case_dice", "Dice of a case")):
         found = other[key]
         ends = found["interval"]
@@ -278,14 +287,14 @@ def _against_lines(other: dict[str, Any]) -> list[str]:
         rows.append((name, value, interval, _cell(found["p"]), least))
     failed = f", {other['n_failed']} failed" if other["n_failed"] else ""
     explained = [
-        "p: of no difference, by swapping the models at random; would be found: the difference",
-        "that a t test shows in 4 of 5 such sets.",
+        "p: of no difference, by swapping the models at random. smallest detectable: these cases",
+        "show a difference of this size in 4 of 5 such sets, and mostly miss a smaller one.",
     ]
     if other["miou"]["p"] is None:
         explained = ["Too few patients for a test."]
     return [
-        f"Better than {other['model']} by, on {other['n']} cases of {other['n_patients']} "
-        f"patients{failed}:",
+        f"Difference, this model minus {other['model']}, on {other['n']} cases of "
+        f"{other['n_patients']} patients{failed}:",
         *aligned(rows),
         *explained,
     ]

@@ -6,6 +6,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from segapp.figures import Evaluation, summary
 from segapp.files import write_text
 from segapp.novelty import features, fit_novelty, scan_features
 from segapp.pace import Clock
+from segapp.plan import Plan
 from segapp.predict import Predictor
 from segapp.progress import inessential
-from segapp.quality import JUDGED_NAME, Judged, Quality, fit_quality, judged_text
+from segapp.quality import JUDGED_NAME, Judged, Quality, distrust, fit_quality, judged_text
 from segapp.report.run import write_run_page
 from segapp.report.timeline import Timeline, shown_cases
 from segapp.report.training import picture_names, write_comparison, write_curves
@@ -33,6 +35,7 @@ from segapp.validation import Validation
 
 log = logging.getLogger("segapp")
 
+_FEW_STEPS = 30
 _PROBED = 30  # cases that the temperature is fitted to
 _COMPARED = 1000  # cases, and slices, of which the looks are learned
 _SLICES = 32  # of a case
@@ -91,6 +94,8 @@ def write_results(
         predictor, validation, parts.cache, training, clock, draw
     )
     state.best_metrics = summary(result, "val") | {"every": validation.every}
+    if doubt := distrust(quality):
+        log.warning("every result of this model will be marked for review: %s", doubt)
     info = model_info(parts, state)
     info = info.model_copy(update={"temperature": predictor.temperature, "quality": quality})
     save_model(out / MODEL_NAME, best, info)
@@ -103,11 +108,33 @@ def write_results(
         "starting_weights": state.starting_weights,
         "val": state.best_metrics,
     }
+    doubts = doubts_about(plan, state)
+    for line in doubts:
+        log.warning("%s", line)
     with inessential("report.html"):
-        write_run_page(plan, info, state.history, figures, shown, timeline)
+        told = replace(plan, warnings=(*doubts, *plan.warnings))
+        write_run_page(told, info, state.history, figures, shown, timeline)
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     miou = state.best_metrics["miou"]
     log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)
+
+
+def doubts_about(plan: Plan, state: State) -> list[str]:
+    """Why the network may have learned too little."""
+    found = []
+    if plan.settings.train.budget_minutes and state.step < _FEW_STEPS:
+        steps = f"{state.step} step{'' if state.step == 1 else 's'}"
+        found.append(
+            f"the network learned for {steps} only, too few for most data; give it more time or "
+            "fewer pixels (train.budget_minutes, preprocess.size)"
+        )
+    if state.starting_weights.startswith("none ("):  # they were asked for
+        why = state.starting_weights.removeprefix("none (").removesuffix(")")
+        found.append(
+            f"the encoder started from random weights ({why}), which takes more data and time; "
+            "log.txt says how to get others"
+        )
+    return found
 
 
 def _judge_model(

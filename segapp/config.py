@@ -19,6 +19,7 @@ from segapp.policies import POLICIES
 from segapp.settings import DEFAULT_BUDGET_MINUTES, WARM_UP, Settings
 
 BUILT_IN_CONFIG = "brain.yaml"
+_WHOLE_WORD = 4  # letters; shorter ones are parts of many keys
 _TEXT_KEYS = {"data.root", "train.out", "model.encoder", "model.encoder_weights"}
 _TEXT_KEYS |= {"model.init_from"}
 
@@ -138,6 +139,8 @@ def parse_override(word: str) -> tuple[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, no config file; did you mean data.root={path}?")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -188,7 +191,11 @@ def known_keys() -> list[str]:
 def _unknown(key: str) -> str:
     keys = known_keys()
     last = key.rpartition(".")[2]
-    same_name = [k for k in keys if k.endswith("." + last)]
-    near = same_name or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    near = [k for k in keys if k.endswith("." + last)]
+    near = near or [k for k in keys if "." in key and k.startswith(key)]
+    if len(last) >= _WHOLE_WORD:  # "train.minutes", of budget_minutes; in its own section first
+        parts = [k for k in keys if last in k.partition(".")[2].split("_")]
+        near = near or sorted(parts, key=lambda k: k.partition(".")[0] != key.partition(".")[0])
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else "segapp train --print-config lists the keys"
     return f"unknown key {key!r}; {hint}"

@@ -24,11 +24,12 @@ from segapp.evidence import explained, flipped, picture_hash
 from segapp.files import writable_folder
 from segapp.finding import Finding, finding_of
 from segapp.fingerprint import CaseFacts, with_every_class
-from segapp.layout import SPLITS, Case, Dataset
+from segapp.layout import SPLITS, Case, Dataset, patients_from
 from segapp.leakage import (
     Print,
     declared_in_two_splits,
     guessed_in_two_splits,
+    names_alike,
     near_images,
     same_images,
 )
@@ -40,6 +41,11 @@ from segapp.report.sheet import write_sheet
 from segapp.scan import Scan, SegClass
 from segapp.settings import Settings
 from segapp.verdicts import empty_cases, few_patients, frequencies, mixed_cases
+
+_NO_TEST = (
+    "no test split: figures will be of val, which training also chooses by; for figures on new "
+    "scans say test in the split column of a cases.csv, or put some patients below test/"
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ def diagnose(root: Path, progress: Callable[[Iterable[Case]], Iterable[Case]] = 
     findings += same
     findings += declared_in_two_splits(dataset.cases, told)
     findings += guessed_in_two_splits(dataset)
+    findings += names_alike(dataset)
     findings += near_images(prints, {f.path for f in same})
     findings += mixed_cases(facts)
     findings += few_patients(dataset) if set_aside else []
@@ -180,11 +187,13 @@ def _cost(
 
 def _describe(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
     splits = Counter(c.split for c in dataset.cases)
+    notes = [*dataset.notes, *([] if splits["test"] else [_NO_TEST])]
     described: dict[str, Any] = {
         "cases": {s: splits[s] for s in SPLITS},
         "patients": len({c.patient for c in dataset.cases}),
         "patients_declared": all(c.declared for c in dataset.cases),
-        "notes": list(dataset.notes),
+        "patients_from": patients_from(dataset.cases),
+        "notes": notes,
     }
     if not facts:
         return described

@@ -12,6 +12,7 @@ from segapp import metrics
 from segapp.boundary import Boundary
 from segapp.cases import Case
 from segapp.intervals import LEAST_PATIENTS, intervals, paired
+from segapp.layout import patients_from
 from segapp.quality import Quality
 from segapp.scan import Assessment, SegClass
 
@@ -162,8 +163,9 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
     for each class the means of the cases' figures with what they leave out.
 
     Each of `cases` holds mean, interval and n, the cases that the mean is over. Means of what is in
-    mm, pixels, ml, … are null where cases differ in the unit. A missed or an invented structure
-    counts as the image's diagonal in those of hd95 and msd.
+    mm, pixels, ml, … are null where cases differ in the unit. A structure that mask
+    or result lack counts as the image's diagonal in those of hd95 and msd. n_missed: cases whose
+    mask has a class of which the result overlaps nothing; n_false_positive: where only it has one.
     """
     result, done = summary(evaluation, split), evaluation.done()
     names = [c.name for c in evaluation.classes]
@@ -174,7 +176,7 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
     ends = intervals(sums, statistic, statistic.patients(sums)).T
     pairs = iter(zip(values, ends, strict=True))
     result["n_patients"] = len(patients)
-    result["patients"] = "declared" if all(r.case.declared for r in done) else "guessed"
+    result["patients"] = patients_from([r.case for r in done])
     if len(patients) < LEAST_PATIENTS:
         result["why_no_intervals"] = f"fewer than {LEAST_PATIENTS} patients"
     for key in SPLIT_WIDE:
@@ -198,9 +200,10 @@ def full_summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
             row = {"mean": number(value), "interval": _interval(interval), "n": n}
             result["classes"][name]["cases"][key] = row
     true, given = (np.array([r.matrix.sum(axis) > 0 for r in done]) for axis in (1, 0))
+    hit = np.array([np.diag(r.matrix) > 0 for r in done])
     for k, name in enumerate(names if done else ()):
         result["classes"][name] |= {
-            "n_missed": int((true & ~given)[:, k].sum()),
+            "n_missed": int((true & ~hit)[:, k].sum()),
             "n_false_positive": int((given & ~true)[:, k].sum()),
             "n_absent": int((~true & ~given)[:, k].sum()),
         }

@@ -12,6 +12,7 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,9 @@ def writable_folder(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def free_name(out: Path) -> Path:
+    """The path with the first number at its end, from 2 on, that is not taken: a → a-2."""
+    names = (out.with_name(f"{out.name}-{n}") for n in count(2))
+    return next(name for name in names if not name.exists())

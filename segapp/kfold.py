@@ -19,6 +19,7 @@ from segapp.plan import Plan, withdraw_run
 from segapp.progress import inessential
 from segapp.quality import JUDGED_NAME, Quality, fit_quality, read_judged
 from segapp.report.run import write_folds_page
+from segapp.resume import first_sitting
 from segapp.selection import split_fold
 
 log = logging.getLogger("segapp")
@@ -41,6 +42,7 @@ def run_folds(
     write_text(out / "config.yaml", s.to_yaml())
     runs = [out / f"fold{n}" for n in range(1, folds + 1)]
     with log_file(out / "log.txt"):
+        plan = first_sitting(plan)
         for number, run in enumerate(runs, 1):
             if (run / "metrics.json").is_file():
                 log.info("fold %d of %d is finished", number, folds)

@@ -267,6 +267,15 @@ def _guess_patients(cases: list[Case]) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def patients_from(cases: Sequence[Case]) -> str:
+    """How it is known whose each case is: "declared"; "guessed" where a folder or a slice's number
+    groups some by name; "one_a_case" where nothing does."""
+    open_ones = [c for c in cases if not c.declared]
+    if any(not c.name.endswith(c.patient) for c in open_ones):
+        return "guessed"
+    return "one_a_case" if open_ones else "declared"
+
+
 def patient_by_name(name: str) -> str:
     """Whose a case is by its name: that without a slice's number ("p7_slice012" → "p7")."""
     folder, slash, name = name.rpartition("/")

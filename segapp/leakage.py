@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from segapp.finding import Finding
 from segapp.layout import SPLITS, Case, Dataset
 
 _SHOWN = 3
+_CLEARLY_FEWER = 0.75  # prefixes of names, as a share of the names
 _REMEDY = "keep all that is of one patient in one split"
 
 
@@ -57,6 +59,26 @@ def guessed_in_two_splits(dataset: Dataset) -> list[Finding]:
             remedy = f"if they are the same patients, {_REMEDY}; else all is well"
             found.append(Finding("warning", "leakage-guessed", dataset.root, problem, remedy))
     return found
+
+
+def names_alike(dataset: Dataset) -> list[Finding]:
+    """The warning that images which each count as a patient of their own look by their names like
+    those of fewer: "012_a" and "012_b". What "_a" means only their owner knows (in "001_01" the
+    number may be a site's), so no rule takes it for granted."""
+    alone = [c for c in dataset.cases if not c.declared and c.name.endswith(c.patient)]
+    groups: dict[str, list[str]] = {}
+    for case in alone:
+        prefix = re.split(r"[_-][^_-]*$", case.patient)[0]
+        key = prefix if any(map(str.isdigit, prefix)) else case.patient
+        groups.setdefault(key, []).append(case.patient)
+    if not 2 <= len(groups) <= _CLEARLY_FEWER * len(alone):
+        return []
+    first = max(groups.values(), key=len)[:2]
+    problem = f"the names look like {len(groups)} patients ({', '.join(first)}, …), but each image "
+    problem += f"counts as a patient of its own, {len(alone)} in all"
+    remedy = "if they are fewer, write a cases.csv (image,mask,patient,split), or figures on val "
+    remedy += "and test will be too good"
+    return [Finding("warning", "patients-alike", dataset.root, problem, remedy)]
 
 
 def same_images(prints: Sequence[Print], set_aside: bool) -> tuple[list[Finding], set[Path]]:

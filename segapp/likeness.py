@@ -71,6 +71,8 @@ def unlike(prepared: Prepared, known: TrainingRange) -> tuple[str, ...]:
         found = _unlike_geometry(prepared, known)
     elif prepared.preprocessing.spacing_mm:
         found = []  # preparing it said so
+    elif known.pixel_mm is None:
+        found = []  # as with every training scan: nothing that this one lacks
     else:
         found = ["spacing unknown: no areas or volumes"]
     return (*found, *_unlike_intensities(prepared, known))

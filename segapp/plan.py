@@ -15,11 +15,11 @@ from segapp.checkpoint import DataRecord, record_of
 from segapp.contradictions import refuse_contradictions
 from segapp.decide import judge
 from segapp.errors import ConfigError
-from segapp.files import is_partial, require_writable, writable_folder
+from segapp.files import free_name, is_partial, require_writable, writable_folder
 from segapp.finding import refuse
 from segapp.fingerprint import CaseFacts, sides_that_flips_swap, with_every_class
 from segapp.inherit import earlier_images
-from segapp.leakage import declared_in_two_splits
+from segapp.leakage import declared_in_two_splits, names_alike
 from segapp.likeness import TrainingRange, training_range
 from segapp.preprocess import Flip, Preprocessing
 from segapp.progress import track
@@ -28,6 +28,8 @@ from segapp.selection import class_weights, limit_cases, limit_classes, pool_cas
 from segapp.settings import Settings
 
 log = logging.getLogger("segapp")
+
+BEGAN_NAME = "began.json"  # in a run folder, see `resume.first_sitting`
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def open_run(settings: Settings) -> Plan:
     if out.is_file() or (out.is_dir() and any(not is_partial(p) for p in out.iterdir())):
         raise ConfigError(
             f"{out}: the run folder is not empty; go on with segapp train --resume {out}, "
-            "or choose another train.out"
+            f"or choose another, such as train.out={free_name(out)}"
         )
     with writable_folder(out):
         return make_plan(settings, lambda cases: track(cases, "reading the data"))
@@ -85,7 +87,9 @@ def reopen_run(settings: Settings) -> Plan | None:
     """
     out = settings.run_folder
     if (out / "metrics.json").is_file():
-        log.info("%s is finished; nothing to do", out)
+        further = f"model.init_from={out} train.out={free_name(out)}"
+        data = f"segapp train data.root={settings.data.root}"
+        log.info("%s is finished; to train further: %s %s", out, data, further)
         return None
     others = {p.name for p in out.iterdir() if not (is_partial(p) or p.name.startswith("."))}
     others -= {"config.yaml"}
@@ -127,7 +131,7 @@ def make_plan(
     if s.train.folds and s.train.fold:
         dataset = split_fold(dataset, s.train.folds, s.train.fold, seed)
     training = [f for f in facts if f.case.split == "train"]
-    warnings = [str(f) for f in (*findings, *verdict.findings)]
+    warnings = [str(f) for f in (*findings, *verdict.findings, *names_alike(dataset))]
     if leaks := declared_in_two_splits(dataset.cases):
         more = f" (and {len(leaks) - 1} more patients)" if len(leaks) > 1 else ""
         warnings.append(f"{leaks[0]}{more}; figures on val and test will be too good")
@@ -193,7 +197,7 @@ def withdraw_run(plan: Plan) -> None:
     """Leave a run folder that is not worth going on with as `open_run` found it."""
     if not plan.fresh:
         return
-    for name in ("config.yaml", "log.txt", ".launch"):
+    for name in ("config.yaml", "log.txt", ".launch", BEGAN_NAME):
         (plan.out / name).unlink(missing_ok=True)
     with suppress(OSError):  # somebody else's file is in it by now
         plan.out.rmdir()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +25,9 @@ JUDGED_NAME = "judged.jsonl"  # in a run folder: the validation cases, see `judg
 DOUBTS = 8  # patients' worth of belief that probabilities are right as they are
 _PROMISED = 0.9  # share of the scans, at least, whose true size lies in its range
 _LOW = 0.05  # share of the validation cases that are estimated lower than `least_dice`
+_LEAST_CASES = 5  # of validation, for any estimate
+_FAR = 0.2  # Dice; estimates so much too high can't tell a good result from a poor one
+_WRONG, _RIGHT = 0.5, 0.95  # estimates below are always marked, from there on never
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class Quality(BaseModel):
     patients_declared: bool
     patients: int
     cases: int
+    dice: float | None = None  # the true one, mean over patients; None: not recorded
+    bias: float | None = None  # mean of true minus expected Dice as it was
 
 
 def fit_quality(
@@ -106,7 +112,11 @@ def fit_quality(
     for case, value in zip(cases, expected, strict=True):
         if not np.isnan(value - case.dice):
             differences[case.patient].append(case.dice - value)
-    means = [np.mean(d) for d in differences.values()]
+    means = [float(np.mean(d)) for d in differences.values()]
+    reached = defaultdict(list)
+    for case in cases:
+        reached[case.patient].append(case.dice)
+    dice = float(mean_of_known(np.array([mean_of_known(np.array(d)) for d in reached.values()])))
     offset = float(np.sum(means) / (len(means) + DOUBTS))
     known = ~np.isnan(expected)
     owners = [case.patient for case, there in zip(cases, known, strict=True) if there]
@@ -120,7 +130,39 @@ def fit_quality(
         patients_declared=patients_declared,
         patients=len({c.patient for c in cases}),
         cases=len(cases),
+        dice=None if np.isnan(dice) else dice,
+        bias=float(np.mean(means)) if means else None,
     )
+
+
+def distrust(quality: Quality) -> str:
+    """Why no estimate of this model's Dice can be believed, "" where they can: it was judged by
+    fewer than five cases, or its results were far worse than its probabilities made expect."""
+    many = f"{quality.cases} case{'' if quality.cases == 1 else 's'}"
+    said = f"this model was validated on {many}"
+    if quality.dice is not None:
+        said = f"this model reached a mean Dice of {quality.dice:.2f} in validation, on {many}"
+    if quality.cases < _LEAST_CASES:
+        return f"{said}, too few to judge results by"
+    if quality.bias is not None and quality.bias < -_FAR:
+        return f"{said}, {-quality.bias:.2f} less than its probabilities make expect"
+    return ""
+
+
+def scaling_text(figures: Mapping[str, Any]) -> str:
+    """Of what `judgement.Calibration` found: whether the temperature, which validation asked for,
+    did harm on these cases, as words to go on with; "" where it did not."""
+    before = figures.get("ece_unscaled")
+    if before is None or round(figures["ece"], 4) <= round(before, 4):
+        return ""
+    return "; scaling made it worse on these cases"
+
+
+def review_limit(quality: Quality) -> float:
+    """The estimated Dice below which a result is marked for review: that of 19 in 20 validation
+    cases, within 0.5 (of a lower one more is wrong than right) and 0.95 (where all validation cases
+    come out perfect, what is lacking to 1 says nothing)."""
+    return min(max(quality.least_dice or 0.0, _WRONG), _RIGHT)
 
 
 def _low_quantile(values: np.ndarray, patients: Sequence[str]) -> float | None:
@@ -181,19 +223,23 @@ def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ())
     """Judge a result. soft: see `Segmentation.soft`; looks: `features` of some of its slices.
 
     Beyond what training knows an estimate has no ground: there it is divided by the unlikeness, and
-    there are no ranges.
+    there are no ranges. Of a model whose estimates can't be believed (see `distrust`) there is
+    none, and every result is marked.
     """
     unlikeness, what = None, ""
     if quality.novelty and len(looks):
         unlikeness, what = quality.novelty.unlikeness(np.stack(looks))
     expected, dice = expected_dice(soft) + quality.offset, None
-    if not np.isnan(expected):
+    doubt, limit = distrust(quality), round(review_limit(quality), 2)
+    if not np.isnan(expected) and not doubt:
         dice = float(np.clip(expected, 0, 1)) / max(1.0, unlikeness or 0.0)
-    review = []
+    review = [doubt] if doubt else []
     if unlikeness is not None and unlikeness > 1:
         review.append(f"unlike the training scans ({what}): {unlikeness:.2f}, and 1 is the limit")
-    elif dice is not None and quality.least_dice is not None and dice < quality.least_dice:
-        usual = f"nearly all validation cases have {quality.least_dice:.2f} or more"
+    elif dice is not None and round(dice, 2) < limit:  # as both are shown
+        usual = f"nearly all validation cases have an estimate of {limit:.2f} or more"
+        if limit == _WRONG:
+            usual = "below 0.50 more of a structure is wrong than right"
         review.append(f"estimated Dice {dice:.2f}; {usual}")
     if quality.finds_always and not soft[0, 1:].any():
         review.append("nothing was found; every validation case holds something")
@@ -202,7 +248,8 @@ def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ())
     ranges = []
     for margin, count, doubtful in zip(quality.margins, soft[0], _doubtful(soft), strict=True):
         wide = None if margin.factor is None else margin.factor * doubtful
-        known = None if wide is None else (max(0.0, float(count - wide)), float(count + wide))
-        ranges.append(known)
+        low, high = (count - (wide or 0), count + (wide or 0))
+        known = (max(0.0, float(low)), min(float(high), float(soft[0].sum())))
+        ranges.append(None if wide is None else known)
     promised = min(margin.promised for margin in quality.margins)
     return Assessment(dice, unlikeness, tuple(review), tuple(ranges), promised)

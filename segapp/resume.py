@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import nn
 
 from segapp.checkpoint import weights_digest
 from segapp.errors import ModelFileError, OutputError
-from segapp.files import atomic_path
+from segapp.files import atomic_path, write_text
 from segapp.optim import Average
+from segapp.plan import BEGAN_NAME, Plan
 
 log = logging.getLogger("segapp")
 
@@ -51,6 +52,7 @@ class State:
     starting_weights: str = ""
     data: dict[str, Any] = field(default_factory=dict)  # file hashes by split
     history: list[dict[str, Any]] = field(default_factory=list)
+    every: int = 0  # see Validation.every; 0: not recorded
 
     def judge(self, miou: float, done: float = 0.0, loss: float = 0.0) -> bool:
         """Take in the val mIoU (see `selection_score`) of an epoch that ends when the share `done`
@@ -76,6 +78,25 @@ class State:
             return False
         self.best_score, self.best_epoch = max(self.score, self.best_score), self.epoch
         return True
+
+
+def first_sitting(plan: Plan) -> Plan:
+    """The plan with the reasons, the warnings and the command of the run's first sitting, which are
+    kept in its folder from then on: one that goes on finds every `auto` decided, without a reason.
+
+    Warnings that are new are added. Raises OutputError where the folder can't be written.
+    """
+    path = plan.out / BEGAN_NAME
+    try:
+        began = json.loads(path.read_text(encoding="utf-8"))
+        reasons, warnings = began["reasons"], [*began["warnings"], *plan.warnings]
+        command = began["command"]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of a run that is older
+        said = {"command": plan.command, "reasons": plan.reasons, "warnings": plan.warnings}
+        write_text(path, json.dumps(said, indent=2) + "\n")
+        return plan
+    warnings = tuple(dict.fromkeys(warnings))
+    return replace(plan, reasons=tuple(reasons), warnings=warnings, command=command)
 
 
 def save_state(

@@ -65,12 +65,18 @@ def count_seen(cases: Sequence[Case], info: ModelInfo, hashes: Hashes, which: st
     known = splits_in_training(cases, info.data, hashes)
     seen = sum(bool(splits & {"train", "val", "earlier"}) for splits in known)
     if seen:
-        log.warning(
-            "%d of these %d cases were used to train or choose %s model; "
-            "its figures on them say little about new scans",
-            *(seen, len(cases), which),
-        )
+        log.warning("%s", seen_text(seen, len(cases), which))
     return seen
+
+
+def seen_text(seen: int, count: int, which: str = "this") -> str:
+    """That so many of the cases measured are no new ones to a model, and what to do about it."""
+    said = f"used to train or choose {which} model; its figures on them say little about new scans"
+    if seen < count:
+        return f"{seen} of these {count} cases were {said}"
+    who = f"all {count} cases were" if count > 1 else "the only case was"
+    how = "by test in the split column of a cases.csv, or in a test/ folder"
+    return f"{who} {said}: keep some patients apart ({how}), and train again"
 
 
 def splits_in_training(cases: Sequence[Case], record: DataRecord, hashes: Hashes) -> list[set[str]]:

@@ -48,8 +48,6 @@ from segapp.weights import freeze
 
 log = logging.getLogger("segapp")
 
-_FEW_STEPS = 30
-
 
 def run_plan(plan: Plan, started: float | None = None, together: Together = ALONE) -> Path:
     """Train what is planned, from the run's saved state where it has one; returns its folder.
@@ -83,6 +81,7 @@ def run_plan(plan: Plan, started: float | None = None, together: Together = ALON
             return out
         write_text(out / "config.yaml", s.to_yaml())  # from here on --resume finds the run
         with log_file(out / "log.txt"):
+            plan = resume.first_sitting(plan)
             for line in plan.reasons:
                 log.info("%s", line)
             for line in plan.warnings:
@@ -140,7 +139,8 @@ def fit(parts: Parts, started: float) -> None:
     total_steps = (s.train.epochs or 0) * per_epoch
     pace = Pace(clock, per_epoch, total_steps, validation.closing_passes)
     if s.train.budget_minutes:
-        validation.fit_into(60 * s.train.budget_minutes)
+        validation.fit_into(60 * s.train.budget_minutes, state.every)
+    state.every = validation.every
     axis = plan.preprocessing.slice_axis
     timeline = Timeline(out / "overlays" / "progress", validation.cases, axis, validation.every)
     scale = stage_scale(s.train.progressive, schedule.done)
@@ -264,12 +264,6 @@ def fit(parts: Parts, started: float) -> None:
     if not best:
         raise TrainingError(f"no epoch could be validated; see {out / 'log.txt'}")
     log.info("%s; the model is written after %s", state.ended, clock_text(clock.elapsed()))
-    if s.train.budget_minutes and state.step < _FEW_STEPS:
-        log.warning(
-            "the network learned for %d steps only, too few for most data; give it more time or "
-            "fewer pixels (train.budget_minutes, preprocess.size)",
-            state.step,
-        )
     judged.load_state_dict(best)
     require_run(out)
     if together.first:

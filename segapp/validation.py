@@ -44,9 +44,12 @@ class Validation:
         self.shares: dict[str, float] = {}  # case → what its voxels that are taken count for each
         self.seconds = 0.0  # of one run over all cases
 
-    def fit_into(self, budget_seconds: float) -> None:
+    def fit_into(self, budget_seconds: float, every: int = 0) -> None:
         """Guess `seconds`, before any step is planned; where that is more than 3 % of the
-        budget, from then on take every n-th slice of volumes, or every n-th single image."""
+        budget, from then on take every n-th slice of volumes, or every n-th single image.
+
+        every: what an earlier sitting of the run decided, which stays: figures of one history must
+        be of the same cases. 0: nothing yet."""
         slices = 1
         for case in self.cases[:2]:  # the first also warms up
             scan, _ = self._read(case)
@@ -58,9 +61,9 @@ class Validation:
             share = few.voxels.size / scan.voxels.size
             self.seconds = (time.perf_counter() - began) / share * len(self.cases)
         self.seconds /= self._together.ranks.count
-        self.every = max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
-        self.seconds, every = self._together.of_first(self.seconds, self.every)
-        self.every = int(every)
+        every = every or max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
+        self.seconds, agreed = self._together.of_first(self.seconds, every)
+        self.every = int(agreed)
         if self.every == 1:
             return
         self.seconds /= self.every

@@ -41,7 +41,9 @@ def load_encoder_weights(network: nn.Module, encoder: str, in_channels: int, sou
             if source == "imagenet":
                 raise
             log.warning(
-                "THE ENCODER STARTS FROM RANDOM WEIGHTS and will need more data and time. %s", error
+                "THE ENCODER STARTS FROM RANDOM WEIGHTS and will need more data and time. "
+                "%s: no pretrained weights for %s: %s. To start from pretrained ones: %s.",
+                *("model.encoder_weights", encoder, error.reason, error.ways),
             )
             return f"none ({error.reason})"
     else:
@@ -53,16 +55,17 @@ def load_encoder_weights(network: nn.Module, encoder: str, in_channels: int, sou
 class _NoPretrainedError(ConfigError):
     def __init__(self, reason: str, encoder: str, repo: str | None = None):
         self.reason = reason
-        remedy = "set model.encoder_weights=none or to a .safetensors or .pth FILE of its weights"
+        ways = "set model.encoder_weights to a .safetensors or .pth FILE of its weights"
         if repo:
-            remedy += (
+            ways += (
                 f", or bring {repo} to the hub's cache ({hub.constants.HF_HUB_CACHE}, moved by "
                 f"HF_HOME), or point HF_ENDPOINT (now {hub.constants.ENDPOINT}) at a mirror, "
                 "without HF_HUB_OFFLINE=1"
             )
+        self.ways = ways
         super().__init__(
             f"model.encoder_weights: no pretrained weights for {encoder}: {reason}. Remedies: "
-            f"{remedy}."
+            f"{ways}; or do without them: model.encoder_weights=none."
         )
 
 

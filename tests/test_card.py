@@ -56,11 +56,16 @@ def test_the_card_says_how_results_are_judged():
     cases = [Judged(str(n), soft[0], soft[0], 0.9, soft) for n in range(3)]
     text = card_text(info(quality=fit_quality(cases, 2, None, False), temperature=1.25))
     assert "1.25 divides its logits" in text
-    assert "from 3 validation cases of 3 patients, guessed from names." in text
-    assert "where its estimated Dice is below 0.95, or nothing is found in it." in text
+    assert (
+        "from 3 validation cases of 3 patients, each case counted as a patient of its own." in text
+    )
+    assert "always: this model reached a mean Dice of 0.90 in validation, on 3 cases, too" in text
     assert (
         "hold a class's true size in 75% of scans like those of validation, as few patients" in text
     )
+    enough = [Judged(str(n), soft[0], soft[0], 0.9, soft) for n in range(5)]
+    text = card_text(info(quality=fit_quality(enough, 2, None, False)))
+    assert "where its estimated Dice is below 0.95, or nothing is found in it." in text
     assert "none: too few" in card_text(info(quality=fit_quality(cases[:1], 2, None, True)))
 
 

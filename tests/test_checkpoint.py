@@ -137,6 +137,8 @@ def test_a_model_where_nothing_can_be_written(tmp_path):
 def test_no_model_there(tmp_path):
     refused(tmp_path / "nowhere", "no such file; expected a run folder or a model file")
     refused(tmp_path, r"holds no model\.safetensors")
+    (tmp_path / "config.yaml").write_text("train: {}\n")
+    refused(tmp_path, rf"no model yet; go on with: segapp train --resume {tmp_path}")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1, -20])

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +23,8 @@ from segapp.formats import read_scan
 from segapp.predict import Predictor
 from segapp.progress import inessential
 from segapp.report.training import picture_names
+from segapp.resume import State
+from segapp.settings import Settings
 from segapp.verify import verify_model
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -47,9 +52,13 @@ def test_a_run_ends_with_a_model_that_judges_its_results(trained) -> None:
     picture = data / "images" / "case0.png"
     found = Predictor.load(out)(read_scan((picture,))).assessment
     assert found
-    assert found.estimated_dice is not None
+    assert found.estimated_dice is None, "two validation cases are no ground for an estimate"
+    assert "in validation, on 2 cases, too few to judge results by" in found.review[0]
     assert found.unlikeness is not None
     assert found.unlikeness < 1
+    marked = "esults? of this model will be marked for review: this model reached"
+    for name in ("log.txt", "report.html"):
+        assert re.search(marked, (out / name).read_text(encoding="utf-8")), name
 
 
 def test_a_scan_of_something_else_is_marked(trained, tmp_path: Path) -> None:
@@ -60,7 +69,7 @@ def test_a_scan_of_something_else_is_marked(trained, tmp_path: Path) -> None:
     assert found
     assert found.unlikeness is not None
     assert found.unlikeness > 1
-    assert found.review
+    assert any("unlike the training scans" in reason for reason in found.review)
 
 
 def test_the_recorded_figures_are_those_of_the_model_as_it_is(trained) -> None:
@@ -193,6 +202,17 @@ def test_classes_may_have_any_name(tmp_path: Path) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;{{ }}" in page
     assert "<b>&" not in page
+
+
+def test_a_run_that_learned_too_little_says_so() -> None:
+    def doubts(steps: int, origin: str, budget: float | None = 1.0) -> list[str]:
+        plan: Any = SimpleNamespace(settings=Settings(train={"budget_minutes": budget}))
+        return closing.doubts_about(plan, State(step=steps, starting_weights=origin))
+
+    short, random = doubts(15, "none (hub unreachable)")
+    assert short.startswith("the network learned for 15 steps only")
+    assert random.startswith("the encoder started from random weights (hub unreachable)")
+    assert doubts(30, "imagenet (x@1)") == doubts(30, "none") == []
 
 
 def test_pictures_have_names_of_their_own() -> None:

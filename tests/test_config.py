@@ -43,6 +43,10 @@ def refused(*words: str, config: Path | None = None) -> str:
         ("data.rot", "data.root"),
         ("train.max_epochs", "train.epochs"),
         ("data", "data.root"),
+        ("train.budget", "train.budget_minutes"),  # its beginning
+        ("train.minutes", "train.budget_minutes"),  # one of its words
+        ("minutes", "train.budget_minutes"),
+        ("model.minutes", "train.budget_minutes"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_one(typed: str, meant: str) -> None:

@@ -21,6 +21,9 @@ from PIL import Image
 
 from segapp.doctor import diagnose, report_on
 from segapp.errors import DataError, OutputError
+from segapp.plan import make_plan
+from segapp.report.findings import facts_text
+from segapp.settings import Settings
 
 BRAIN = Path(__file__).parents[1] / "data" / "brain"
 
@@ -74,6 +77,7 @@ def test_the_brain_data_are_clean() -> None:
     diagnosis = diagnose(BRAIN)
     assert diagnosis.findings == ()
     facts = diagnosis.facts
+    assert facts["notes"] == []
     assert facts["cases"] == {"train": 70, "val": 14, "test": 24}
     assert (facts["patients"], facts["patients_declared"]) == (13, True)
     assert [c["cases"] for c in facts["classes"]] == [108] * 4
@@ -388,6 +392,34 @@ def test_a_declared_patient_in_two_splits_is_an_error_a_guessed_one_a_warning(
     (root / "cases.csv").write_text("\n".join(lines))
     assert found(root) == {("leakage", "val/images/pat7_slice9.png")}
     assert found(root, "warning") == set()
+
+
+@pytest.mark.parametrize(
+    ("names", "patients", "like"),
+    [
+        (["012_a", "012_b", "013_a", "013_b", "014_a"], 5, "3 patients (012_a, 012_b, …)"),
+        (["001_01", "001_02", "002_01"], 3, "2 patients (001_01, 001_02, …)"),
+        (["patient1_1", "patient1_2", "patient2_1", "patient2_2"], 4, "2 patients (patient1_1, "),
+        (["case_1", "case_2", "case_3"], 3, ""),  # no number before the last one
+        (["2023_1", "2023_2", "2023_3"], 3, ""),  # one prefix for all says nothing
+        (["p1", "p2", "p3_a"], 3, ""),
+        (["p1_slice1", "p1_slice2", "p2_slice1", "p2_slice2"], 2, ""),  # grouped already
+    ],
+)
+def test_names_that_look_like_fewer_patients(tmp_path, names, patients, like) -> None:
+    for n, name in enumerate(names):
+        image, mask = draw_case(n)
+        save(tmp_path / "images" / f"{name}.png", image)
+        save(tmp_path / "masks" / f"{name}.png", mask)
+    result = diagnose(tmp_path)
+    told = [f.message for f in result.findings if f.kind == "patients-alike"]
+    assert len(told) == bool(like)
+    assert all(f"look like {like}" in text for text in told)
+    origin = "guessed from names" if patients == 2 else "each image counted as a patient of its own"
+    assert f"patients:     {patients}, {origin}" in facts_text(result.facts)
+    assert any(note.startswith("no test split: ") for note in result.facts["notes"])
+    settings = Settings(data={"root": tmp_path}, train={"out": tmp_path / "run"})
+    assert any("look like" in w for w in make_plan(settings).warnings) == bool(like)
 
 
 def test_a_case_of_nnunet_in_two_splits(tmp_path: Path) -> None:

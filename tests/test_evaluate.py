@@ -223,12 +223,15 @@ def test_cases_seen_in_training_are_counted(two_cases, tmp_path, model, caplog):
     assert "1 of these 3 cases were used to train" in caplog.text
 
 
-def test_twins_of_training_images_are_not_new(two_cases, tmp_path, model):
+def test_twins_of_training_images_are_not_new(two_cases, tmp_path, model, caplog):
     """Black slices are equal byte for byte; one in train must not make a test case of another."""
     add_case(two_cases, "s", [[0, 200]], [[0, 255]])  # the model's training case
     add_case(two_cases, "twin", [[0, 200]], [[0, 255]])
     found = evaluate_model(model, two_cases, "train", tmp_path / "out")
     assert (found["n"], found["n_seen_in_training"]) == (2, 2)
+    for said in (caplog.text, (tmp_path / "out" / "report.html").read_text(encoding="utf-8")):
+        assert "ll 2 cases were used to train or choose this model" in said
+        assert "test in the split column of a cases.csv, or in a test/ folder" in said
 
 
 def test_another_model_is_compared_on_the_same_cases(two_cases, tmp_path, model):

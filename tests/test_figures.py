@@ -69,6 +69,13 @@ def test_what_means_leave_out_stands_beside_them():
     assert low < found["classes"]["background"]["iou"] < high
 
 
+def test_a_structure_that_is_found_elsewhere_only_is_missed():
+    elsewhere = [[85, 5], [10, 0]]
+    found = full_summary(Evaluation(CLASSES, [result(n, elsewhere) for n in "abc"]), "test")
+    lesion = found["classes"]["lesion"]
+    assert (lesion["dice"], lesion["n_missed"], lesion["n_false_positive"]) == (0.0, 3, 0)
+
+
 def test_patients_not_cases_are_what_counts():
     four = [result(f"{p}{n}", HALF, patient=p) for p in "abcd" for n in range(10)]
     found = full_summary(Evaluation(CLASSES, four, tolerance=1.0), "test")
@@ -185,7 +192,14 @@ def test_the_table_reads_well():
     theirs = Evaluation(CLASSES, [result(n, HALF) for n in "abcdefg"])
     other = {"model": "runs/other", **comparison(Evaluation(CLASSES, cases), theirs)}
     text = evaluation_table({**found, "against": other})
-    assert text.startswith("split test: 7 cases of 7 patients (a guess, from their names)\n")
+    scaled = {"temperature": 1.2, "ece": 0.03, "ece_unscaled": 0.02}
+    said = evaluation_table({**found, "calibration": scaled})
+    assert "0.0200 before scaling by the temperature 1.20; scaling made it worse on these" in said
+    better = {**scaled, "ece_unscaled": 0.03}
+    assert "made it worse" not in evaluation_table({**found, "calibration": better})
+    assert text.startswith("split test: 7 cases of 7 patients (each counted as one)\n")
     assert "HD95 px  NSD at 2 px  missed  invented" in text
-    assert "Better than runs/other by, on 7 cases of 7 patients:" in text
+    assert "Difference, this model minus runs/other, on 7 cases of 7 patients:" in text
+    assert "smallest detectable" in text
+    assert "would be found" not in text
     assert max(map(len, text.splitlines())) <= 100

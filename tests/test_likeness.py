@@ -79,6 +79,11 @@ def test_another_spacing_is_told(spacing: tuple[float, ...] | None, warnings: tu
     assert said(scan_of(spacing), *FINE) == warnings
 
 
+def test_what_no_training_scan_had_is_no_lack() -> None:
+    flat = scan_of(None, shape=(7, 11, 1))
+    assert said(flat, flat) == ()
+
+
 def test_a_single_slice_has_no_distance_to_others() -> None:
     assert said(scan_of((0.5, 0.5, 9.0), shape=(30, 30, 1)), *FINE) == ()
 

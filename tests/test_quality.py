@@ -7,8 +7,10 @@ from segapp.novelty import fit_novelty
 from segapp.quality import (
     DOUBTS,
     Judged,
+    Quality,
     assess,
     conformal_quantile,
+    distrust,
     expected_dice,
     fit_quality,
     judged_text,
@@ -92,10 +94,48 @@ def test_the_fit_by_hand() -> None:
     doubtful = 20 + 22 - 2 * 15 + 1
     assert quality.margins[1].factor == pytest.approx(10 / doubtful)
     assert quality.margins[1].promised == pytest.approx(2 / 3)
-    found = assess(quality, SOFT)
+    assert (quality.dice, quality.bias) == pytest.approx((0.65, offset * (2 + DOUBTS) / 2))
+    enough = quality.model_copy(update={"cases": 5})
+    found = assess(enough, SOFT)
     assert found.estimated_dice == pytest.approx(expected + offset)
     assert found.ranges[1] == pytest.approx((10, 30))
     assert (found.review, found.unlikeness) == ((), None)
+    wide = tuple(m.model_copy(update={"factor": 9.0}) for m in enough.margins)
+    found = assess(enough.model_copy(update={"margins": wide}), SOFT)
+    assert found.ranges == ((0, 100), (0, 100)), "no size goes beyond the scan"
+
+
+def test_a_model_whose_estimates_can_not_be_believed_marks_everything() -> None:
+    """Few validation cases, or results far worse than expected: no estimate, whatever is found."""
+    few = fit_quality([judged(str(n)) for n in range(4)], 2, None, True)
+    found = assess(few, SOFT)
+    assert found.estimated_dice is None
+    reached = "this model reached a mean Dice of 0.70 in validation, on 4 cases"
+    assert found.review == (f"{reached}, too few to judge results by",)
+    poor = fit_quality([judged(str(n), dice=0.21) for n in range(20)], 2, None, True)
+    found = assess(poor, SOFT)
+    assert found.estimated_dice is None
+    reached = "this model reached a mean Dice of 0.21 in validation, on 20 cases"
+    assert found.review == (f"{reached}, 0.50 less than its probabilities make expect",)
+    modest = fit_quality([judged(str(n), dice=0.95) for n in range(20)], 2, None, True)
+    assert not distrust(modest), "better than expected is no reason"
+
+
+def test_a_new_scan_is_compared_as_both_are_shown() -> None:
+    def limit(value: float) -> Quality:
+        cases = [judged(str(n)) for n in range(10)]
+        quality = fit_quality(cases, 2, None, True)
+        return quality.model_copy(update={"offset": 0.0, "least_dice": value})
+
+    expected = expected_dice(SOFT)  # 0.714
+    assert assess(limit(expected + 0.0005), SOFT).review == ()
+    (reason,) = assess(limit(0.73), SOFT).review
+    assert reason.endswith("nearly all validation cases have an estimate of 0.73 or more")
+    perfect = np.array([[80.0, 20.0], [80.0, 20.0], [79.8, 19.6]])
+    assert assess(limit(0.999), perfect).review == (), "0.98 of perfect ones is no reason"
+    bad = np.array([[80.0, 20.0], [80.0, 20.0], [70.0, 9.0]])
+    (reason,) = assess(limit(0.2), bad).review
+    assert reason == "estimated Dice 0.45; below 0.50 more of a structure is wrong than right"
 
 
 def test_what_is_marked_for_review() -> None:
@@ -143,8 +183,8 @@ def test_without_validation_cases_nothing_is_promised() -> None:
     quality = fit_quality([], 2, None, patients_declared=False)
     found = assess(quality, SOFT)
     assert found.ranges == (None, None)
-    assert found.review == ()
-    assert found.estimated_dice == pytest.approx(expected_dice(SOFT))
+    assert found.estimated_dice is None
+    assert found.review == ("this model was validated on 0 cases, too few to judge results by",)
 
 
 def test_judged_cases_are_kept_without_names(tmp_path) -> None:

@@ -157,6 +157,11 @@ def test_calibration_gate_and_size_intervals(tmp_path):
     assert "temperature 1.14" in said
     assert "0.0021" in said
     assert "0.0049" in said
+    assert "made it worse" not in said
+    worse = {**CALIBRATION, "ece": 0.0063}
+    assert "0.0049; scaling made it worse on these cases" in section(
+        write(found, tmp_path, calibration=worse, gate=gate, classes=classes)[0], "calibration"
+    )
     said = section(page, "review")
     assert "1 of 30 cases are marked for review" in said
     assert "case0001 0.600" in said
@@ -179,9 +184,10 @@ def test_a_second_model(tmp_path):
     against = {"model": "runs/old", **comparison(ours, theirs), "n_seen_in_training": 1}
     page, _ = write(ours, tmp_path, against=against)
     said = section(page, "against")
-    assert "Better than runs/old by, on the 30 cases of 10 patients" in said
+    assert "Difference, this model minus runs/old on the 30 cases of 10 patients" in said
     assert f"Mean IoU {signed(against['miou']['difference'])}" in said
     assert p_value(against["miou"]["p"]) in said
+    assert "smallest detectable" in said
     assert "1 of these cases were used" in said
     few = {"model": "runs/old", **comparison(evaluation(3), evaluation(3)), "n_seen_in_training": 0}
     assert "Too few patients" in section(write(ours, tmp_path, against=few)[0], "against")

@@ -48,6 +48,16 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert equal(network, other)
 
 
+def test_a_state_without_what_is_newer_is_read(tmp_path: Path) -> None:
+    network, optimizer = network_and_optimizer(0)
+    older = State(step=3)
+    del older.__dict__["every"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segapp.resume.asdict", lambda state: dict(state.__dict__))
+        save_state(tmp_path, network, optimizer, older)
+    assert load_state(tmp_path, network, optimizer)[0] == State(step=3, every=0)
+
+
 def test_the_average_of_the_weights_comes_back_bit_for_bit(tmp_path: Path) -> None:
     network, optimizer = network_and_optimizer(0)
     average = Average(network, 0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from conftest import SteppedTime, draw_case, without_pictures, write_png_dataset
 from PIL import Image
+from safetensors import safe_open
 
 from segapp.checkpoint import read_info, read_weights
 from segapp.config import load_settings
@@ -25,7 +27,7 @@ from segapp.errors import ConfigError, DataError, Interrupted, OutputError, Trai
 from segapp.evaluate import evaluate_model
 from segapp.plan import open_run, reopen_run
 from segapp.predict import Predictor
-from segapp.resume import State
+from segapp.resume import State, saved_states
 from segapp.step import Step
 from segapp.train import run_plan
 
@@ -42,13 +44,13 @@ QUICK = (
 )
 
 
-def run(data: Path, out: Path, *words: str) -> Path:
+def run(data: Path, out: Path, *words: str, command: str = "") -> Path:
     given = {word.split("=")[0] for word in words}
     quick = [word for word in QUICK if word.split("=")[0] not in given]
     if "train.budget_minutes" in given:
         quick.remove("train.epochs=2")
     words = (f"data.root={data}", f"train.out={out}", *quick, *words)
-    return run_plan(open_run(load_settings(None, list(words))))
+    return run_plan(replace(open_run(load_settings(None, list(words))), command=command))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     assert names == {
         *("model.safetensors", "last", "config.yaml", "history.csv", "metrics.json"),
         *("curves.png", "augmentations.png", "overlays", "log.txt", "judged.jsonl", "report.html"),
+        "began.json",
     }
     assert len(list((out / "overlays").glob("*.png"))) == 1  # one val case of six
     rows = history(out)
@@ -167,11 +170,18 @@ def test_interrupt_saves_and_resume_ends_where_the_whole_run_does(
     with monkeypatch.context() as patch:
         interrupt_at(step, patch)
         with pytest.raises(Interrupted, match="--resume"):
-            run(png_dataset, tmp_path / "part")
+            run(png_dataset, tmp_path / "part", command="segapp train one two")
     part = tmp_path / "part"
+    began = json.loads((part / "began.json").read_text())
+    assert any(line.startswith("flips: off, ") for line in began["reasons"])
+    with safe_open(saved_states(part / "last")[0], "numpy") as file:
+        assert json.loads(file.metadata()["state"])["run"]["every"] == 1, "as it was decided"
     assert not (part / "metrics.json").exists()
     assert not (part / ".cache").exists()
     resume(part)
+    page = (part / "report.html").read_text(encoding="utf-8")
+    for line in (*began["reasons"], "segapp train one two"):
+        assert html.escape(line) in page, "of the first sitting, which decided it"
     assert [r["train_loss"] for r in history(part)] == [r["train_loss"] for r in history(whole)]
     a, b = read_weights(whole), read_weights(part)
     assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -184,7 +194,8 @@ def test_resume_of_a_finished_run_says_so(
     before = (out / "model.safetensors").read_bytes()
     with caplog.at_level("INFO", "segapp"):
         resume(out)
-    assert "finished" in caplog.text
+    further = f"data.root={png_dataset} model.init_from={out} train.out={out}-2"
+    assert f"{out} is finished; to train further: segapp train {further}" in caplog.text
     assert (out / "model.safetensors").read_bytes() == before
 
 
@@ -217,7 +228,8 @@ def test_resume_refuses_changed_data(
 def test_an_occupied_folder_is_refused(png_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="not empty"):
+    (tmp_path / "run-2").mkdir()
+    with pytest.raises(ConfigError, match=rf"not empty.* train\.out={tmp_path / 'run-3'}$"):
         run(png_dataset, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 

@@ -66,6 +66,17 @@ def test_a_long_validation_takes_every_nth_slice(volumes: Path, stepped_time: St
     assert result.matrix[1, 1] == pytest.approx(result.matrix.sum() / 2, rel=0.15)
 
 
+def test_a_run_that_goes_on_keeps_its_validation_cases(
+    volumes: Path, stepped_time: SteppedTime
+) -> None:
+    again = validation(volumes, stepped_time)
+    again.fit_into(10, every=3)  # this machine would take every 5th by now
+    assert (again.every, again.seconds) == (3, pytest.approx(0.4, rel=0.3))
+    whole = validation(volumes, stepped_time)
+    whole.fit_into(1, every=1)
+    assert whole.every == 1
+
+
 def test_neighbours_stay_where_the_network_looks_at_them(
     volumes: Path, stepped_time: SteppedTime
 ) -> None:

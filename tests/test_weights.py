@@ -377,13 +377,15 @@ def test_unreachable_hubs(tmp_path):
         assert remedy in message
 
 
-def test_offline_by_choice(tmp_path, monkeypatch):
+def test_offline_by_choice(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     network = resnet18_network(1)
     start = time.monotonic()
     origin = load_encoder_weights(network, "resnet18", 1, "auto")
     assert origin == "none (hub unreachable, HF_HUB_OFFLINE is set)"
+    assert "HF_HUB_OFFLINE is set. To start from pretrained ones: set " in caplog.text
+    assert "encoder_weights=none" not in caplog.text, "that is what happens already"
     with pytest.raises(ConfigError, match="without HF_HUB_OFFLINE=1"):
         load_encoder_weights(network, "resnet18", 1, "imagenet")
     assert time.monotonic() - start < 1

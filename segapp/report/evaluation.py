@@ -14,6 +14,7 @@ from segapp import metrics
 from segapp.card import model_card, structures
 from segapp.checkpoint import ModelInfo, current_versions
 from segapp.figures import PER_CASE, CaseResult, Evaluation
+from segapp.quality import scaling_text
 from segapp.report import plots
 from segapp.report.page import number, p_value, signed, write_page
 from segapp.report.pictures import (
@@ -31,6 +32,7 @@ from segapp.report.pictures import (
 )
 from segapp.report.scans import ScanFacts, fingerprint_rows
 from segapp.scan import css
+from segapp.seen import seen_text
 
 _MOST_ROWS = 100  # of a table of cases; all are in cases.csv
 _MOST_CELLS = 8  # classes of a confusion that is shown as a table
@@ -91,6 +93,7 @@ def write_report(
         confusion_map=None if several else plots.confusion_map(evaluation),
         confused=_most_confused(evaluation),
         calibration=calibration,
+        scaling=scaling_text(calibration) if calibration and calibration["ece"] is not None else "",
         reliability=plots.reliability(calibration) if calibration else None,
         gate=gate,
         estimates=plots.estimates(evaluation.done()),
@@ -135,14 +138,17 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
     if not result["n"]:
         found.append("No case could be measured: there are no figures.")
     if seen := result.get("n_seen_in_training"):
-        found.append(
-            f"{seen} of these {result['n'] + result['n_failed']} cases were used to train or "
-            "choose this model; its figures on them say little about new scans."
-        )
+        said = seen_text(seen, result["n"] + result["n_failed"])
+        found.append(f"{said[0].upper()}{said[1:]}.")
     if result["n_failed"]:
         found.append(f"{count(result['n_failed'], 'case')} failed: left out of every figure.")
     if result.get("patients") == "guessed" and result["n"]:
         found.append("Which cases belong to one patient was guessed from their names.")
+    if result.get("patients") == "one_a_case" and result["n"]:
+        found.append(
+            "Each case was counted as a patient of its own: if some are of one patient, the "
+            "intervals are too narrow (a cases.csv with a patient column says so)."
+        )
     if why := result.get("why_no_intervals"):
         found.append(f"No intervals: {why}. How far the figures can be trusted is not known.")
     return found
@@ -170,7 +176,7 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if not missed and not invented:
         return f"{said} No structure was missed or invented altogether in any case."
     happened = [f"missed altogether {count(missed, 'time')}"] if missed else []
-    happened += [f"found where there is none {count(invented, 'time')}"] if invented else []
+    happened += [f"found in a case without one {count(invented, 'time')}"] if invented else []
     return f"{said} A structure was {' and '.join(happened)}."
 
 

@@ -14,6 +14,11 @@ from segapp.finding import Finding
 
 _COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
 _PER_KIND = 10
+_ORIGINS = {  # see `patients_from`
+    "declared": "as declared",
+    "guessed": "guessed from names",
+    "one_a_case": "each image counted as a patient of its own",
+}
 
 
 def report_of(
@@ -63,8 +68,7 @@ def facts_text(facts: dict[str, Any]) -> Iterator[str]:
 def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     cases = facts["cases"]
     yield "cases", [", ".join(f"{n} {split}" for split, n in cases.items())]
-    origin = "as declared" if facts["patients_declared"] else "guessed from names"
-    yield "patients", [f"{facts['patients']}, {origin}"]
+    yield "patients", [f"{facts['patients']}, {_ORIGINS[facts['patients_from']]}"]
     if facts["notes"]:
         yield "notes", facts["notes"]
     if "sizes" not in facts:

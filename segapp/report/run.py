@@ -11,6 +11,7 @@ from segapp.cases import Case
 from segapp.checkpoint import ModelInfo, current_versions
 from segapp.layout import SPLITS
 from segapp.plan import Plan
+from segapp.quality import distrust
 from segapp.report.page import file_uri, number, write_page
 from segapp.report.pictures import legend
 from segapp.report.scans import training_rows
@@ -39,7 +40,7 @@ def write_run_page(
         out / "report.html",
         "run.html.j2",
         **_common(plan, info),
-        notices=[*plan.warnings, *_notices(figures)],
+        notices=[*plan.warnings, *_notices(figures, info)],
         tiles=_tiles(figures),
         classes=_class_rows(info, figures),
         folds=[],
@@ -71,7 +72,7 @@ def write_folds_page(
         plan.out / "report.html",
         "run.html.j2",
         **_common(plan, info),
-        notices=list(plan.warnings),
+        notices=[*plan.warnings, *_doubt(info)],
         tiles=[
             ("Mean IoU", number(val["miou"]), spread[0]),
             ("Dice", number(val["dice"]), f"foreground, {spread[1]}"),
@@ -107,10 +108,15 @@ def _common(plan: Plan, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _notices(figures: Mapping[str, Any]) -> list[str]:
+def _notices(figures: Mapping[str, Any], info: ModelInfo) -> list[str]:
     n = figures["val"].get("n", 0)
     few = f"Validation has {n} case{'' if n == 1 else 's'}: its figures may be luck."
-    return [few] if n < 5 else []
+    return [*([few] if n < 5 else []), *_doubt(info)]
+
+
+def _doubt(info: ModelInfo) -> list[str]:
+    doubt = distrust(info.quality) if info.quality else ""
+    return [f"Every result of this model will be marked for review: {doubt}."] if doubt else []
 
 
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
