@@ -94,7 +94,7 @@ def write_download(kind: str, reading: Reading, folder: Path) -> Path:
     path = folder / f"{_stem(reading.entry)}{_named(kind, reading.entry)[0]}"
     if kind == "csv":
         outcome, changed = reading.outcome, reading.corrected_voxels
-        write_measures(_measures(reading), path, outcome, changed)
+        write_measures(_measures(reading), path, outcome, changed, reading.name)
     elif kind == "report":
         write_reading(
             *(reading.segmentation, reading.outcome, _measures(reading), path),

@@ -32,7 +32,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
-from segapp.web.reader import _compared, reader_routes
+from segapp.web.reader import _compared, _written, reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -484,11 +484,50 @@ def test_dicom_uploads_are_grouped_into_series(tmp_path):
         for path in write_series(tmp_path / "c", volume, seed="c"):
             archive.write(path, f"study/{path.name}")
     session = read([*slices, tmp_path / "c.zip"], tmp_path)
-    names = ["scan_series3", "scan_series8", "study"]
-    assert [result.name for result in session.results] == names
+    names = ["series3", "series8", "c_study"]
+    assert [result.name for result in session.results] == [
+        "DICOM slices (CT CANARY series, series 3, 3 slices)",
+        "DICOM slices (CT CANARY series, series 8, 3 slices)",
+        "c/study (CT CANARY series, series 3, 3 slices)",
+    ]
     assert [result.shape for result in session.results] == [(8, 6, 3)] * 3
     outputs = [result.outcome.output.name for result in session.results]
     assert outputs == [f"{name}.nii.gz" for name in names]
+
+
+def test_scans_are_told_apart_whatever_their_folders_are_called(tmp_path):
+    """Two patients' archives with a folder SE3 each, a dropped folder, and the same file twice."""
+    volume = np.full((3, 6, 8), 100, np.int16)
+    uploads = []
+    for name in ("first", "second"):
+        slices = write_series(tmp_path / name, volume, seed=name, SeriesDescription="T1\n axial")
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for path in slices:
+                archive.write(path, f"SE3/{path.name}")
+        uploads.append(tmp_path / f"{name}.zip")
+    for n in range(2):
+        (tmp_path / f"up{n}").mkdir()
+        dropped = write_scans(tmp_path / f"in{n}")[0]
+        uploads.append(dropped.rename(tmp_path / f"up{n}" / "ward∕p1∕hand.png"))  # noqa: RUF001
+    uploads.append(tmp_path / "Thumbs.db")
+    uploads.append(tmp_path / "ward∕p1∕letter.docx")  # noqa: RUF001
+    for path in uploads[-2:]:
+        path.write_text("no scan")
+    session = read(uploads, tmp_path)
+    assert [result.name for result in session.results] == [
+        "first/SE3 (CT T1 axial, series 3, 3 slices)",
+        "second/SE3 (CT T1 axial, series 3, 3 slices)",
+        "ward/p1/hand.png",
+        "ward/p1/hand.png (2)",
+    ]
+    names = ["first_SE3.nii.gz", "second_SE3.nii.gz", "hand.png", "hand_2.png"]
+    assert [result.outcome.output.name for result in session.results] == names
+    for result in session.results[:2]:
+        written = _written(session, result, "csv")
+        (line, *_) = csv.DictReader(written.open())
+        assert line["scan"] == result.name
+        assert written.name == f"{result.entry.name}_measures.csv"
+        assert result.name in _written(session, result, "report").read_text()
 
 
 def test_an_archive_cannot_reach_out_of_its_place(tmp_path):

@@ -433,7 +433,24 @@ def drop_folder(page, image: Path) -> bool:
 def test_a_dropped_folder_is_walked_through(page, tmp_path):
     write_scans(tmp_path)
     assert drop_folder(page, tmp_path / "hand.png")
-    reader(page, "hand.png")
+    reader(page, "study/hand.png")
+
+
+def test_a_chosen_folder_is_named_and_only_its_scans_are_listed(page, tmp_path):
+    write_scans(tmp_path / "ward" / "p1")
+    (tmp_path / "ward" / "Thumbs.db").write_bytes(b"rubbish")
+    (tmp_path / "ward" / "letter.docx").write_bytes(b"no scan")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a folder").click()
+    chooser.value.set_files(tmp_path / "ward")
+    reader(page, "ward/p1/hand.png")
+    page.locator("#status", has_text="2 ready, 1 failed").wait_for()
+    names = page.locator("#worklist label").all_inner_texts()
+    assert [name.strip()[2:] for name in names] == [
+        "ward/p1/hand.png",
+        "ward/p1/head.nii.gz",
+        "ward/p1/notes.png – failed",
+    ]
 
 
 def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):

@@ -26,7 +26,7 @@ from segapp.engines import Engine
 from segapp.formats import Entry
 from segapp.formats.source import forget_archives, share_memory
 from segapp.predict import Predictor
-from segapp.web.inputs import group_uploads, shown_name
+from segapp.web.inputs import Upload, distinct, group_uploads, shown_name
 from segapp.web.result import Result, make_result
 from segapp.web.uploads import Uploads, tab_key
 
@@ -97,7 +97,8 @@ class Session:
         self.used = time.monotonic()
         self._release = release
         self._jobs: dict[str, threading.Event] = {}
-        self._taken: set[str] = set()
+        self._labels: set[str] = set()
+        self._names: set[str] = set()
         self._drops = 0
         self._lock = threading.Lock()
 
@@ -133,7 +134,7 @@ class Session:
         folder.mkdir(mode=0o700)
         return folder
 
-    def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Entry]:
+    def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Upload]:
         """The scans that uploaded files hold."""
         uploads = list(dict.fromkeys(uploads))
         self.uploads += uploads
@@ -158,6 +159,7 @@ class Session:
         mine = stoppable(predictor, stop) if predictor else None
         try:
             for index, entry in enumerate(entries):
+                entry = distinct(entry, self._labels, self._names)
                 name = shown_name(entry)
 
                 def on_slab(done: int, total: int, _: object, name=name, index=index) -> None:
@@ -168,7 +170,7 @@ class Session:
                     raise Stopped
                 report(index / len(entries), name)
                 folder = self.place("scan")
-                result = make_result(mine, model, entry, folder, self._out(), self._taken, on_slab)
+                result = make_result(mine, model, entry, folder, self._out(), on_slab)
                 self.results.append(result)
                 report((index + 1) / len(entries), name)
         except OSError as error:
