@@ -206,6 +206,24 @@ def test_scans_join_the_worklist_and_clearing_deletes_them(handlers, tmp_path):
         handlers.show(0, request("a"))
 
 
+def test_a_failed_drop_takes_no_view_away_and_the_list_is_counted_whole(handlers, tmp_path):
+    hand, head, notes = write_scans(tmp_path / "in")
+    letter = tmp_path / "letter.docx"
+    with zipfile.ZipFile(letter, "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    first = list(handlers.read([str(letter)], "hands", request("a")))
+    assert any("letter.docx" in str(update[-1]) for update in first)
+    list(handlers.read([str(hand)], "hands", request("a")))
+    updates = list(handlers.read([str(notes)], "hands", request("a")))
+    assert not any("iframe" in str(u[-1]) or "notes.png" in str(u[-1]) for u in updates)
+    assert not any(getattr(u[-2], "value", None) is not None for u in updates)
+    assert "1 ready, 2 failed in the list" in updates[-1][2]
+    updates = list(handlers.read([str(notes), str(head)], "hands", request("a")))
+    (view,) = {str(u[-1]) for u in updates if "iframe" in str(u[-1])}
+    assert "head.nii.gz" in view
+    assert "2 ready, 3 failed in the list" in updates[-1][2]
+
+
 def test_a_session_is_private_and_goes_with_its_tab(handlers, tmp_path):
     hand, head, _ = write_scans(tmp_path / "in")
     sessions = handlers.sessions
@@ -508,9 +526,9 @@ def test_scans_are_told_apart_whatever_their_folders_are_called(tmp_path):
     for n in range(2):
         (tmp_path / f"up{n}").mkdir()
         dropped = write_scans(tmp_path / f"in{n}")[0]
-        uploads.append(dropped.rename(tmp_path / f"up{n}" / "ward∕p1∕hand.png"))  # noqa: RUF001
+        uploads.append(dropped.rename(tmp_path / f"up{n}" / "ward∕p1∕hand.png"))
     uploads.append(tmp_path / "Thumbs.db")
-    uploads.append(tmp_path / "ward∕p1∕letter.docx")  # noqa: RUF001
+    uploads.append(tmp_path / "ward∕p1∕letter.docx")
     for path in uploads[-2:]:
         path.write_text("no scan")
     session = read(uploads, tmp_path)

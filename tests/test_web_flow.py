@@ -471,6 +471,28 @@ def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):
     assert len(said) == 2
 
 
+def test_a_wrong_file_asks_and_takes_nothing_away(page, scans, tmp_path):
+    letter = tmp_path / "letter.docx"
+    letter.write_bytes(b"no scan")
+    drop(page, scans["png"])
+    frame = reader(page, "slice.png")
+    said: list[str] = []
+    paint(page, frame)
+    answer(page, said, yes=False)
+    drop(page, letter)
+    page.wait_for_timeout(1500)
+    assert len(said) == 1
+    assert page.locator("#worklist label").count() == 1
+    answer(page, said, yes=True)
+    drop(page, letter)
+    page.locator("#worklist label", has_text="letter.docx – failed").wait_for()
+    assert len(said) == 2
+    assert frame.locator("#name").inner_text() == "slice.png"
+    assert frame.locator("html[data-dirty=true]").count() == 1
+    frame.locator("#save:enabled").click(force=True)
+    frame.locator("#dirty", has_text="saved").wait_for()
+
+
 def test_the_pages_are_accessible(page, scans):
     """axe-core: nothing serious in our own markup, in light and dark."""
     axe = Axe()

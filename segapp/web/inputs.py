@@ -16,7 +16,7 @@ from segapp.predict import Predictor
 
 # How page.js writes the folders of a dropped file into its name: browsers send names alone, and
 # Gradio takes slashes out of them.
-FOLDER_SIGN = "∕"  # noqa: RUF001
+FOLDER_SIGN = "∕"
 _RUBBISH = {"thumbs.db", "desktop.ini", ".ds_store"}  # what systems leave in folders
 _MODALITY = re.compile(r"[A-Z]{2,16}")
 _LONGEST = 80  # characters of a header that a label takes
