@@ -266,7 +266,7 @@ def _kept(result: Result, keeper: Keeper) -> dict[str, Any]:
         model=keeper.model,
     )
     command, note = training_command(kept.folder, keeper.model)
-    again = " It had been kept before; this mask replaces the earlier one." if kept.replaced else ""
+    again = " It had been kept before; another mask that it had is in replaced/." if kept.replaced else ""
     return {
         "folder": str(kept.folder),
         "case": kept.case,
