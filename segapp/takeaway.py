@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -105,7 +105,8 @@ def write_download(kind: str, reading: Reading, folder: Path) -> Path:
     elif kind == "zip":
         _write_zip(reading, path)
     else:
-        write_segmentation(reading.segmentation, path)
+        by_hand = reading.corrected_voxels is not None
+        write_segmentation(replace(reading.segmentation, by_hand=by_hand), path)
     return path
 
 

@@ -163,6 +163,20 @@ def test_the_report_says_what_is_in_doubt_and_what_was_corrected(read_back, tmp_
     assert "<script" not in text
 
 
+def test_a_dicom_segmentation_says_that_it_was_corrected(read_back, tmp_path):
+    """And is another object than the model's own, even of the same labels."""
+    own, by_hand = (
+        pydicom.dcmread(write_download("dicomseg", read_back("series", **how), tmp_path / name))
+        for name, how in (("own", {}), ("hand", {"corrected_voxels": 3}))
+    )
+    assert own.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
+    assert {s.SegmentAlgorithmType for s in by_hand.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert by_hand.SeriesDescription == "segapp segmentation, corrected by hand"
+    assert by_hand.ContentDescription == "Corrected by hand"
+    assert "hand" not in own.SeriesDescription + (own.ContentDescription or "")
+    assert by_hand.SOPInstanceUID != own.SOPInstanceUID
+
+
 def test_the_report_gives_ranges(read_back, tmp_path):
     r = read_back("a.png")
     ranges = (None, (4.0, 12.0), None)
