@@ -409,6 +409,29 @@ def test_a_correction_is_not_lost_by_a_click(page, scans):
     assert len(said) == 2
 
 
+def test_a_saved_correction_is_marked_and_the_list_is_not_cleared_without_asking(page, scans):
+    page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
+    page.locator("#status", has_text="2 ready").wait_for()
+    frame = reader(page, "slice.png")
+    paint(page, frame)
+    frame.locator("#correct").evaluate("d => d.open = true")
+    frame.locator("#save").click()
+    marked = page.locator("#worklist label", has_text="slice.png, corrected")
+    marked.wait_for()
+    assert marked.locator("input").is_checked()
+    frame.locator("#facts dt", has_text="Model's own: Mean confidence").wait_for()
+    page.locator("#worklist label", has_text="deep.tif").click()
+    reader(page, "deep.tif")
+    said: list[str] = []
+    answer(page, said, yes=False)
+    page.locator("#clear").click()
+    assert "neither taken away nor kept" in said[0]
+    answer(page, said, yes=True)
+    page.locator("#clear").click()
+    marked.wait_for(state="detached")
+    assert len(said) == 2
+
+
 def drop_folder(page, image: Path) -> bool:
     """A folder with one file, as a browser tells of it: entries of which some are folders. Whether
     the page has taken it from the browser."""

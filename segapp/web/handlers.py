@@ -120,7 +120,8 @@ class Handlers:
                         shown = next(good, None)
                         if shown is not None or before == 0:
                             number = before if shown is None else shown
-                            changed = _worklist(session, number), reader_html(session, number)
+                            session.chosen = number
+                            changed = _worklist(session), reader_html(session, number)
                 status = progress_html(state.share, state.said, state.seconds)
                 if session.closed:  # the list was cleared meanwhile
                     return
@@ -161,7 +162,14 @@ class Handlers:
         session = self._session(request)
         if session is None and index is not None:
             raise error("This result is no longer kept. Drop the scan again.")
+        if session is not None:
+            session.chosen = index
         return reader_html(session, index)
+
+    def relist(self, request: gr.Request):
+        """The worklist, after a scan in it was corrected."""
+        session = self._session(request)
+        return gr.skip() if session is None else _worklist(session)
 
     def _run(
         self, session: Session, files: Sequence[str], entries: list[Entry], model: str | None
@@ -208,11 +216,10 @@ class Handlers:
         return self.sessions.of_tab(request.session_hash or "", browser_of(request))
 
 
-def _worklist(session: Session, chosen: int | None = None) -> gr.Radio:
-    """The list as it is now; what was chosen in it stays so unless told."""
+def _worklist(session: Session) -> gr.Radio:
+    """The list as it is now. What is chosen goes with it: choices that come without are none."""
     found = choices(session)
-    value: dict[str, Any] = {} if chosen is None else {"value": chosen}
-    return gr.Radio(choices=found, visible=bool(found), **value)
+    return gr.Radio(choices=found, value=session.chosen, visible=bool(found))
 
 
 def instead_of_progress(said: str) -> tuple[gr.HTML, gr.HTML]:

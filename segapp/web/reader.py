@@ -218,7 +218,7 @@ def _measured(result: Result) -> dict[str, Any]:
 
 def _corrected(result: Result, labels: bytes) -> dict[str, Any]:
     result.correct(labels)
-    return _measured(result)
+    return _measured(result) | {"corrected": result.corrected}
 
 
 def _restored(result: Result) -> dict[str, Any]:
@@ -266,7 +266,11 @@ def _kept(result: Result, keeper: Keeper) -> dict[str, Any]:
         model=keeper.model,
     )
     command, note = training_command(kept.folder, keeper.model)
-    again = " It had been kept before; another mask that it had is in replaced/." if kept.replaced else ""
+    again = (
+        " It had been kept before; another mask that it had is in replaced/."
+        if kept.replaced
+        else ""
+    )
     return {
         "folder": str(kept.folder),
         "case": kept.case,

@@ -76,6 +76,7 @@ class Session:
     owner: the browser it belongs to; see `browser_of`. Its token is the key to everything in it,
     and nobody can guess it; the owner is asked for all the same. kept_s: seconds that it is kept
     unused. release: told of the uploads that it needs no more. batch: the last one, if any.
+    chosen: the number of the result that is being read, if any.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Session:
         self.folder = root / self.token
         self.folder.mkdir(mode=0o700)
         self.results: list[Result] = []
+        self.chosen: int | None = None
         self.batch: Any = None
         self.uploads: list[Path] = []  # one as often as jobs need it
         self.closed = False

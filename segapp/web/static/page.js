@@ -20,10 +20,11 @@ document.addEventListener(
 /** Whether what begins with an event may go on. */
 function askAt(event, places) {
   const place = event.target.closest?.(places);
-  const question = place && Date.now() - agreed > 1000 && questionOf();
+  const question = place && Date.now() - agreed > 1000 && questionOf(place);
   if (!question) return true;
   if (confirm(question)) {
     agreed = Date.now();
+    if (place.id === "clear") untaken.clear();
     return true;
   }
   event.preventDefault();
@@ -31,11 +32,26 @@ function askAt(event, places) {
   return false;
 }
 
-function questionOf() {
+function questionOf(place) {
   const reader = document.querySelector("iframe.sa-reader")?.contentDocument;
   const dirty = reader?.documentElement.dataset.dirty === "true";
-  return dirty && "The correction of this scan is not saved. Go on without it?";
+  if (dirty) return "The correction of this scan is not saved. Go on without it?";
+  if (place.id !== "clear" || !untaken.size) return "";
+  return "A saved correction was neither taken away nor kept; it is lost with the list. Clear it?";
 }
+
+// Corrections that are saved on the server, where they end with this page, and nowhere else.
+const untaken = new Set();
+
+document.addEventListener("segapp-correction", ({ detail }) => {
+  untaken[detail.untaken ? "add" : "delete"](detail.scan);
+  document.querySelector("#relist")?.click(); // the list says which scans are corrected
+});
+window.addEventListener("beforeunload", (event) => {
+  if (!untaken.size) return;
+  event.preventDefault();
+  event.returnValue = true; // what older browsers go by
+});
 
 // Gradio takes files only, and their names alone: what lies in a dropped or chosen folder is handed
 // to it as files whose names hold their folders, by this sign in place of a slash.
