@@ -53,9 +53,10 @@ def write(segmentation: Segmentation, path: Path) -> None:
     A frame is a source image's own grid, place and size: rows are j, columns are i. Slices of the
     scan that have no source image (gaps that were filled) are left out. A class without voxels is
     described and has no frames; where all are empty, each has every frame. What somebody corrected
-    by hand says so. UIDs depend on nothing but that, the source's UIDs, the labels, the classes and
-    segapp's version. Of the source's text, only what identifies patient and study is copied. Raises OutputError for a scan that is no
-    DICOM, that has several slices and no place in space, or that lacks UIDs.
+    by hand says so. UIDs depend on nothing but that, the source's UIDs, the labels, the classes
+    and segapp's version. Of the source's text, only what identifies patient and study is copied.
+    Raises OutputError for a scan that is no DICOM, that has several slices and no place in space,
+    or that lacks UIDs.
     """
     path, scan = Path(path), segmentation.scan
     if not scan.files:
