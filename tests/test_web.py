@@ -548,6 +548,27 @@ def test_scans_are_told_apart_whatever_their_folders_are_called(tmp_path):
         assert result.name in _written(session, result, "report").read_text()
 
 
+def test_the_page_offers_no_option_of_the_command_line(tmp_path):
+    write_series(tmp_path / "s", np.zeros((5, 6, 8), np.int16))[2].unlink()
+    session = read((tmp_path / "s").iterdir(), tmp_path)
+    reason = session.results[0].outcome.reason
+    assert "between 0001.dcm and 0003.dcm" in reason
+    assert "--" not in reason
+    assert reason.endswith("drop the whole series, with the images that are missing here")
+
+
+def test_a_scan_like_a_mask_is_warned_about(tmp_path):
+    for name, values in (("mask", [0, 1, 2]), ("scan", range(90)), ("flat", [7])):
+        pixels = np.resize(np.array(values, np.uint8), (40, 50))
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in ("mask", "scan", "flat")]
+    mask, *others = read(paths, tmp_path).results
+    assert (
+        "looks like a mask, not a scan: it holds only the values 0, 1, 2" in mask.outcome.warnings
+    )
+    assert not any("mask" in said for r in others for said in r.outcome.warnings)
+
+
 def test_an_archive_cannot_reach_out_of_its_place(tmp_path):
     """Archives are read where they are; the names in them are names, not places."""
     hand = write_scans(tmp_path / "in")[0]

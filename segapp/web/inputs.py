@@ -8,11 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from segapp.errors import ScanError
 from segapp.formats import Entry, find_scans, stem
 from segapp.formats.listing import detached, file_kind, known_suffix
 from segapp.layout import table_rows
 from segapp.predict import Predictor
+from segapp.scan import Scan
 
 # How page.js writes the folders of a dropped file into its name: browsers send names alone, and
 # Gradio takes slashes out of them.
@@ -20,6 +23,7 @@ FOLDER_SIGN = "∕"
 _RUBBISH = {"thumbs.db", "desktop.ini", ".ds_store"}  # what systems leave in folders
 _MODALITY = re.compile(r"[A-Z]{2,16}")
 _LONGEST = 80  # characters of a header that a label takes
+_FEW, _TELLING = 8, 1000  # values of a mask; voxels from which on so few are odd
 _ROOT = "scan"  # below it lie the links to what was uploaded
 
 
@@ -145,6 +149,21 @@ def _series(paths: Sequence[Path]) -> tuple[bool, int | None, str]:
     series = "" if number is None else f"series {number}"
     slices = f"{frames} {'slice' if frames == 1 else 'slices'}"
     return True, number, ", ".join(part for part in (kind, series, slices) if part)
+
+
+def like_a_mask(scan: Scan) -> str:
+    """A warning about a scan of two to eight whole numbers, which may be a mask that was dropped
+    in a scan's place; "" for any other, and for one so small that this says nothing."""
+    voxels = scan.voxels.ravel(order="K")
+    if scan.channels > 1 or voxels.size < _TELLING:
+        return ""
+    if len(np.unique(voxels[:: max(1, voxels.size // 10_000)])) > _FEW:
+        return ""
+    values = np.unique(voxels)
+    if not 1 < len(values) <= _FEW or (values != np.rint(values)).any():
+        return ""
+    told = ", ".join(f"{value:g}" for value in values.tolist())
+    return f"looks like a mask, not a scan: it holds only the values {told}"
 
 
 def find_examples(predictor: Predictor, own_data: bool = True) -> list[Entry]:

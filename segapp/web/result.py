@@ -21,7 +21,7 @@ from segapp.progress import log_bug
 from segapp.report.overlay import display_window
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.takeaway import Download, downloads
-from segapp.web.inputs import shown_name
+from segapp.web.inputs import like_a_mask, shown_name
 
 log = logging.getLogger("segapp")
 
@@ -194,7 +194,7 @@ def make_result(
             scan = found.scan
         return _lay_out(predictor, model, entry, scan, found, outcome, folder)
     except SegappError as error:
-        reason = error.reason if isinstance(error, ScanError) else str(error)
+        reason = _said_here(error) if isinstance(error, ScanError) else str(error)
         reason = _without_places(reason, entry, folder)
     except MemoryError:
         reason = "not enough memory for this scan"
@@ -216,6 +216,8 @@ def _lay_out(
     outcome: Outcome,
     folder: Path,
 ) -> Result:
+    if doubt := like_a_mask(scan):
+        outcome = replace(outcome, warnings=(*outcome.warnings, doubt))
     grid, info = Grid.of(scan), predictor.info if predictor else None
     rgb = scan.channels == 3 and scan.voxels.dtype == np.uint8
     shown = to_slices(scan.voxels if rgb else scan.voxels[:1], scan.affine, _GRID)
@@ -284,6 +286,13 @@ def _busiest(labels: np.ndarray, across: int) -> list[int]:
         for axis, place in zip(others, places, strict=True):
             start[axis] = int(np.median(place))
     return start
+
+
+def _said_here(error: ScanError) -> str:
+    """The reason, without an option that only the command line has."""
+    if error.kind != "slices-missing":
+        return error.reason
+    return f"{error.problem}; drop the whole series, with the images that are missing here"
 
 
 def _without_places(reason: str, entry: Entry, folder: Path) -> str:
