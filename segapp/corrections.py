@@ -45,7 +45,8 @@ _COLUMNS = ("image", "mask", "patient", "split")
 _DIGITS = 12  # of a SHA-256 in hex: enough to tell the scans of a hospital apart
 _PARTS = ("images", "masks")
 _COPIED = ("raster", "nifti", "nrrd", "metaimage")
-_OWN = {*_PARTS, "cases.csv", "classes.txt", "provenance.jsonl"}
+_REPLACED = "replaced"  # masks that others took the place of, numbered
+_OWN = {*_PARTS, _REPLACED, "cases.csv", "classes.txt", "provenance.jsonl"}
 _ELSEWHERE = "keep corrections in another folder"
 
 
@@ -98,12 +99,13 @@ def keep_case(
 
     segmentation: the model's own result; corrected: (I, J, K) uint8 class indices, which become the
     mask. entry: the scan's files, of which voxels and place are kept, not what their headers say.
-    model: what the model was loaded from. The same scan kept again replaces its mask. Whoever reads
-    the folder meanwhile, or after a crash, finds it with the case or as it was. A new folder is
-    readable by its owner alone.
+    model: what the model was loaded from. The same scan kept again replaces its mask; the earlier
+    one goes into replaced/ under a number. Whoever reads the folder meanwhile, or after a crash,
+    finds it with the case or as it was. A new folder is readable by its owner alone.
 
-    Raises DataError for a scan that the data set can't hold, for labels that do not fit, and for a
-    folder of other classes or of another data set; OutputError where nothing can be written.
+    Raises DataError for a scan that the data set can't hold, for labels that do not fit, for the
+    model's own result where another mask of the scan is kept, and for a folder of other classes or
+    of another data set; OutputError where nothing can be written.
     """
     final = with_labels(segmentation, corrected)
     if len(entry.paths) > 1 and not segmentation.scan.files:
@@ -160,6 +162,12 @@ def _keep(
     row = {"image": named["images"], "mask": named["masks"], "split": ""}
     row["patient"] = _patient(entry, case, _key(folder))
     earlier = next((r for r in rows if _is_of(r["image"], case)), None)
+    old_mask = None if earlier is None else folder / earlier["mask"]
+    if old_mask is not None and old_mask.exists() and sha256(old_mask) != line["mask_sha256"]:
+        if not changed:
+            problem = f"another mask of this scan is kept there already ({case}), and nothing was"
+            raise DataError(f"{problem} corrected here; it stays as it is")
+        line["replaced"] = _set_aside(old_mask, folder / _REPLACED, case)
     # The record comes first: a line whose mask is not there tells of a crash, and of nothing lost.
     before = record.read_text(encoding="utf-8") if record.exists() else ""
     write_text(record, before + json.dumps(line, ensure_ascii=False) + "\n")
@@ -179,6 +187,17 @@ def _keep(
         for path in {*old} - {row["image"], row["mask"]}:  # the format's suffix was another one
             (folder / path).unlink(missing_ok=True)
     return KeptCase(folder, case, len(rows), sum(changed.values()), earlier is not None)
+
+
+def _set_aside(mask: Path, folder: Path, case: str) -> str:
+    """Copy a mask to CASE-NUMBER in `folder`; the path below the data set's folder."""
+    folder.mkdir(exist_ok=True)
+    suffix, number = known_suffix(mask), 1
+    while (target := folder / f"{case}-{number}{suffix}").exists():
+        number += 1
+    with atomic_path(target) as temporary:
+        shutil.copyfile(mask, temporary)
+    return target.relative_to(folder.parent).as_posix()
 
 
 def _store(scan: Scan, entry: Entry, images: Path) -> tuple[Path, Scan]:

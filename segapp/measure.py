@@ -119,9 +119,11 @@ def write_measures(
     path: Path,
     outcome: Outcome | None = None,
     corrected_voxels: int | None = None,
+    scan: str | None = None,
 ) -> None:
     """Write a CSV with a line for each class. Raises OutputError.
 
+    scan: what the scan is called, the first column where it is given.
     outcome: adds what the model thinks of its result, the same in each line. corrected_voxels: how
     many voxels somebody changed afterwards, None for the model's own result.
     """
@@ -131,6 +133,8 @@ def write_measures(
         same["warnings"] = "; ".join(outcome.warnings)
     lines = [{"class": r.name, **{c: getattr(r, c) for c in _COLUMNS[1:]}, **same} for r in rows]
     columns = [*_COLUMNS, *(_QUALITY if outcome is not None else _QUALITY[-1:])]
+    if scan is not None:
+        columns, lines = ["scan", *columns], [{"scan": scan, **line} for line in lines]
     write_table(path, columns, lines)
 
 

@@ -105,6 +105,7 @@ class Segmentation:
     warnings: the scan's own and those of the prediction.
     soft: (3, classes) voxels chosen, those that the probabilities make expect, and those of them
     where the class was chosen; assessment: what the model thinks of it. None where not kept.
+    by_hand: somebody corrected the labels.
     """
 
     labels: np.ndarray
@@ -114,6 +115,7 @@ class Segmentation:
     warnings: tuple[str, ...] = ()
     soft: np.ndarray | None = None
     assessment: Assessment | None = None
+    by_hand: bool = False
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.scan.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -94,7 +94,7 @@ def write_download(kind: str, reading: Reading, folder: Path) -> Path:
     path = folder / f"{_stem(reading.entry)}{_named(kind, reading.entry)[0]}"
     if kind == "csv":
         outcome, changed = reading.outcome, reading.corrected_voxels
-        write_measures(_measures(reading), path, outcome, changed)
+        write_measures(_measures(reading), path, outcome, changed, reading.name)
     elif kind == "report":
         write_reading(
             *(reading.segmentation, reading.outcome, _measures(reading), path),
@@ -105,7 +105,8 @@ def write_download(kind: str, reading: Reading, folder: Path) -> Path:
     elif kind == "zip":
         _write_zip(reading, path)
     else:
-        write_segmentation(reading.segmentation, path)
+        by_hand = reading.corrected_voxels is not None
+        write_segmentation(replace(reading.segmentation, by_hand=by_hand), path)
     return path
 
 

@@ -232,6 +232,30 @@ def test_the_same_scan_again_replaces_its_mask_and_keeps_what_somebody_wrote(tmp
     assert len(lines(folder)) == 2
 
 
+def test_the_models_own_result_never_replaces_a_mask_by_hand(tmp_path):
+    path, folder = picture(tmp_path / "p.png"), tmp_path / "kept"
+    kept, labels = keep(path, folder)
+    mask = next((folder / "masks").iterdir())
+    before = mask.read_bytes()
+    (entry,) = list_inputs([path])
+    own = segmented(entry)
+    with pytest.raises(DataError, match="nothing was corrected here; it stays as it is"):
+        keep_case(own, np.array(own.labels, np.uint8), entry, folder, model_name="hands")
+    assert mask.read_bytes() == before
+    assert len(lines(folder)) == 1
+    for value in (1, 2):
+        labels[:] = value
+        keep_case(own, labels, entry, folder, model_name="hands")
+    aside = [folder / "replaced" / f"{kept.case}-{n}.tif" for n in (1, 2)]
+    assert sorted((folder / "replaced").iterdir()) == aside
+    assert aside[0].read_bytes() == before
+    said = [line.get("replaced") for line in lines(folder)]
+    assert said == [None, *(p.relative_to(folder).as_posix() for p in aside)]
+    assert "replaced" not in json.dumps(check(folder))
+    keep_case(own, labels, entry, folder, model_name="hands")  # the same once more
+    assert len(list((folder / "replaced").iterdir())) == 2
+
+
 def test_slices_of_one_patient_stay_together_and_others_apart(tmp_path):
     folder = tmp_path / "kept"
     for n, name in enumerate(("p7_slice012", "p7_slice013", "p8_slice012", "left", "right")):

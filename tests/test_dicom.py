@@ -124,7 +124,8 @@ def test_a_missing_slice(tmp_path):
     smooth = (np.arange(5)[:, None, None] * 10 + np.zeros((5, 6, 5))).astype(np.int16)
     paths = write_series(tmp_path, smooth, **PLACE)
     paths.pop(2).unlink()
-    refused(paths, "1 of 5 slices are missing.*--allow-gaps")
+    between = r"\(between 0001.dcm and 0003.dcm\)"
+    refused(paths, f"1 of 5 slices are missing {between}.*--allow-gaps")
     scan = read_scan(paths, allow_gaps=True)
     assert np.array_equal(scan.voxels, voxels(smooth))  # linear: what was there
     assert np.allclose(scan.affine, affine(**PLACE), atol=1e-6)

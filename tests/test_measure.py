@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import tracemalloc
+import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 from PIL import Image
 from scipy import ndimage
 
 from segapp import measure as module
 from segapp import metrics
-from segapp.agreement import compare_labels, reference_labels
+from segapp.agreement import compare_labels, read_reference, reference_labels, taken_for
 from segapp.errors import ScanError
 from segapp.measure import count_components, measure, measures_json, write_measures
 from segapp.outcomes import Outcome
@@ -177,3 +180,56 @@ def test_a_reference_that_does_not_fit_says_how(tmp_path):
         reference_labels(png(tmp_path / "big.png", np.zeros((3, 3))), seg.scan, CLASSES)
     with pytest.raises(ScanError, match=r"mask value 5 is outside .* expected are .* 100 bone"):
         reference_labels(png(tmp_path / "five.png", np.full((2, 3), 5)), seg.scan, CLASSES)
+
+
+LPS = np.array([[-0.7, 0.05, 0, 30], [0.05, -0.8, 0, 40], [0, 0, 2, -9], [0, 0, 0, 1]])
+
+
+def volume_of(labels: np.ndarray) -> Segmentation:
+    scan = Scan(np.zeros((1, *labels.shape), np.int16), LPS, Path("a"))
+    return Segmentation(labels.astype(np.uint8), scan, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "turns", [("L", "P", "S"), ("R", "A", "S"), ("S", "R", "P"), ("A", "I", "L")]
+)
+def test_a_reference_whose_axes_run_otherwise_is_turned(turns, tmp_path):
+    """Lossless: as nibabel turns it, over the same place."""
+    labels = np.random.default_rng(0).integers(0, 3, (5, 4, 3))
+    values = np.array([0, 100, 200], np.int16)[labels]
+    start = nib.io_orientation(LPS)
+    change = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(turns))
+    nib.save(nib.Nifti1Image(values, LPS).as_reoriented(change), tmp_path / "mask.nii.gz")
+    seg = volume_of(labels)
+    found = reference_labels(tmp_path / "mask.nii.gz", seg.scan, CLASSES)
+    assert np.array_equal(found, labels)
+    moved = LPS.copy()
+    moved[0, 3] += 3
+    nib.save(nib.Nifti1Image(values, moved).as_reoriented(change), tmp_path / "moved.nii.gz")
+    with pytest.raises(ScanError, match="lies elsewhere in space than its image a|×3×|×5×"):
+        reference_labels(tmp_path / "moved.nii.gz", seg.scan, CLASSES)
+
+
+def test_a_reference_may_be_the_one_thing_in_an_archive(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 2, (8, 6, 3))
+    slices = write_series(tmp_path / "m", 100 * labels.transpose(2, 1, 0).astype(np.int16))
+    for name, files in (("one.zip", slices), ("two.zip", [*slices, tmp_path / "a.png"])):
+        png(tmp_path / "a.png", labels[:, :, 0])
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file in files:
+                archive.write(file, f"mask/{file.name}")
+    mask = read_reference(tmp_path / "one.zip")
+    scan = Scan(np.zeros((1, 8, 6, 3), np.int16), mask.affine, Path("a"))
+    assert np.array_equal(reference_labels(tmp_path / "one.zip", scan, CLASSES), labels)
+    with pytest.raises(ScanError, match="is an archive of 2 scans; expected one mask"):
+        read_reference(tmp_path / "two.zip")
+
+
+def test_a_mask_of_one_value_says_which_class_it_is_taken_for():
+    def mask(*values: int) -> Scan:
+        return Scan(np.array(values, np.int32)[None, :, None, None], None, Path("m"))
+
+    three = make_classes(["background", "csf", "grey"], [0, 1, 2])
+    assert "one value, 1: it is compared as csf" in taken_for(mask(0, 1), three)
+    assert taken_for(mask(0, 1, 2), three) == taken_for(mask(0, 0), three) == ""
+    assert taken_for(mask(0, 1), three[:2]) == ""

@@ -57,7 +57,7 @@ def test_brush_and_eraser_change_exactly_the_voxels_within_their_radius():
         erased = painted.copy()
         erased[3][(rows - 3) ** 2 + (cols - 3) ** 2 <= 1.5**2] = 0
         assert save(page, fake) == erased.tobytes()
-        assert page.locator("#dirty").inner_text() == "A saved correction."
+        assert page.locator("#dirty").inner_text().startswith("Saved until this page closes")
         page.keyboard.press("Control+z")
         assert save(page, fake) == painted.tobytes()
         page.keyboard.press("Control+z")
@@ -124,6 +124,55 @@ def test_unsaved_changes_are_not_left_without_asking():
         page.mouse.click(*view.at(8, 8))
         page.reload()
         assert asked == ["beforeunload"]
+
+
+def test_a_correction_that_is_only_saved_is_not_left_without_asking():
+    """Until its mask is taken away; the table alone does not hold it."""
+    fake = two_classes()
+    kinds = ("same", "csv")
+    fake.meta["downloads"] = [{"kind": kind, "label": kind} for kind in kinds]
+    with reader(fake) as page:
+        asked = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+
+        def correct(*taken: str) -> None:
+            view = View(page, "axial", 12, 16)
+            page.mouse.move(*view.at(8, 8))
+            page.keyboard.press("b")
+            page.mouse.click(*view.at(8, 8))
+            save(page, fake)
+            for kind in taken:
+                page.evaluate("document.addEventListener('click', (e) => e.preventDefault())")
+                page.locator("#downloads a", has_text=kind).click()
+
+        correct("csv")
+        assert "until this page closes" in page.locator("#dirty").inner_text()
+        page.reload()
+        assert asked == ["beforeunload"]
+        page.wait_for_selector("html[data-complete=true]", state="attached")
+        fake.labels = np.zeros(fake.image.shape, np.uint8)
+        page.reload()
+        page.wait_for_selector("html[data-complete=true]", state="attached")
+        correct("csv", "same")
+        assert page.locator("#dirty").inner_text() == "Saved, and taken away or kept."
+        page.reload()
+        assert asked == ["beforeunload"]
+
+
+def test_after_saving_the_models_judgement_is_told_to_be_of_its_own_result():
+    fake = two_classes()
+    fake.meta["facts"] = [["Mean confidence", "97 %"]]
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        page.mouse.move(*view.at(8, 8))
+        page.keyboard.press("b")
+        page.mouse.click(*view.at(8, 8))
+        fake.meta |= {"facts": [["Model's own: Mean confidence", "97 %"]]}
+        fake.meta |= {"status": "review", "reason": "Of the model's own result: <b>odd</b>"}
+        save(page, fake)
+        page.wait_for_selector("#review:visible")
+        assert "Of the model's own result: <b>odd</b>" in page.locator("#review").inner_text()
+        assert page.locator("#facts dt").all_inner_texts() == ["Model's own: Mean confidence"]
 
 
 def test_a_correction_is_discarded_kept_and_refused_in_words():

@@ -17,7 +17,8 @@ from segapp.batch import list_inputs, predict_batch, predict_entry
 from segapp.errors import OutputError
 from segapp.formats import read_labels
 from segapp.predict import Predictor
-from segapp.preprocess import Preprocessing
+from segapp.preprocess import Preprocessing, to_slices
+from segapp.report.reading import _EDGES, _lettered
 from segapp.scan import Assessment, Segmentation, make_classes
 from segapp.takeaway import Reading, downloads, write_download
 
@@ -161,6 +162,51 @@ def test_the_report_says_what_is_in_doubt_and_what_was_corrected(read_back, tmp_
     assert "<dd>0.42</dd>" in text
     assert "before it was corrected" in text
     assert "<script" not in text
+
+
+def test_a_dicom_segmentation_says_that_it_was_corrected(read_back, tmp_path):
+    """And is another object than the model's own, even of the same labels."""
+    own, by_hand = (
+        pydicom.dcmread(write_download("dicomseg", read_back("series", **how), tmp_path / name))
+        for name, how in (("own", {}), ("hand", {"corrected_voxels": 3}))
+    )
+    assert own.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
+    assert {s.SegmentAlgorithmType for s in by_hand.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert by_hand.SeriesDescription == "segapp segmentation, corrected by hand"
+    assert by_hand.ContentDescription == "Corrected by hand"
+    assert "hand" not in own.SeriesDescription + (own.ContentDescription or "")
+    assert by_hand.SOPInstanceUID != own.SOPInstanceUID
+
+
+@pytest.mark.parametrize("turns", ["LPS", "RAS", "SRP", "AIL"])
+def test_the_letters_on_the_reports_pictures_are_the_patients_sides(turns):
+    """By the place in mm of the voxels at a picture's edges, whatever way the file lies."""
+    shape = (4, 5, 6)
+    start, end = nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(turns)
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
+    image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
+    index = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"))
+    mm = np.einsum("ab,b...->a...", image.affine[:3, :3], index)
+    for axis, edges in _EDGES.items():
+        for component, sides in zip(mm, ("RL", "AP", "SI"), strict=True):
+            plane = to_slices(component[None], image.affine, axis)[0, 0]
+            steps = (plane[0, 0] - plane[0, -1], plane[0, -1] - plane[0, 0])
+            steps += (plane[0, 0] - plane[-1, 0], plane[-1, 0] - plane[0, 0])
+            for letter, step in zip(edges, steps, strict=True):
+                assert (letter in sides) == bool(step)
+                assert not step or letter == sides[0 if step > 0 else 1]
+
+
+def test_the_reports_pictures_have_letters_where_the_place_is_known():
+    black = np.zeros((2, 60, 80, 3), np.uint8)
+    assert (_lettered(black[0], "") == 0).all()
+    found = _lettered(black[0], "RLAP").max(2) > 100
+    middle = slice(24, 36)
+    assert found[middle, :14].any()
+    assert found[middle, -14:].any()
+    assert found[:14, 34:46].any()
+    assert found[-14:, 34:46].any()
+    assert not found[16:44, 16:64].any()
 
 
 def test_the_report_gives_ranges(read_back, tmp_path):

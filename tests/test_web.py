@@ -32,7 +32,7 @@ from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
-from segapp.web.reader import _compared, reader_routes
+from segapp.web.reader import _compared, _written, reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
 from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
 from segapp.web.work import one_worker, watched
@@ -204,6 +204,24 @@ def test_scans_join_the_worklist_and_clearing_deletes_them(handlers, tmp_path):
     assert handlers.sessions.of_tab("b", "") is not None
     with pytest.raises(gr.Error, match="no longer kept"):
         handlers.show(0, request("a"))
+
+
+def test_a_failed_drop_takes_no_view_away_and_the_list_is_counted_whole(handlers, tmp_path):
+    hand, head, notes = write_scans(tmp_path / "in")
+    letter = tmp_path / "letter.docx"
+    with zipfile.ZipFile(letter, "w") as archive:
+        archive.writestr("word/document.xml", "<w/>")
+    first = list(handlers.read([str(letter)], "hands", request("a")))
+    assert any("letter.docx" in str(update[-1]) for update in first)
+    list(handlers.read([str(hand)], "hands", request("a")))
+    updates = list(handlers.read([str(notes)], "hands", request("a")))
+    assert not any("iframe" in str(u[-1]) or "notes.png" in str(u[-1]) for u in updates)
+    assert not any(getattr(u[-2], "value", None) is not None for u in updates)
+    assert "1 ready, 2 failed in the list" in updates[-1][2]
+    updates = list(handlers.read([str(notes), str(head)], "hands", request("a")))
+    (view,) = {str(u[-1]) for u in updates if "iframe" in str(u[-1])}
+    assert "head.nii.gz" in view
+    assert "2 ready, 3 failed in the list" in updates[-1][2]
 
 
 def test_a_session_is_private_and_goes_with_its_tab(handlers, tmp_path):
@@ -484,11 +502,71 @@ def test_dicom_uploads_are_grouped_into_series(tmp_path):
         for path in write_series(tmp_path / "c", volume, seed="c"):
             archive.write(path, f"study/{path.name}")
     session = read([*slices, tmp_path / "c.zip"], tmp_path)
-    names = ["scan_series3", "scan_series8", "study"]
-    assert [result.name for result in session.results] == names
+    names = ["series3", "series8", "c_study"]
+    assert [result.name for result in session.results] == [
+        "DICOM slices (CT CANARY series, series 3, 3 slices)",
+        "DICOM slices (CT CANARY series, series 8, 3 slices)",
+        "c/study (CT CANARY series, series 3, 3 slices)",
+    ]
     assert [result.shape for result in session.results] == [(8, 6, 3)] * 3
     outputs = [result.outcome.output.name for result in session.results]
     assert outputs == [f"{name}.nii.gz" for name in names]
+
+
+def test_scans_are_told_apart_whatever_their_folders_are_called(tmp_path):
+    """Two patients' archives with a folder SE3 each, a dropped folder, and the same file twice."""
+    volume = np.full((3, 6, 8), 100, np.int16)
+    uploads = []
+    for name in ("first", "second"):
+        slices = write_series(tmp_path / name, volume, seed=name, SeriesDescription="T1\n axial")
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for path in slices:
+                archive.write(path, f"SE3/{path.name}")
+        uploads.append(tmp_path / f"{name}.zip")
+    for n in range(2):
+        (tmp_path / f"up{n}").mkdir()
+        dropped = write_scans(tmp_path / f"in{n}")[0]
+        uploads.append(dropped.rename(tmp_path / f"up{n}" / "ward∕p1∕hand.png"))
+    uploads.append(tmp_path / "Thumbs.db")
+    uploads.append(tmp_path / "ward∕p1∕letter.docx")
+    for path in uploads[-2:]:
+        path.write_text("no scan")
+    session = read(uploads, tmp_path)
+    assert [result.name for result in session.results] == [
+        "first/SE3 (CT T1 axial, series 3, 3 slices)",
+        "second/SE3 (CT T1 axial, series 3, 3 slices)",
+        "ward/p1/hand.png",
+        "ward/p1/hand.png (2)",
+    ]
+    names = ["first_SE3.nii.gz", "second_SE3.nii.gz", "hand.png", "hand_2.png"]
+    assert [result.outcome.output.name for result in session.results] == names
+    for result in session.results[:2]:
+        written = _written(session, result, "csv")
+        (line, *_) = csv.DictReader(written.open())
+        assert line["scan"] == result.name
+        assert written.name == f"{result.entry.name}_measures.csv"
+        assert result.name in _written(session, result, "report").read_text()
+
+
+def test_the_page_offers_no_option_of_the_command_line(tmp_path):
+    write_series(tmp_path / "s", np.zeros((5, 6, 8), np.int16))[2].unlink()
+    session = read((tmp_path / "s").iterdir(), tmp_path)
+    reason = session.results[0].outcome.reason
+    assert "between 0001.dcm and 0003.dcm" in reason
+    assert "--" not in reason
+    assert reason.endswith("drop the whole series, with the images that are missing here")
+
+
+def test_a_scan_like_a_mask_is_warned_about(tmp_path):
+    for name, values in (("mask", [0, 1, 2]), ("scan", range(90)), ("flat", [7])):
+        pixels = np.resize(np.array(values, np.uint8), (40, 50))
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in ("mask", "scan", "flat")]
+    mask, *others = read(paths, tmp_path).results
+    assert (
+        "looks like a mask, not a scan: it holds only the values 0, 1, 2" in mask.outcome.warnings
+    )
+    assert not any("mask" in said for r in others for said in r.outcome.warnings)
 
 
 def test_an_archive_cannot_reach_out_of_its_place(tmp_path):

@@ -416,6 +416,29 @@ def test_a_correction_is_not_lost_by_a_click(page, scans):
     assert len(said) == 2
 
 
+def test_a_saved_correction_is_marked_and_the_list_is_not_cleared_without_asking(page, scans):
+    page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
+    page.locator("#status", has_text="2 ready").wait_for()
+    frame = reader(page, "slice.png")
+    paint(page, frame)
+    frame.locator("#correct").evaluate("d => d.open = true")
+    frame.locator("#save").click()
+    marked = page.locator("#worklist label", has_text="slice.png, corrected")
+    marked.wait_for()
+    assert marked.locator("input").is_checked()
+    frame.locator("#facts dt", has_text="Model's own: Mean confidence").wait_for()
+    page.locator("#worklist label", has_text="deep.tif").click()
+    reader(page, "deep.tif")
+    said: list[str] = []
+    answer(page, said, yes=False)
+    page.locator("#clear").click()
+    assert "neither taken away nor kept" in said[0]
+    answer(page, said, yes=True)
+    page.locator("#clear").click()
+    marked.wait_for(state="detached")
+    assert len(said) == 2
+
+
 def drop_folder(page, image: Path) -> bool:
     """A folder with one file, as a browser tells of it: entries of which some are folders. Whether
     the page has taken it from the browser."""
@@ -440,7 +463,25 @@ def drop_folder(page, image: Path) -> bool:
 def test_a_dropped_folder_is_walked_through(page, tmp_path):
     write_scans(tmp_path)
     assert drop_folder(page, tmp_path / "hand.png")
-    reader(page, "hand.png")
+    reader(page, "study/hand.png")
+
+
+@pytest.mark.slow
+def test_a_chosen_folder_is_named_and_only_its_scans_are_listed(page, tmp_path):
+    write_scans(tmp_path / "ward" / "p1")
+    (tmp_path / "ward" / "Thumbs.db").write_bytes(b"rubbish")
+    (tmp_path / "ward" / "letter.docx").write_bytes(b"no scan")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a folder").click()
+    chooser.value.set_files(tmp_path / "ward")
+    reader(page, "ward/p1/hand.png")
+    page.locator("#status", has_text="2 ready, 1 failed").wait_for()
+    names = page.locator("#worklist label").all_inner_texts()
+    assert [name.strip()[2:] for name in names] == [
+        "ward/p1/hand.png",
+        "ward/p1/head.nii.gz",
+        "ward/p1/notes.png – failed",
+    ]
 
 
 @pytest.mark.slow
@@ -460,6 +501,29 @@ def test_a_correction_is_not_lost_by_a_dropped_folder(page, scans, tmp_path):
     drop_folder(page, tmp_path / "hand.png")
     page.locator("#worklist label", has_text="hand.png").wait_for()
     assert len(said) == 2
+
+
+@pytest.mark.slow
+def test_a_wrong_file_asks_and_takes_nothing_away(page, scans, tmp_path):
+    letter = tmp_path / "letter.docx"
+    letter.write_bytes(b"no scan")
+    drop(page, scans["png"])
+    frame = reader(page, "slice.png")
+    said: list[str] = []
+    paint(page, frame)
+    answer(page, said, yes=False)
+    drop(page, letter)
+    page.wait_for_timeout(1500)
+    assert len(said) == 1
+    assert page.locator("#worklist label").count() == 1
+    answer(page, said, yes=True)
+    drop(page, letter)
+    page.locator("#worklist label", has_text="letter.docx – failed").wait_for()
+    assert len(said) == 2
+    assert frame.locator("#name").inner_text() == "slice.png"
+    assert frame.locator("html[data-dirty=true]").count() == 1
+    frame.locator("#save:enabled").click(force=True)
+    frame.locator("#dirty", has_text="saved").wait_for()
 
 
 @pytest.mark.slow

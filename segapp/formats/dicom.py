@@ -131,7 +131,7 @@ def read_series(files: Sequence[Path], source: Path, allow_gaps: bool = False) -
             raise ScanError(source, f"its {len(files)} slices differ in size or orientation")
         kept, warnings = _without_copies(source, files, planes)
         files, planes = [files[n] for n in kept], [planes[n] for n in kept]
-        stack = arrange(source, planes, allow_gaps)
+        stack = arrange(source, planes, allow_gaps, [file.name for file in files])
         rows, columns = (int(n or 0) for n in sizes.pop())
         samples = int(headers[0].get("SamplesPerPixel") or 1)
         check_size(source, (samples, columns, rows, stack.count))
@@ -171,7 +171,8 @@ def _multi_frame(
         return Scan(_voxels(np.stack(frames)), None, path, tuple(warnings), (path,))
     if not all(found[0].parallel(plane) for plane in found):
         raise ScanError(path, "its frames have different orientations; export one stack")
-    stack = arrange(path, found, allow_gaps)
+    names = [f"frame {n + 1}" for n in range(len(found))]
+    stack = arrange(path, found, allow_gaps, names)
     affine = make_affine(found[stack.order[0]], stack.step)
     volume = on_even_grid(np.stack([frames[n] for n in stack.order]), stack)
     return Scan(_voxels(volume), affine, path, (*warnings, *stack.warnings), (path,))

@@ -41,6 +41,7 @@ _TAGS = [
     "PositionReferenceIndicator",
 ]
 _OFF_GRID = 0.2  # of a slice distance: slices further from the scan's grid are not on it
+_BY_HAND = "corrected by hand"
 _ELSE = "use --format nifti"
 _NEEDED = "a source with position and orientation (FrameOfReferenceUID, ImagePositionPatient)"
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # its notes quote header values
@@ -51,10 +52,11 @@ def write(segmentation: Segmentation, path: Path) -> None:
 
     A frame is a source image's own grid, place and size: rows are j, columns are i. Slices of the
     scan that have no source image (gaps that were filled) are left out. A class without voxels is
-    described and has no frames; where all are empty, each has every frame. UIDs depend on nothing
-    but the source's UIDs, the labels, the classes and segapp's version. Of the source's text,
-    only what identifies patient and study is copied. Raises OutputError for a scan that is no
-    DICOM, that has several slices and no place in space, or that lacks UIDs.
+    described and has no frames; where all are empty, each has every frame. What somebody corrected
+    by hand says so. UIDs depend on nothing but that, the source's UIDs, the labels, the classes
+    and segapp's version. Of the source's text, only what identifies patient and study is copied.
+    Raises OutputError for a scan that is no DICOM, that has several slices and no place in space,
+    or that lacks UIDs.
     """
     path, scan = Path(path), segmentation.scan
     if not scan.files:
@@ -87,12 +89,13 @@ def _segmentation(segmentation: Segmentation, path: Path) -> hd.seg.Segmentation
     sources, places = _sources(segmentation, path, headers)
     pixels = labels.transpose(2, 1, 0)[places]  # (slices, rows, columns)
     pixels = np.ascontiguousarray(pixels, np.uint8 if len(classes) <= 256 else np.uint16)
-    seed = _digest(headers, pixels, classes)
+    by_hand = segmentation.by_hand
+    seed = _digest(headers, pixels, classes, by_hand)
     dataset = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(n, c) for n, c in enumerate(classes) if n > 0],
+        segment_descriptions=[_describe(n, c, by_hand) for n, c in enumerate(classes) if n],
         series_instance_uid=generate_uid(entropy_srcs=[seed, "series"]),
         series_number=_series_number(headers[0]),
         sop_instance_uid=generate_uid(entropy_srcs=[seed, "instance"]),
@@ -102,7 +105,8 @@ def _segmentation(segmentation: Segmentation, path: Path) -> hd.seg.Segmentation
         software_versions=__version__,
         device_serial_number="segapp",
         content_label="SEGMENTATION",
-        series_description="segapp segmentation",
+        content_description=_BY_HAND.capitalize() if by_hand else None,
+        series_description=f"segapp segmentation{f', {_BY_HAND}' if by_hand else ''}",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set="ISO_IR 192",
     )
@@ -220,14 +224,15 @@ def _add_geometry(source: pydicom.Dataset, planes: Sequence[Plane], first: pydic
         source.update(item)
 
 
-def _describe(number: int, segment_class: SegClass) -> hd.seg.SegmentDescription:
+def _describe(number: int, segment_class: SegClass, by_hand: bool) -> hd.seg.SegmentDescription:
     name = segment_class.name.replace("\\", "/").strip()[:64]
+    kinds = hd.seg.SegmentAlgorithmTypeValues
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name or f"class {number}",
         segmented_property_category=codes.SCT.Tissue,
         segmented_property_type=codes.SCT.Tissue,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=kinds.SEMIAUTOMATIC if by_hand else kinds.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="segapp", family=codes.DCM.ArtificialIntelligence, version=__version__
         ),
@@ -236,11 +241,15 @@ def _describe(number: int, segment_class: SegClass) -> hd.seg.SegmentDescription
 
 
 def _digest(
-    headers: Sequence[pydicom.Dataset], pixels: np.ndarray, classes: Sequence[SegClass]
+    headers: Sequence[pydicom.Dataset],
+    pixels: np.ndarray,
+    classes: Sequence[SegClass],
+    by_hand: bool,
 ) -> str:
     """The same for the same result on the same images."""
     uids = [_text(header, keyword) for header in headers for keyword in _UIDS]
-    known = repr((uids, pixels.shape, pixels.dtype.str, classes, __version__)).encode()
+    how = (_BY_HAND,) if by_hand else ()
+    known = repr((uids, pixels.shape, pixels.dtype.str, classes, __version__, *how)).encode()
     return hashlib.sha256(known + hashlib.sha256(pixels.data).digest()).hexdigest()
 
 

@@ -67,8 +67,9 @@ class Stack:
     warnings: tuple[str, ...]
 
 
-def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
-    """Order parallel planes along their normal and find the even grid they lie on.
+def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool, names: Sequence[str]) -> Stack:
+    """Order parallel planes along their normal and find the even grid they lie on. names: what the
+    images are called in messages.
 
     Raises ScanError where two planes coincide, where they are not on one line, and (unless
     `allow_gaps`) where they are not evenly spaced.
@@ -101,8 +102,10 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool) -> Stack:
             places = np.rint(places)
             distance = (along[-1] - along[0]) / places[-1]
             missing, count = int(places[-1]) + 1 - len(planes), int(places[-1]) + 1
-            first = along[int(np.argmax(gaps))]
-            what = f"{missing} of {count} slices are missing (one after {first:.4g} mm)"
+            widest = int(np.argmax(gaps))
+            sides = " and ".join(names[order[n]] for n in (widest, widest + 1))
+            what = f"{missing} of {count} slices are missing"
+            what += f" (between {sides}{', among others' if (steps > 1).sum() > 1 else ''})"
         else:
             places = (along - along[0]) / distance
             what = f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart, not evenly"

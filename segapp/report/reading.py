@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from segapp.measure import ClassMeasure, unit_sign
 from segapp.outcomes import Outcome
@@ -25,6 +25,8 @@ from segapp.scan import Scan, Segmentation, css
 _AXES: tuple[SliceAxis, ...] = ("axial", "coronal", "sagittal")
 _SIDES = (440, 300, 200, 130)  # pixels of a picture's longer side, until the page is small enough
 _MOST_BYTES = 320_000  # of all pictures as text
+# Which sides of the patient lie left, right, above and below in a picture, as the reader shows it
+_EDGES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 _LARGER = 8  # times that a pixel is drawn larger at most
 
 
@@ -99,13 +101,15 @@ def draw_planes(segmentation: Segmentation) -> list[Plane]:
 @dataclass(frozen=True)
 class _Cut:
     """A slice of a scan. plain: (H, W, 3) uint8; labels: (H, W) indices; pixel: its smaller side in
-    mm; extent: (width, height) in mm. Without a spacing a pixel is taken for a mm."""
+    mm; extent: (width, height) in mm. Without a spacing a pixel is taken for a mm. edges: see
+    _EDGES; "" where nothing is known of the place."""
 
     title: str
     plain: np.ndarray
     labels: np.ndarray
     pixel: float
     extent: tuple[float, float]
+    edges: str = ""
 
 
 def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
@@ -121,7 +125,8 @@ def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
         title = f"{title} slice {shown} of {len(labels)}".strip()
     height, width = nothing.shape
     extent = (width * column, height * row)
-    return _Cut(title.capitalize(), plain, labels[k], min(row, column), extent)
+    edges = "" if scan.affine is None else _EDGES[axis]
+    return _Cut(title.capitalize(), plain, labels[k], min(row, column), extent, edges)
 
 
 def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
@@ -132,7 +137,20 @@ def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
     labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
     pixels = np.asarray(plain)
     drawn = draw_slice(pixels.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
-    return Plane(cut.title, data_uri(pixels), data_uri(drawn), (width, height))
+    shown = [data_uri(_lettered(picture, cut.edges)) for picture in (pixels, drawn)]
+    return Plane(cut.title, *shown, (width, height))
+
+
+def _lettered(picture: np.ndarray, edges: str) -> np.ndarray:
+    """The picture (H, W, 3) with a letter in the middle of each side."""
+    image = Image.fromarray(picture)
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    size = max(9, min(15, min(width, height) // 12))
+    places = ((2, height / 2), (width - 2, height / 2), (width / 2, 2), (width / 2, height - 2))
+    for letter, place, anchor in zip(edges, places, ("lm", "rm", "mt", "mb"), strict=False):
+        font = ImageFont.load_default(size)
+        draw.text(place, letter, "white", font, anchor, stroke_width=2, stroke_fill="black")
+    return np.asarray(image)
 
 
 def _facts(scan: Scan, outcome: Outcome) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from segapp.errors import SegappError
 from segapp.files import atomic_path, write_text
 from segapp.web.browsers import browser_of
 from segapp.web.handlers import Handlers, error, instead_of_progress
+from segapp.web.inputs import uploads_base
 from segapp.web.session import CALL_SECONDS, Report, Session, stoppable
 from segapp.web.view import EMPTY, MARKS, note_html, progress_html
 from segapp.web.work import State
@@ -137,7 +138,7 @@ class FolderHandlers:
                     entries = list_inputs([base], channel_files, exclude=self.kept)
                 else:
                     entries = session.gather([Path(f) for f in files or []], channel_files)
-                    job.base = entries[0].source.parents[0] if entries else base
+                    job.base = uploads_base(entries[0]) if entries else base
                 job.total = len(entries)
 
                 def on_outcome(outcome: Outcome) -> None:

@@ -102,28 +102,34 @@ class Handlers:
         self, files: Sequence[str], entries: list[Entry], model: str | None, request: gr.Request
     ):
         session = self._session(request) or self.open(request)
-        before = shown = len(session.results)
+        before = listed = len(session.results)
+        shown = None  # the number of the one that is opened of these, as soon as it can be read
         skip = gr.skip()
         reading, stop = progress_html(0, "Reading", 0), gr.Button(visible=True)
         yield None, None, reading, stop, skip, skip, skip
         try:
             for state in self._run(session, files, entries, model):
-                listed = (skip, skip)
-                if len(session.results) > shown:
-                    listed = _worklist(session), skip
-                    # the first one is shown as soon as it is there; later somebody may be in the
-                    # middle of another one
-                    if shown == before and (before == 0 or state.seconds < _SOON_S):
-                        listed = _worklist(session, before), reader_html(session, before)
-                    shown = len(session.results)
+                changed = (skip, skip)
+                if len(session.results) > listed:
+                    listed = len(session.results)
+                    changed = _worklist(session), skip
+                    # the first one that can be read; later somebody may be in the middle of
+                    # another one, which a scan that has failed never takes away
+                    if shown is None and (before == 0 or state.seconds < _SOON_S):
+                        good = (n for n in range(before, listed) if session.results[n].ok)
+                        shown = next(good, None)
+                        if shown is not None or before == 0:
+                            number = before if shown is None else shown
+                            session.chosen = number
+                            changed = _worklist(session), reader_html(session, number)
                 status = progress_html(state.share, state.said, state.seconds)
                 if session.closed:  # the list was cleared meanwhile
                     return
-                yield skip, skip, status, skip, skip, *listed
-            status = note_html(_said(session.results[before:], state.stopped))
+                yield skip, skip, status, skip, skip, *changed
+            status = note_html(_said(session.results, before, state.stopped))
         except gr.Error as problem:
             status = note_html(problem.message, "error")
-        some = gr.Button(visible=shown > 0)
+        some = gr.Button(visible=listed > 0)
         yield skip, skip, status, gr.Button(visible=False), some, skip, skip
 
     def stop(self, request: gr.Request):
@@ -156,7 +162,14 @@ class Handlers:
         session = self._session(request)
         if session is None and index is not None:
             raise error("This result is no longer kept. Drop the scan again.")
+        if session is not None:
+            session.chosen = index
         return reader_html(session, index)
+
+    def relist(self, request: gr.Request):
+        """The worklist, after a scan in it was corrected."""
+        session = self._session(request)
+        return gr.skip() if session is None else _worklist(session)
 
     def _run(
         self, session: Session, files: Sequence[str], entries: list[Entry], model: str | None
@@ -203,11 +216,10 @@ class Handlers:
         return self.sessions.of_tab(request.session_hash or "", browser_of(request))
 
 
-def _worklist(session: Session, chosen: int | None = None) -> gr.Radio:
-    """The list as it is now; what was chosen in it stays so unless told."""
+def _worklist(session: Session) -> gr.Radio:
+    """The list as it is now. What is chosen goes with it: choices that come without are none."""
     found = choices(session)
-    value: dict[str, Any] = {} if chosen is None else {"value": chosen}
-    return gr.Radio(choices=found, visible=bool(found), **value)
+    return gr.Radio(choices=found, value=session.chosen, visible=bool(found))
 
 
 def instead_of_progress(said: str) -> tuple[gr.HTML, gr.HTML]:
@@ -216,14 +228,17 @@ def instead_of_progress(said: str) -> tuple[gr.HTML, gr.HTML]:
     return gr.HTML(visible=False), gr.HTML(note_html(said), visible=True)
 
 
-def _said(new: Sequence[Result], stopped: bool) -> str:
-    """What became of a drop, in a few words."""
-    counts = Counter(result.outcome.status for result in new)
+def _said(results: Sequence[Result], before: int, stopped: bool) -> str:
+    """What is in the list, in a few words. before: how many were in it before this drop."""
+    counts = Counter(result.outcome.status for result in results)
     words = {"ok": "ready", "review": "to review", "failed": "failed"}
     said = ", ".join(f"{counts[s]} {words[s]}" for s in words if counts[s])
+    said = f"{said} in the list" if before and said else said
     if stopped:
         return f"Stopped. {said}"
-    return said or "No scans in it."
+    if len(results) > before:
+        return said
+    return f"No scans in it. {said}".strip()
 
 
 def error(message: str) -> gr.Error:

@@ -97,6 +97,7 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
             stop = gr.Button("Stop", visible=False, variant="stop", size="sm", elem_id="stop")
             worklist = gr.Radio(label="Worklist", visible=False, elem_id="worklist")
             clear = gr.Button("Clear the list", visible=False, size="sm", elem_id="clear")
+            relist = gr.Button("Renew the list", elem_id="relist")  # clicked by page.js, not shown
         with gr.Column(scale=5, min_width=480):
             view = gr.HTML(EMPTY.format(DROP), elem_id="view")
 
@@ -133,6 +134,7 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
         **_INSTANT,
     )
     worklist.input(handlers.show, worklist, view, **_INSTANT)
+    relist.click(handlers.relist, None, worklist, **_INSTANT)
     _endpoints(handlers, model)
 
 

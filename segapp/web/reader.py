@@ -16,11 +16,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from segapp.agreement import compare_labels, reference_labels
+from segapp.agreement import compare_labels, read_reference, reference_labels, taken_for
 from segapp.cases import IGNORE_INDEX
 from segapp.corrections import keep_case
 from segapp.errors import ScanError, SegappError
-from segapp.formats import read_labels
 from segapp.formats.listing import known_suffix
 from segapp.further import training_command
 from segapp.measure import measure, measures_json
@@ -218,7 +217,7 @@ def _measured(result: Result) -> dict[str, Any]:
 
 def _corrected(result: Result, labels: bytes) -> dict[str, Any]:
     result.correct(labels)
-    return _measured(result)
+    return _measured(result) | {"corrected": result.corrected}
 
 
 def _restored(result: Result) -> dict[str, Any]:
@@ -234,9 +233,9 @@ def _compared(session: Session, result: Result, name: str, body: bytes) -> dict[
         path.write_bytes(body)
         segmentation = result.segmentation()
         known = (result.classes, result.ignore, result.merged)
-        mask = reference_labels(path, segmentation.scan, *known)
-        given = read_labels(path)
-        warnings = list(given.warnings)
+        given = read_reference(path)
+        mask = reference_labels(given, segmentation.scan, *known)
+        warnings = [*filter(None, [taken_for(given, result.classes)]), *given.warnings]
         if ignored := int(np.count_nonzero(mask == IGNORE_INDEX)):
             what = "voxels" if result.facts["volume"] else "pixels"
             said = f"{ignored} {what} have the value {result.ignore}, which training ignored"
@@ -266,7 +265,11 @@ def _kept(result: Result, keeper: Keeper) -> dict[str, Any]:
         model=keeper.model,
     )
     command, note = training_command(kept.folder, keeper.model)
-    again = " It had been kept before; this mask replaces the earlier one." if kept.replaced else ""
+    again = (
+        " It had been kept before; another mask that it had is in replaced/."
+        if kept.replaced
+        else ""
+    )
     return {
         "folder": str(kept.folder),
         "case": kept.case,

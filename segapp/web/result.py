@@ -21,7 +21,7 @@ from segapp.progress import log_bug
 from segapp.report.overlay import display_window
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.takeaway import Download, downloads
-from segapp.web.inputs import shown_name
+from segapp.web.inputs import like_a_mask, shown_name
 
 log = logging.getLogger("segapp")
 
@@ -62,7 +62,7 @@ class Grid:
 class Result:
     """One scan: how it went and, unless it failed, where its pictures lie.
 
-    name: the uploaded file's. folder: holds image.bin, and with a model labels.bin and
+    name: its label, see Upload. folder: holds image.bin, and with a model labels.bin and
     confidence.bin, on `grid`; a correction by hand lies beside them. What the reader needs of the
     scan is in `facts`. ignore, merged: how training took mask values that are no class's. Voxels
     are not kept in memory.
@@ -173,13 +173,12 @@ def make_result(
     entry: Entry,
     folder: Path,
     out: Path,
-    taken: set[str],
     on_slab: Callable[[int, int, np.ndarray], None],
 ) -> Result:
     """Segment a scan, or without a predictor only read it, and lay out what the reader needs.
 
-    taken: names of files in `out`, in lower case; the new one is added. A scan that fails is a
-    result with the reason; only Stopped and OSError (of `folder` itself) come through.
+    entry: with a name that no other in `out` has. A scan that fails is a result with the reason;
+    only Stopped and OSError (of `folder` itself) come through.
     """
     name = shown_name(entry)
     try:
@@ -190,12 +189,12 @@ def make_result(
             outcome.seconds = time.perf_counter() - began
             found: Segmentation | None = None
         else:
-            output = out / _free_name(entry.name, output_suffix(entry.paths[0]), taken)
+            output = out / f"{entry.name}{output_suffix(entry.paths[0])}"
             found, outcome = predict_entry(predictor, entry, output, on_slab)
             scan = found.scan
         return _lay_out(predictor, model, entry, scan, found, outcome, folder)
     except SegappError as error:
-        reason = error.reason if isinstance(error, ScanError) else str(error)
+        reason = _said_here(error) if isinstance(error, ScanError) else str(error)
         reason = _without_places(reason, entry, folder)
     except MemoryError:
         reason = "not enough memory for this scan"
@@ -217,6 +216,8 @@ def _lay_out(
     outcome: Outcome,
     folder: Path,
 ) -> Result:
+    if doubt := like_a_mask(scan):
+        outcome = replace(outcome, warnings=(*outcome.warnings, doubt))
     grid, info = Grid.of(scan), predictor.info if predictor else None
     rgb = scan.channels == 3 and scan.voxels.dtype == np.uint8
     shown = to_slices(scan.voxels if rgb else scan.voxels[:1], scan.affine, _GRID)
@@ -287,20 +288,18 @@ def _busiest(labels: np.ndarray, across: int) -> list[int]:
     return start
 
 
+def _said_here(error: ScanError) -> str:
+    """The reason, without an option that only the command line has."""
+    if error.kind != "slices-missing":
+        return error.reason
+    return f"{error.problem}; drop the whole series, with the images that are missing here"
+
+
 def _without_places(reason: str, entry: Entry, folder: Path) -> str:
     """A reason without the folders that the server keeps things in."""
     for path in (*entry.paths, *(path.parent for path in entry.paths)):
         reason = reason.replace(str(path), path.name if path in entry.paths else "")
     return reason.replace(str(folder.parent), "")
-
-
-def _free_name(base: str, suffix: str, taken: set[str]) -> str:
-    name, number = f"{base}{suffix}", 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{base}_{number}{suffix}"
-    taken.add(name.lower())
-    return name
 
 
 def describe(result: Result) -> Sequence[tuple[str, str]]:

@@ -26,7 +26,7 @@ from segapp.engines import Engine
 from segapp.formats import Entry
 from segapp.formats.source import forget_archives, share_memory
 from segapp.predict import Predictor
-from segapp.web.inputs import group_uploads, shown_name
+from segapp.web.inputs import Upload, distinct, group_uploads, shown_name
 from segapp.web.result import Result, make_result
 from segapp.web.uploads import Uploads, tab_key
 
@@ -76,6 +76,7 @@ class Session:
     owner: the browser it belongs to; see `browser_of`. Its token is the key to everything in it,
     and nobody can guess it; the owner is asked for all the same. kept_s: seconds that it is kept
     unused. release: told of the uploads that it needs no more. batch: the last one, if any.
+    chosen: the number of the result that is being read, if any.
     """
 
     def __init__(
@@ -91,13 +92,15 @@ class Session:
         self.folder = root / self.token
         self.folder.mkdir(mode=0o700)
         self.results: list[Result] = []
+        self.chosen: int | None = None
         self.batch: Any = None
         self.uploads: list[Path] = []  # one as often as jobs need it
         self.closed = False
         self.used = time.monotonic()
         self._release = release
         self._jobs: dict[str, threading.Event] = {}
-        self._taken: set[str] = set()
+        self._labels: set[str] = set()
+        self._names: set[str] = set()
         self._drops = 0
         self._lock = threading.Lock()
 
@@ -133,7 +136,7 @@ class Session:
         folder.mkdir(mode=0o700)
         return folder
 
-    def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Entry]:
+    def gather(self, uploads: Sequence[Path], channel_files: int) -> list[Upload]:
         """The scans that uploaded files hold."""
         uploads = list(dict.fromkeys(uploads))
         self.uploads += uploads
@@ -158,6 +161,7 @@ class Session:
         mine = stoppable(predictor, stop) if predictor else None
         try:
             for index, entry in enumerate(entries):
+                entry = distinct(entry, self._labels, self._names)
                 name = shown_name(entry)
 
                 def on_slab(done: int, total: int, _: object, name=name, index=index) -> None:
@@ -168,7 +172,7 @@ class Session:
                     raise Stopped
                 report(index / len(entries), name)
                 folder = self.place("scan")
-                result = make_result(mine, model, entry, folder, self._out(), self._taken, on_slab)
+                result = make_result(mine, model, entry, folder, self._out(), on_slab)
                 self.results.append(result)
                 report((index + 1) / len(entries), name)
         except OSError as error:

@@ -5,6 +5,15 @@ import { getArray, send } from "./data.js";
 import { byId, make, problem } from "./dom.js";
 import { setTool } from "./state.js";
 
+const SAVED =
+  "Saved until this page closes: take it away below, or keep it as a training case.";
+
+/** The page around marks the scan in its list, and asks before it leaves what is only saved. */
+function tellPage({ untaken = false, corrected }) {
+  const detail = { scan: location.pathname, untaken, corrected };
+  window.parent.document.dispatchEvent(new CustomEvent("segapp-correction", { detail }));
+}
+
 export function buildCorrect(reader) {
   reader.history = makeHistory();
   reader.dirty = false;
@@ -26,8 +35,14 @@ export function buildCorrect(reader) {
     const below = section.offsetTop + section.offsetHeight - byId("side").clientHeight;
     if (byId("side").scrollTop < below) byId("side").scrollTop = below;
   });
+  reader.on("taken", () => {
+    if (reader.dirty || !reader.corrected) return;
+    reader.untaken = false;
+    showState(reader);
+    tellPage(reader);
+  });
   window.addEventListener("beforeunload", (event) => {
-    if (!reader.dirty) return;
+    if (!reader.dirty && !reader.untaken) return;
     event.preventDefault();
     event.returnValue = true; // what older browsers go by
   });
@@ -64,7 +79,8 @@ function showState(reader) {
   byId("save").disabled = busy || !dirty;
   byId("discard").disabled = busy || !(dirty || corrected);
   byId("keep").disabled = busy || !reader.meta.can_keep;
-  const saved = corrected ? "A saved correction." : "The model's own result.";
+  const there = reader.untaken === false ? "Saved, and taken away or kept." : SAVED;
+  const saved = corrected ? there : "The model's own result.";
   const unsaved = "Changed, not saved yet. Sizes are those before the change.";
   byId("dirty").textContent = busy ? "Working…" : dirty ? unsaved : saved;
   byId("dirty").classList.toggle("marked", dirty);
@@ -93,7 +109,9 @@ async function save(reader) {
   // What was painted while the request was on its way is not in it.
   const { done, undone } = reader.history;
   reader.dirty = done.at(-1) !== sent || done.length + undone.length !== strokes;
-  reader.corrected = true;
+  reader.corrected = measures.corrected;
+  reader.untaken = measures.corrected;
+  tellPage(reader);
   reader.showMeasures(measures);
   reader.tell("saved");
 }
@@ -102,7 +120,8 @@ async function discard(reader) {
   const measures = await send("labels", "DELETE");
   reader.labels = await getArray("labels.bin", "uint8", reader.labels.length);
   reader.history = makeHistory();
-  reader.dirty = reader.corrected = false;
+  reader.dirty = reader.corrected = reader.untaken = false;
+  tellPage(reader);
   reader.showMeasures(measures);
   reader.tell("labels");
   reader.tell("saved");
@@ -111,6 +130,7 @@ async function discard(reader) {
 async function keep(reader) {
   if (reader.dirty) await save(reader);
   const kept = await send("case", "POST");
+  reader.tell("taken");
   const count = `${kept.cases} ${kept.cases === 1 ? "case" : "cases"} there now`;
   const lines = [make("p", { textContent: `Kept in ${kept.folder} (${count}).` })];
   if (kept.note) lines.push(make("p", { className: "quiet", textContent: kept.note }));

@@ -1,40 +1,55 @@
 // What the page says about the result, and the readout below the panes.
 
+import { getJson } from "./data.js";
 import { byId, make, problem } from "./dom.js";
 import { fileVoxel, flatIndex, planeTitle, position, positionText } from "./geometry.js";
 import { pictureOf } from "./pane.js";
 import { voxelInView } from "./pointer.js";
 import { setSlice, sliceCount, sliceOf } from "./state.js";
 
+const MASKS = new Set(["same", "nifti", "png", "dicomseg", "zip"]); // what holds a correction
+
 export function buildAbout(reader) {
   const { meta } = reader;
   byId("name").textContent = meta.name;
+  document.title = meta.name;
   byId("model").textContent = meta.model ? `Model: ${meta.model}` : "No model: the scan alone.";
-  if (meta.status === "review") {
-    byId("review").hidden = false;
-    byId("review").append(
-      make("strong", { textContent: "Review this result." }),
-      make("span", { textContent: ` ${meta.reason}` }),
-    );
-  }
-  byId("warnings").hidden = !meta.warnings.length;
-  byId("warnings").append(...meta.warnings.map((textContent) => make("li", { textContent })));
-  for (const [term, value] of meta.facts) {
-    byId("facts").append(
-      make("dt", { textContent: term }), make("dd", { textContent: value }),
-    );
-  }
-  byId("about").hidden = !meta.facts.length;
+  showJudgement(meta);
+  // Once it is corrected, what the model thinks is of its own result: the server's words say so.
+  reader.on("saved", async () => {
+    try {
+      showJudgement(await getJson("meta.json"));
+    } catch (error) {
+      problem(`What is said of the result is out of date: ${error.message}`);
+    }
+  });
+}
+
+function showJudgement({ status, reason, warnings, facts }) {
+  const doubts = status === "review" ? ["Review this result.", ` ${reason}`] : [];
+  byId("review").hidden = !doubts.length;
+  byId("review").replaceChildren(
+    ...doubts.map((textContent, n) => make(n ? "span" : "strong", { textContent })),
+  );
+  byId("warnings").hidden = !warnings.length;
+  byId("warnings").replaceChildren(...warnings.map((textContent) => make("li", { textContent })));
+  const rows = facts.flatMap(([term, value]) => [
+    make("dt", { textContent: term }), make("dd", { textContent: value }),
+  ]);
+  byId("facts").replaceChildren(...rows);
+  byId("about").hidden = !facts.length;
 }
 
 export function buildTakeAway(reader) {
   const links = reader.meta.downloads.map(({ kind, label }) => {
     const href = `download/${encodeURIComponent(kind)}`;
-    return make("li", {}, make("a", { href, download: "", textContent: label }));
+    const link = make("a", { href, download: "", textContent: label, "data-kind": kind });
+    return make("li", {}, link);
   });
   byId("downloads").append(...links);
   byId("downloads").addEventListener("click", (event) => {
-    if (!reader.dirty) return;
+    const kind = event.target.closest("a")?.dataset.kind;
+    if (!reader.dirty) return MASKS.has(kind) && reader.tell("taken");
     event.preventDefault();
     problem("Save or discard the correction first: files hold what is saved.");
   });
