@@ -132,7 +132,7 @@ def shorter(command: str) -> str:
     command = re.sub(r"train\.budget_minutes=\d+", "train.epochs=1", command)
     command = command.replace("SCANS...", "SCANS").replace("/data/scans", "scans")
     command = command.replace("--resume RUN", "--resume runs/brain")
-    if command.startswith(("segapp train", "segapp compare")) and "--resume" not in command:
+    if re.search("segapp (train|compare)", command) and "--resume" not in command:
         command += f" {FEW}"
     command = command.replace("ce,dice_ce,focal_ce", "ce,dice_ce")
     if command.startswith("segapp compare"):
@@ -149,14 +149,12 @@ def test_commands(place: Path, document: str) -> None:
         for command in commands(block) if block.document == document else ():
             words = shlex.split(command)
             program = Path(words[0]).name
-            if program == "segapp":
-                if words[1] == "train":  # a document trains the same thing in several ways
-                    shutil.rmtree(place / "runs/DIR", ignore_errors=True)
+            if "train" in words:  # a document trains the same thing in several ways
+                shutil.rmtree(place / "runs/DIR", ignore_errors=True)
+            if program in ("segapp", "torchrun"):
                 run(shorter(command), place)
             elif words[1:3] == ["-m", "segapp.web.users"]:
                 run(command, place, typed="a long enough password\n" * 2)
-            elif program == "torchrun":
-                run(command, place)
             elif program == "python":
                 run(f"{words[0]} {words[1]} --help", place)
             else:
