@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from segapp.cases import IGNORE_INDEX as IGNORE
 from segapp.errors import ConfigError
 from segapp.settings import LossSettings
 
-IGNORE = 255  # pixels whose true class is unknown; fits the uint8 masks that travel through loading
 SMOOTH = 1e-5  # nnU-Net's; keeps a class of few pixels from dividing by next to nothing
 
 
