@@ -193,6 +193,7 @@ def test_alone_or_among_others_a_file_gets_the_same_bytes(run, tmp_path):
         assert sha256(tmp_path / "alone" / name) == sha256(tmp_path / "together" / name)
 
 
+@pytest.mark.slow
 def test_a_swapped_network_fails_parity(run, export, tmp_path):
     other = other_weights(run, tmp_path)
     found = parity(other, export, read_export(export), (), None)

@@ -208,8 +208,9 @@ def test_a_model_of_some_classes_is_measured_on_the_whole_masks(data: Path, tmp_
     assert result["classes"]["background"]["true_voxels"] == 6 * 80 * 96 - pixels
 
 
+@pytest.mark.slow
 def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) -> None:
-    first = run(data, tmp_path / "first", "train.epochs=1", "train.steps_per_epoch=15")
+    first = run(data, tmp_path / "first", "train.epochs=3", "train.steps_per_epoch=15")
     second = run(
         data,
         tmp_path / "second",

@@ -67,6 +67,7 @@ def model(tmp_path_factory) -> Path:
     return untrained_model(tmp_path_factory.mktemp("model") / "hands")
 
 
+@pytest.mark.slow
 def test_the_api_answers_with_what_predict_writes(model, tmp_path):
     from gradio_client import Client, handle_file
 
