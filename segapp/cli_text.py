@@ -68,12 +68,17 @@ def predict_all(
             counts = predict_batch(predictor, entries, out, on_outcome=report, seat=seat, **options)
     for warning, count in repeated.items():
         if count > 1:
-            log.warning("%d more scans: %s", count - 1, warning)
+            log.warning("%s: %s", _more_scans(count - 1), warning)
     if doubted > _DOUBTED:
-        log.warning("%d more scans to review, see predictions.csv", doubted - _DOUBTED)
+        more = _more_scans(doubted - _DOUBTED)
+        log.warning("%s to review, see predictions.csv", more)
     if not ranks.first:
         return None
     return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
+
+
+def _more_scans(n: int) -> str:
+    return f"{n} more scan{'' if n == 1 else 's'}"
 
 
 def bound_memory(most_mb: float, engine: Engine) -> None:
@@ -311,7 +316,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.0000
 
 
 def _with_interval(values: dict[str, Any], key: str) -> str:

@@ -24,13 +24,14 @@ from segapp.evidence import explained, flipped, picture_hash
 from segapp.files import writable_folder
 from segapp.finding import Finding, finding_of
 from segapp.fingerprint import CaseFacts, with_every_class
-from segapp.layout import SPLITS, Case, Dataset, patients_from
+from segapp.layout import SPLITS, Case, Dataset
 from segapp.leakage import (
     Print,
     declared_in_two_splits,
     guessed_in_two_splits,
     names_alike,
     near_images,
+    patients_from,
     same_images,
 )
 from segapp.patches import network_size

@@ -82,7 +82,6 @@ def export_model(
         precision = "int8" if int8 else "fp32"
         record = ExportRecord(engine=to, precision=precision, source=sha256(model_path(model)))
         record.parity = parity(model, folder, record, cases, calibrate)
-        log.info("parity: %s", record.parity)
         if not unequal:
             _require_equal(record, model)
         write_sums(folder, record, card_text(info) + _export_text(record))
@@ -101,7 +100,7 @@ def export_beside(run: Path) -> Path:
             return out
     except ModelFileError:
         log.warning("%s: damaged, and written anew", out)
-    export_model(run, out)
+    log.info("parity: %s", export_model(run, out).parity)
     return out
 
 

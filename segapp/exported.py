@@ -52,7 +52,7 @@ class Parity(BaseModel):
             said += f", {100 * self.agreement_as_run:.3f} % in {self.as_run}"
         if self.miou:
             said += f", mIoU {self.miou[1]:.4f} against {self.miou[0]:.4f}"
-        return f"{said}, {self.speed_ratio:.1f} times as fast"
+        return f"{said}, {self.speed_ratio:.1f} times as fast as PyTorch here"
 
 
 class ExportRecord(BaseModel):

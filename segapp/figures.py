@@ -12,7 +12,7 @@ from segapp import metrics
 from segapp.boundary import Boundary
 from segapp.cases import Case
 from segapp.intervals import LEAST_PATIENTS, intervals, paired
-from segapp.layout import patients_from
+from segapp.leakage import patients_from
 from segapp.quality import Quality
 from segapp.scan import Assessment, SegClass
 

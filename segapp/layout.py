@@ -18,6 +18,7 @@ from segapp.formats.listing import file_kind, known_suffix
 
 SPLITS = ("train", "val", "test")
 _NO_MASK = "add the mask, or remove the image"
+_NAMED = 5  # folders of a data set whose layout is not known
 _SAVE_AS = "save it as PNG, TIFF, NIfTI or NRRD"
 _HEADER = "expected a header image,mask[,patient,split] and lines below it"
 _SLICE_NUMBER = re.compile(r"(([_-]?(slice|slc|frame)|(^|[_-])z)[_-]?\d+)+$", re.IGNORECASE)
@@ -171,14 +172,33 @@ def _from_folders(folder: Path, split: str, root: Path) -> Dataset:
     if (split, missing) == ("test", "masks"):
         return Dataset(root, (), notes=(f"{folder}: left out, it has no masks",))
     if missing:
+        problem = f"{missing}/ is missing"
         remedy = (
-            "expected images/ + masks/ (same stems), imagesTr/ + labelsTr/ + dataset.json, "
-            "train/ val/ test/ above these, or cases.csv"
+            "expected images/ + masks/ (files of the same names), imagesTr/ + labelsTr/ + "
+            "dataset.json, train/ val/ test/ above these, or cases.csv"
         )
-        raise ScanError(folder, f"{missing}/ is missing", "layout", remedy)
+        if found := _folders_of_scans(folder):
+            problem += f"; found {found}"
+            remedy = (
+                "rename what holds the images to images/ and what holds the masks to masks/ (files "
+                "of the same names), or list them in a cases.csv (image,mask,patient,split); also "
+                "read: imagesTr/ + labelsTr/ + dataset.json, and train/ val/ test/ above these"
+            )
+        raise ScanError(folder, problem, "layout", remedy)
     prefix = f"{folder.relative_to(root).as_posix()}/" if folder != root else ""
     cases, problems = _pair(images, find_scans(images), masks, split, prefix)
     return Dataset(root, tuple(cases), problems=tuple(problems))
+
+
+def _folders_of_scans(folder: Path) -> str:
+    """The folders in it that hold scans or masks: "us/ (122 files) and annot/ (120 files)"."""
+    counts = {
+        part.name: sum(1 for p in part.rglob("*") if known_suffix(p))
+        for part in sorted(folder.iterdir())
+        if part.is_dir()
+    }
+    shown = [f"{name}/ ({n} file{'s' * (n > 1)})" for name, n in counts.items() if n][:_NAMED]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
 
 
 def _files(image: Path) -> tuple[Path, ...]:
@@ -265,15 +285,6 @@ def _guess_patients(cases: list[Case]) -> tuple[Case, ...]:
         if len({c.patient for c in guessed}) > 1:
             return tuple(guessed)
     return tuple(cases)
-
-
-def patients_from(cases: Sequence[Case]) -> str:
-    """How it is known whose each case is: "declared"; "guessed" where a folder or a slice's number
-    groups some by name; "one_a_case" where nothing does."""
-    open_ones = [c for c in cases if not c.declared]
-    if any(not c.name.endswith(c.patient) for c in open_ones):
-        return "guessed"
-    return "one_a_case" if open_ones else "declared"
 
 
 def patient_by_name(name: str) -> str:

@@ -61,6 +61,15 @@ def guessed_in_two_splits(dataset: Dataset) -> list[Finding]:
     return found
 
 
+def patients_from(cases: Sequence[Case]) -> str:
+    """How it is known whose each case is: "declared"; "guessed" where a folder or a slice's number
+    groups some by name; "one_a_case" where nothing does."""
+    open_ones = [c for c in cases if not c.declared]
+    if any(not c.name.endswith(c.patient) for c in open_ones):
+        return "guessed"
+    return "one_a_case" if open_ones else "declared"
+
+
 def names_alike(dataset: Dataset) -> list[Finding]:
     """The warning that images which each count as a patient of their own look by their names like
     those of fewer: "012_a" and "012_b". What "_a" means only their owner knows (in "001_01" the

@@ -104,6 +104,10 @@ def test_folders_that_are_no_data_set_say_what_was_expected(tmp_path: Path) -> N
     message = refused(tmp_path / "nothing")
     assert "images/ is missing" in message
     assert all(word in message for word in ("masks/", "imagesTr/", "dataset.json", "cases.csv"))
+    touch(tmp_path / "other", "us/a.png", "us/b.png", "annot/a.png", "notes/x.txt")
+    message = refused(tmp_path / "other")
+    assert "images/ is missing; found annot/ (1 file) and us/ (2 files); rename what" in message
+    assert "stems" not in message
 
 
 def test_a_folder_that_can_not_be_listed_is_named(tmp_path: Path) -> None:

@@ -457,6 +457,12 @@ def test_predict_writes_every_scan(trained, tmp_path: Path) -> None:
     assert (again.code, again.out) == (0, f"6 skipped; see {table}\n")
 
 
+def test_one_more_scan_is_one(trained, tmp_path: Path) -> None:
+    model, data, _ = trained  # which marks all six for review, and names five
+    result = run("predict", model, data / "images", "--out", tmp_path / "o")
+    assert "1 more scan to review, see predictions.csv" in result.err
+
+
 def test_one_bad_scan_among_good_ones_exits_with_1(trained, tmp_path: Path) -> None:
     model, data, _ = trained
     scans = shutil.copytree(data / "images", tmp_path / "scans")

@@ -30,6 +30,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/br
 # By tests/test_web_api.py and tests/test_shares.py, as they stand.
 RUN_ELSEWHERE = {"docs/app.md": ("python", "bash"), "docs/scaling.md": ("bash", "yaml")}
 NOT_HERE = {
+    "python3 -m venv .venv && . .venv/bin/activate": "the tests have an environment already",
     "git clone URL segapp && cd segapp": "this is the clone",
     "pip download --no-deps nilearn==0.14.1": "needs the network",
     "python data/brain/make_brain.py nilearn-0.14.1-py3-none-any.whl": "needs what that brings",

@@ -21,8 +21,12 @@ from PIL import Image
 
 from segapp.doctor import diagnose, report_on
 from segapp.errors import DataError, OutputError
+from segapp.finding import Finding
+from segapp.layout import Dataset
 from segapp.plan import make_plan
+from segapp.report.board import headed_page
 from segapp.report.findings import facts_text
+from segapp.report.sheet import write_sheet
 from segapp.settings import Settings
 
 BRAIN = Path(__file__).parents[1] / "data" / "brain"
@@ -392,6 +396,15 @@ def test_a_declared_patient_in_two_splits_is_an_error_a_guessed_one_a_warning(
     (root / "cases.csv").write_text("\n".join(lines))
     assert found(root) == {("leakage", "val/images/pat7_slice9.png")}
     assert found(root, "warning") == set()
+
+
+def test_one_warning_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    page = "segapp.report.sheet.headed_page"
+    monkeypatch.setattr(page, lambda *args: (said.append(args[2]), headed_page(*args))[1])
+    odd = Finding("warning", "x", tmp_path, "odd")
+    write_sheet(Dataset(tmp_path, ()), [odd], (), (), tmp_path / "sheet.png")
+    assert said == [f"{tmp_path.name}: 0 cases, 0 errors, 1 warning"]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,19 @@ def other_weights(model, to):
     return to
 
 
+@pytest.mark.slow
+def test_how_an_export_compares_is_said_once(run, tmp_path, capfd):
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "segapp.cli", "export", str(run), "--out", str(tmp_path / "x")],
+        ).returncode
+        == 0
+    )
+    said = capfd.readouterr()
+    assert (said.out + said.err).count("parity:") == 1
+    assert "times as fast as PyTorch here" in said.out
+
+
 def test_what_lies_beside_an_export_is_not_deleted(run, export, monkeypatch):
     known = read_export(export).parity
     monkeypatch.setattr("segapp.export.parity", lambda *_: known)

@@ -55,7 +55,7 @@ def findings_text(findings: Sequence[Finding], out: Path) -> Iterator[str]:
             yield f"{kind}  and {len(found) - _PER_KIND} more; all in {out / 'findings.csv'}"
     errors = sum(f.level == "error" for f in findings)
     warnings = len(findings) - errors
-    yield f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    yield f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
 
 
 def facts_text(facts: dict[str, Any]) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         names = [f"{c['value']} {c['name']}" for c in classes]
         width = max(map(len, names))
         shares = (f"{share_text(c['share']):>7} of the voxels" for c in classes)
-        cases = (f"in {_count(c['cases'], 'case')}" for c in classes)
+        cases = (f"in {counted(c['cases'], 'case')}" for c in classes)
         rows = zip(names, shares, cases, strict=True)
         yield "classes", [f"{name:<{width}}  {share}, {where}" for name, share, where in rows]
     if "preprocessing" in facts:
@@ -121,5 +121,6 @@ def _seconds(seconds: float) -> str:
     return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
-def _count(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """ "1 error", "2 errors"."""
     return f"{n} {what}{'' if n == 1 else 's'}"

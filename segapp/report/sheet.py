@@ -28,7 +28,7 @@ from segapp.report.board import (
     fitted,
     headed_page,
 )
-from segapp.report.findings import share_text
+from segapp.report.findings import counted, share_text
 from segapp.report.overlay import (
     busiest_slice,
     display_window,
@@ -74,8 +74,8 @@ def write_sheet(
     width = 2 * MARGIN + _COLUMNS * (SIDE + GAP) - GAP
     height = HEADER + 2 * MARGIN + rows * (SIDE + _CAPTION + GAP) - GAP
     counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
-    heading = f"{dataset.root.name}: {len(dataset.cases)} cases"
-    heading += f", {counts[0]} errors, {counts[1]} warnings"
+    heading = f"{dataset.root.name}: {counted(len(dataset.cases), 'case')}"
+    heading += f", {counted(counts[0], 'error')}, {counted(counts[1], 'warning')}"
     entries = [
         (c.name if share is None else f"{c.name} {share_text(share)}", c.colour)
         for c, share in zip(classes, shares, strict=True)
