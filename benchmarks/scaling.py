@@ -11,9 +11,11 @@ these a simple model is made:
          + the largest share × max(time of a slice, time of its bytes on the storage)
 
 with shares by the hash of names, which differ by chance. Its prediction for two processes on this
-machine is held against a run of two. Then it says how long a million slices take on 1 to 1,024
-machines like this one, with a process each and a storage of --storage MB/s for all of them
-together (unless told, what was measured here, which no machine adds to), and where that ends.
+machine is held against a run of two, which means something where nothing else is at work on it, and
+that for 2 and 4 processes against runs in which the network only waits. Then it says how long a
+million slices take on 1 to 1,024 machines like this one, with a process each and a storage of
+--storage MB/s for all of them together (unless told, what was measured here, which no machine adds
+to), and where that ends.
 RUN: a run folder or an export; without one, the default network with random weights.
 """
 
@@ -32,9 +34,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from measure import machine, table, write_slices
 
-MILLION = 1_000_000
+from segapp.ranks import Ranks
+
+MILLION, _WAIT_S = 1_000_000, 0.5
 PARTS = 8
 
 
@@ -60,6 +65,8 @@ def main() -> None:
         write_slices(slices, args.slices)
         few = folder / "few"
         write_slices(few, args.slices // 10)
+        pretend_slices = folder / "pretend"
+        write_slices(pretend_slices, 120)
         start, slice_s = pace(model, few, slices, folder, 1)
         half_start, half_s = pace(model, few, slices, folder, 2)
         size = sum(path.stat().st_size for path in slices.iterdir()) / args.slices
@@ -70,7 +77,9 @@ def main() -> None:
         print(f"\nOne process: {start:.1f} s to start, {1 / slice_s:.1f} slices/s.")
         print(f"One with half of the processors: {half_start:.1f} s, {1 / half_s:.1f} slices/s.")
         print(f"Two of these, {args.slices} slices: {together:.1f} s, {expected:.1f} s expected.")
-        print(f"Files: read {read:.0f} MB/s, written and flushed {write:.0f} MB/s.")
+        print("\nSlices by networks that only wait half a second each:\n")
+        print(table(("processes", "seconds", "expected"), waiting_rows(pretend_slices, folder)))
+        print(f"\nFiles: read {read:.0f} MB/s, written and flushed {write:.0f} MB/s.")
         rate = 1e6 * args.storage if args.storage else 1e6 * min(read, write)
         storage_s = (size + out_size) / rate  # what is read again comes from the cache
         print_million(start, slice_s, fixed, storage_s)
@@ -143,7 +152,6 @@ def beside_the_work(folder: Path, count: int) -> dict[str, float]:
     from segapp.merging import merge_parts
     from segapp.naming import name_jobs
     from segapp.outcomes import Outcome, OutcomeTable, Part
-    from segapp.ranks import Ranks
     from segapp.scan import make_classes
     from segapp.shares import Seat, read_jobs
 
@@ -216,6 +224,60 @@ def timed(model: Path, scans: Path, out: Path, count: int, share: int) -> float:
         if rank.returncode:
             sys.exit(said.decode())
     return time.perf_counter() - began
+
+
+def waiting_rows(scans: Path, folder: Path) -> list[tuple[str, str, str]]:
+    """For the largest share as it is, not as it is expected: chance is small in a million only."""
+    names = [str(path) for path in scans.iterdir()]
+    rows, beside_s = [], 0.0
+    for count in (1, 2, 4):
+        shares = [sum(map(Ranks(rank, count).takes, names)) for rank in range(count)]
+        seconds = pretended(scans, folder / f"pretended{count}", count, _WAIT_S)
+        beside_s = beside_s or seconds / len(names) - _WAIT_S  # reading, writing
+        expected = max(shares) * (_WAIT_S + beside_s)
+        rows.append((str(count), f"{seconds:.1f}", f"{expected:.1f}"))
+    return rows
+
+
+def pretended(scans: Path, out: Path, count: int, slice_s: float) -> float:
+    """Seconds without the start that `count` processes take whose network only waits, so that what
+    else the machine does counts little."""
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import scaling\n"
+    code += "path = pathlib.Path\n"
+    code += "scaling.pretend(path(sys.argv[2]), path(sys.argv[3]), *map(float, sys.argv[4:]))"
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(scans), str(out)]
+    ranks = [
+        subprocess.Popen(
+            [*words, str(rank), str(count), str(slice_s)], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(count)
+    ]
+    said = [rank.communicate()[0] for rank in ranks]
+    return float(said[0])
+
+
+def pretend(scans: Path, out: Path, rank: float, count: float, slice_s: float) -> None:
+    """One of these processes; the first one prints the seconds."""
+    from segapp.batch import list_inputs, predict_batch
+    from segapp.predict import Predictor
+    from segapp.preprocess import Preprocessing
+    from segapp.scan import make_classes
+    from segapp.shares import take_seat
+
+    class Waiting:
+        batch_size, calls_at_once, precision = 1, 1, "fp32"
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            time.sleep(slice_s)
+            return np.concatenate([0 * batch, batch], axis=1)
+
+    prep = Preprocessing(channels=1, normalisation="zscore")
+    predictor = Predictor(Waiting(), prep, make_classes(["background", "a"], [0, 1]))
+    with take_seat(out, Ranks(int(rank), int(count)), [scans]) as seat:
+        time.sleep(5)  # by then all have come
+        began = time.perf_counter()
+        predict_batch(predictor, [] if rank else list_inputs([scans]), out, seat=seat)
+        print(time.perf_counter() - began)
 
 
 def storage(folder: Path, megabytes: int = 128) -> tuple[float, float]:
