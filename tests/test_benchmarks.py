@@ -135,6 +135,7 @@ def test_training_takes_no_more_memory_for_more_cases() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # trains and measures five of them
 def test_smaller_networks_are_compared(tmp_path: Path) -> None:
     words = "import sys; sys.path.insert(0, 'benchmarks'); import training_memory, pathlib; "
     words += f"training_memory.write_cases(pathlib.Path({str(tmp_path / 'data')!r}), 30, 64)"
