@@ -25,7 +25,7 @@ JUDGED_NAME = "judged.jsonl"  # in a run folder: the validation cases, see `judg
 DOUBTS = 8  # patients' worth of belief that probabilities are right as they are
 _PROMISED = 0.9  # share of the scans, at least, whose true size lies in its range
 _LOW = 0.05  # share of the validation cases that are estimated lower than `least_dice`
-_LEAST_CASES = 5  # of validation, for any estimate
+LEAST_CASES = 5  # of validation, for any estimate
 _FAR = 0.2  # Dice; estimates so much too high can't tell a good result from a poor one
 _WRONG, _RIGHT = 0.5, 0.95  # estimates below are always marked, from there on never
 
@@ -142,7 +142,7 @@ def distrust(quality: Quality) -> str:
     said = f"this model was validated on {many}"
     if quality.dice is not None:
         said = f"this model reached a mean Dice of {quality.dice:.2f} in validation, on {many}"
-    if quality.cases < _LEAST_CASES:
+    if quality.cases < LEAST_CASES:
         return f"{said}, too few to judge results by"
     if quality.bias is not None and quality.bias < -_FAR:
         return f"{said}, {-quality.bias:.2f} less than its probabilities make expect"

@@ -18,6 +18,7 @@ from segapp.pace import CLOSING_PASSES, CLOSING_S, VALIDATION_SHARE, Clock
 from segapp.plan import Plan
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, ordering, scan_axis
+from segapp.quality import LEAST_CASES
 from segapp.scan import Scan
 from segapp.together import ALONE, Together
 
@@ -61,18 +62,30 @@ class Validation:
             share = few.voxels.size / scan.voxels.size
             self.seconds = (time.perf_counter() - began) / share * len(self.cases)
         self.seconds /= self._together.ranks.count
-        every = every or max(1, math.ceil(self.seconds / (_MOST * budget_seconds)))
+        every = every or self._affordable(slices, budget_seconds)
         self.seconds, agreed = self._together.of_first(self.seconds, every)
         self.every = int(agreed)
         if self.every == 1:
             return
         self.seconds /= self.every
-        whole = slices == 1 or self._predictor.preprocessing.context  # neighbours must stay
+        whole = self._takes_whole(slices)
         self.cases = self.cases[:: self.every] if whole else self.cases
         self._kept.clear()
         self._room = _KEPT_BYTES
         what = "cases" if whole else "slices"
         log.info("validation: 1 in %d of the %s, to save the budget's time", self.every, what)
+
+    def _takes_whole(self, slices: int) -> bool:
+        """Whether cases are left out, not slices of each: neighbours must stay together."""
+        return slices == 1 or bool(self._predictor.preprocessing.context)
+
+    def _affordable(self, slices: int, budget_seconds: float) -> int:
+        """Each how many-th slice or case fits into the budget. Of five cases or more five stay, as
+        nothing can be said by fewer, while one validation then takes at most a tenth."""
+        shares = (_MOST, VALIDATION_SHARE)
+        usual, least = (max(1, math.ceil(self.seconds / (s * budget_seconds))) for s in shares)
+        enough = len(self.cases) // LEAST_CASES
+        return min(usual, max(least, enough)) if self._takes_whole(slices) and enough else usual
 
     def due(self, clock: Clock) -> bool:
         """After each epoch; under a budget only while it takes a small share of the time, and not
