@@ -167,12 +167,12 @@ def test_after_saving_the_models_judgement_is_told_to_be_of_its_own_result():
         page.mouse.move(*view.at(8, 8))
         page.keyboard.press("b")
         page.mouse.click(*view.at(8, 8))
-        fake.meta |= {"facts": [["Model's own: Mean confidence", "97 %"]]}
+        fake.meta |= {"facts": [["Model's own mean confidence", "97 %"]]}
         fake.meta |= {"status": "review", "reason": "Of the model's own result: <b>odd</b>"}
         save(page, fake)
         page.wait_for_selector("#review:visible")
         assert "Of the model's own result: <b>odd</b>" in page.locator("#review").inner_text()
-        assert page.locator("#facts dt").all_inner_texts() == ["Model's own: Mean confidence"]
+        assert page.locator("#facts dt").all_inner_texts() == ["Model's own mean confidence"]
 
 
 def test_a_correction_is_discarded_kept_and_refused_in_words():

@@ -145,7 +145,7 @@ def _lettered(picture: np.ndarray, edges: str) -> np.ndarray:
     """The picture (H, W, 3) with a letter in the middle of each side."""
     image = Image.fromarray(picture)
     draw, (width, height) = ImageDraw.Draw(image), image.size
-    size = max(9, min(15, min(width, height) // 12))
+    size = max(11, min(15, min(width, height) // 12))
     places = ((2, height / 2), (width - 2, height / 2), (width / 2, 2), (width / 2, height - 2))
     for letter, place, anchor in zip(edges, places, ("lm", "rm", "mt", "mb"), strict=False):
         font = ImageFont.load_default(size)
