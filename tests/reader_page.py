@@ -43,6 +43,7 @@ class Fake:
         shape = image.shape[:3]
         self.meta = {
             "name": "<i>scan</i>.nii.gz",
+            "stem": "scan",
             "model": "brain",
             "shape": shape,
             "rgb": image.ndim == 4,

@@ -206,7 +206,7 @@ def test_a_reference_whose_axes_run_otherwise_is_turned(turns, tmp_path):
     moved = LPS.copy()
     moved[0, 3] += 3
     nib.save(nib.Nifti1Image(values, moved).as_reoriented(change), tmp_path / "moved.nii.gz")
-    with pytest.raises(ScanError, match=r"lies elsewhere in space than its image a|×3×|×5×"):
+    with pytest.raises(ScanError, match="image a"):
         reference_labels(tmp_path / "moved.nii.gz", seg.scan, CLASSES)
 
 

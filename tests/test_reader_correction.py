@@ -167,12 +167,12 @@ def test_after_saving_the_models_judgement_is_told_to_be_of_its_own_result():
         page.mouse.move(*view.at(8, 8))
         page.keyboard.press("b")
         page.mouse.click(*view.at(8, 8))
-        fake.meta |= {"facts": [["Model's own: Mean confidence", "97 %"]]}
+        fake.meta |= {"facts": [["Model's own mean confidence", "97 %"]]}
         fake.meta |= {"status": "review", "reason": "Of the model's own result: <b>odd</b>"}
         save(page, fake)
         page.wait_for_selector("#review:visible")
         assert "Of the model's own result: <b>odd</b>" in page.locator("#review").inner_text()
-        assert page.locator("#facts dt").all_inner_texts() == ["Model's own: Mean confidence"]
+        assert page.locator("#facts dt").all_inner_texts() == ["Model's own mean confidence"]
 
 
 def test_a_correction_is_discarded_kept_and_refused_in_words():
@@ -228,3 +228,27 @@ def test_a_mask_is_compared_voxel_by_voxel():
         ]
         page.get_by_label("Show the comparison").uncheck()
         assert near(view.colour(3, 3), (255, 0, 0))
+
+
+def test_whoever_paints_sees_it():
+    """The overlay, the brush's class and the labels are shown, whatever hid them."""
+    fake = two_classes()
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16)
+        set_opacity(page, 100)
+        for label, key in ((BONE, " "), (SKIN, "c"), (BONE, "")):
+            page.mouse.move(*view.at(9, 2 + label))
+            page.keyboard.press("b")
+            page.locator("#brush-class").select_option(str(label))
+            if key:
+                page.mouse.move(*view.at(9, 2 + label))
+                page.keyboard.press(key)
+            else:
+                page.locator(f"#show-{label}").uncheck()
+            page.locator("#radius").fill("0.5")
+            page.mouse.click(*view.at(9, 4 * label))
+            colour = (255, 0, 0) if label == BONE else (0, 255, 0)
+            assert near(view.colour(9, 4 * label), colour)
+        assert page.locator("#overlay").is_checked()
+        assert page.locator("#show-1").is_checked()
+        assert not page.locator("#heat").is_checked()

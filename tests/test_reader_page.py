@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,7 @@ from reader_page import (
     reader,
     served,
     set_opacity,
+    settle,
     two_classes,
 )
 
@@ -279,11 +281,11 @@ def test_what_a_file_says_is_shown_as_text():
         assert page.title() == "Reader"
 
 
-def test_the_picture_is_named_for_its_plane(tmp_path):
+def test_the_picture_is_named_for_the_scan_and_its_plane(tmp_path):
     with reader(two_classes()) as page:
         with page.expect_download() as caught:
             page.get_by_role("button", name="Picture of this view (PNG)").click()
-        assert caught.value.suggested_filename == "axial-4.png"
+        assert caught.value.suggested_filename == "scan_axial-4_research-use.png"
         picture = Image.open(io.BytesIO(Path(caught.value.path()).read_bytes()))
         box = page.locator("canvas[data-plane=axial]").bounding_box()
         assert picture.size == (round(box["width"]), round(box["height"]))
@@ -328,3 +330,96 @@ def test_the_panes_need_no_scrolling(width, height):
             assert box["y"] + box["height"] <= height
             assert box["x"] + box["width"] <= width
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_window_that_cannot_be_shows_the_one_that_is_used():
+    image = np.full((1, 8, 8), 40, np.int16)
+    with reader(Fake(image, window=[-160, 40])) as page:
+        for typed in ("0", "-5", ""):
+            page.locator("#width").fill(typed)
+            page.locator("#width").blur()
+            assert page.locator("#width").input_value() == "200"
+        for name in ("width", "centre"):
+            page.locator(f"#{name}").fill("-1234.56")
+            cut = "e => e.scrollWidth > e.clientWidth"
+            assert not page.locator(f"#{name}").evaluate(cut), "the number must be there whole"
+
+
+def test_a_ruler_measures_in_mm_on_its_slice_and_escape_clears_it():
+    fake = two_classes()
+    fake.meta["spacing_mm"] = [3, 2, 0.5]
+    with reader(fake) as page:
+        view = View(page, "axial", 12, 16, down=2, across=0.5)
+        before = marks(page, "axial")
+        page.keyboard.press("m")
+        page.mouse.move(*view.at(2, 4))
+        page.mouse.down()
+        page.mouse.move(*view.at(4, 10))
+        page.mouse.up()
+        readout = page.locator("#readout")
+        assert "Distance 5.0 mm" in readout.inner_text()  # 4 mm down, 3 mm across
+        drawn = marks(page, "axial")
+        assert drawn != before
+        page.keyboard.press("ArrowUp")
+        elsewhere = marks(page, "axial")
+        page.keyboard.press("ArrowDown")
+        assert marks(page, "axial") == drawn != elsewhere
+        assert not fake.posted
+        page.keyboard.press("Escape")
+        assert "Distance" not in readout.inner_text()
+        page.mouse.click(*view.at(3, 3))
+        assert "Distance" not in readout.inner_text()
+
+
+def marks(page: Any, plane: str) -> str:
+    """What is drawn above a pane, with the pointer out of it."""
+    page.mouse.move(2, 2)
+    settle(page)
+    return page.locator(f".pane:has([data-plane={plane}]) .marks").evaluate("c => c.toDataURL()")
+
+
+@pytest.mark.parametrize("spacing", [[1, 1, 1], None])
+def test_a_bar_tells_the_scale_where_it_is_known(spacing):
+    """As long as its number of millimetres: 5 of the 16 that a pane of 16 columns is wide."""
+    image = np.zeros((1, 8, 16), np.int16)
+    with reader(Fake(image, spacing_mm=spacing, affine=None)) as page:
+        page.keyboard.press("x")
+        view = View(page, "axial", 8, 16)
+        marks(page, "axial")
+        script = """c => {
+            const [x, y] = [10, c.height / devicePixelRatio - 8].map((n) => n * devicePixelRatio);
+            const row = c.getContext('2d').getImageData(0, Math.round(y), c.width, 1).data;
+            return [...Array(c.width).keys()].filter((n) => row[4 * n] > 200).length;
+        }"""
+        long = page.locator(".marks").first.evaluate(script)
+        assert abs(long - 5 * view.across) < 4 if spacing else long == 0
+
+
+def test_what_is_below_the_pointer_is_read_again_after_a_zoom():
+    image = np.arange(12 * 16, dtype=np.int16).reshape(1, 12, 16)
+    with reader(Fake(image)) as page:
+        view = View(page, "axial", 12, 16)
+        assert view.hover(2, 3)["voxel"] == "0,2,3"
+        for key in ("+", "+", "+"):
+            page.keyboard.press(key)
+        settle(page)
+        after = page.locator("#readout").get_attribute("data-voxel")
+        assert after != "0,2,3"
+        assert view.hover(2, 3)["voxel"] == after
+        page.keyboard.press("r")
+        settle(page)
+        assert page.locator("#readout").get_attribute("data-voxel") == "0,2,3"
+
+
+def test_a_doubt_is_said_above_the_pictures_where_the_panel_is_below_them():
+    fake = two_classes()
+    fake.meta |= {"status": "review", "reason": "unlike <b>all</b> " * 20}
+    with reader(fake, width=740, height=600) as page:
+        banner = page.locator("#banner")
+        assert banner.inner_text().startswith("Review this result. unlike <b>all</b>")
+        box = banner.bounding_box()
+        assert box["y"] + box["height"] <= page.locator("#panes").bounding_box()["y"]
+        assert box["height"] < 45
+        page.set_viewport_size({"width": 1280, "height": 800})
+        assert banner.is_hidden()
+        assert page.locator("#review").is_visible()

@@ -382,6 +382,37 @@ def test_who_waits_sees_it_and_can_leave(tmp_path):
         reader(second, "hand.png")
 
 
+def test_after_a_stop_the_scan_that_is_read_stays_chosen(tmp_path):
+    """And what is said for screen readers is words, not keys of a dictionary."""
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 2000), np.uint8), np.eye(4)), tmp_path / "long.nii")
+    image, _, _ = write_scans(tmp_path)
+    with serving({"hands": bands(Slow())}) as service, open_page(is_local) as page:
+        page.goto(service.url)
+        page.evaluate(
+            """() => {
+              window.keys = [];
+              const look = () => {
+                const [key] = document.body.textContent.match(/common\\.\\w+/) ?? [];
+                if (key) keys.push(key);
+              };
+              const all = {subtree: true, childList: true, characterData: true};
+              new MutationObserver(look).observe(document.body, all);
+            }"""
+        )
+        drop(page, image)
+        reader(page, "hand.png")
+        chosen = page.get_by_role("radio", name="hand.png")
+        assert chosen.is_checked()
+        drop(page, tmp_path / "long.nii")
+        page.locator("#status", has_text="slice").wait_for()
+        page.locator("#stop").click()
+        page.locator("#stopped", has_text="Stopped.").wait_for()
+        page.wait_for_timeout(1500)
+        assert chosen.is_checked()
+        reader(page, "hand.png")
+        assert page.evaluate("keys") == []
+
+
 def paint(page, frame) -> None:
     """A stroke in the middle: a correction that is not saved."""
     point_at(page, frame, "axial", 0.5, 0.5)
@@ -426,7 +457,7 @@ def test_a_saved_correction_is_marked_and_the_list_is_not_cleared_without_asking
     marked = page.locator("#worklist label", has_text="slice.png, corrected")
     marked.wait_for()
     assert marked.locator("input").is_checked()
-    frame.locator("#facts dt", has_text="Model's own: Mean confidence").wait_for()
+    frame.locator("#facts dt", has_text="Model's own mean confidence").wait_for()
     page.locator("#worklist label", has_text="deep.tif").click()
     reader(page, "deep.tif")
     said: list[str] = []

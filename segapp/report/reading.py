@@ -132,20 +132,20 @@ def _cut(segmentation: Segmentation, axis: SliceAxis) -> _Cut:
 def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
     """scale: pixels for a mm. The image is smoothed, labels are not."""
     width, height = (max(1, round(scale * mm)) for mm in cut.extent)
-    plain = Image.fromarray(cut.plain).resize((width, height), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(cut.plain).resize((width, height), Image.Resampling.BICUBIC)
     labels = Image.fromarray(np.ascontiguousarray(cut.labels, np.uint8))
     labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
-    pixels = np.asarray(plain)
+    pixels = np.asarray(smooth)
     drawn = draw_slice(pixels.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
-    shown = [data_uri(_lettered(picture, cut.edges)) for picture in (pixels, drawn)]
-    return Plane(cut.title, *shown, (width, height))
+    plain, overlaid = (data_uri(_lettered(picture, cut.edges)) for picture in (pixels, drawn))
+    return Plane(cut.title, plain, overlaid, (width, height))
 
 
 def _lettered(picture: np.ndarray, edges: str) -> np.ndarray:
     """The picture (H, W, 3) with a letter in the middle of each side."""
     image = Image.fromarray(picture)
     draw, (width, height) = ImageDraw.Draw(image), image.size
-    size = max(9, min(15, min(width, height) // 12))
+    size = max(11, min(15, min(width, height) // 12))
     places = ((2, height / 2), (width - 2, height / 2), (width / 2, 2), (width / 2, height - 2))
     for letter, place, anchor in zip(edges, places, ("lm", "rm", "mt", "mb"), strict=False):
         font = ImageFont.load_default(size)

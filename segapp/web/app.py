@@ -158,6 +158,7 @@ def start(
         pwa=False,
         mcp_server=False,
         theme=theme(),
+        i18n=gr.I18n(en={"common.complete": "Done"}),  # Gradio says this, and has no word for it
         css_paths=[HERE / "style.css"],
         head='<script src="/reader/static/page.js"></script>',  # inline ones don't run
     )

@@ -185,7 +185,10 @@ def _batch_tab(folders: FolderHandlers, model: gr.Dropdown) -> None:
                 elem_id="batch-folder",
             )
             files = gr.File(
-                label="Or many scans", file_count="multiple", height=150, elem_id="batch-scans"
+                label="Or drop scans" if folders.roots else "Scans",
+                file_count="multiple",
+                height=150,
+                elem_id="batch-scans",
             )
             start = gr.Button("Segment all", variant="primary", elem_id="batch-start")
             stop = gr.Button("Stop", visible=False, variant="stop", elem_id="batch-stop")

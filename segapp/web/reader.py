@@ -178,6 +178,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
     can_keep = keeper is not None and keeper.folder is not None and bool(result.classes)
     return {
         "name": result.name,
+        "stem": result.entry.name,
         "model": result.model or None,
         "shape": grid.shape,
         "rgb": facts["rgb"],

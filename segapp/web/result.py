@@ -309,11 +309,12 @@ def describe(result: Result) -> Sequence[tuple[str, str]]:
     if spacing := result.facts["file_spacing_mm"]:
         found.append(("Spacing", " × ".join(f"{s:.3g}" for s in spacing) + " mm"))
     outcome = result.outcome
-    whose = "Model's own: " if result.corrected else ""
+    whose = "Model's own {}" if result.corrected else "{}"
     if outcome.mean_confidence is not None:
-        found.append((f"{whose}Mean confidence", f"{100 * outcome.mean_confidence:.1f} %"))
+        found.append((whose.format("mean confidence"), f"{100 * outcome.mean_confidence:.1f} %"))
     if outcome.estimated_dice is not None:
-        found.append((f"{whose}Estimated Dice", f"{outcome.estimated_dice:.2f}"))
+        found.append((whose.format("estimated Dice"), f"{outcome.estimated_dice:.2f}"))
     if outcome.unlikeness is not None:
         found.append(("Unlikeness (limit 1)", f"{outcome.unlikeness:.2g}"))
+    found = [(name[0].upper() + name[1:], value) for name, value in found]
     return [*found, ("Time", f"{outcome.seconds:.1f} s")]

@@ -82,7 +82,7 @@ function fillMeasures(rows, measures, counted) {
     if (Number.isFinite(components)) {
       more.push(`${number(components)} ${components === 1 ? "piece" : "pieces"}`);
     }
-    if (Number.isFinite(mean)) more.push(`mean ${significant(mean)}`);
+    if (Number.isFinite(mean)) more.push(`mean intensity ${significant(mean)}`);
     row.more.textContent = more.join(" · ");
   });
   byId("measures-note").textContent = measures.note ?? "";

@@ -1,6 +1,7 @@
 // Which panes are drawn again after which change: at most once a screen refresh.
 
-import { drawPane, fitPane, followCursor } from "./pane.js";
+import { drawPane, fitPane } from "./pane.js";
+import { followCursor } from "./view.js";
 
 /** Draws the reader's panes whenever something they show has changed. */
 export function startDrawing(reader) {
@@ -23,6 +24,7 @@ export function startDrawing(reader) {
     crosshair: ["marks"],
     tool: ["marks"],
     pointer: ["marks"],
+    ruler: ["marks"],
     view: [],
   };
   for (const [kind, parts] of Object.entries(changes)) {

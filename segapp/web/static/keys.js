@@ -2,10 +2,11 @@
 
 import { redo, undo } from "./brush.js";
 import { byId } from "./dom.js";
-import { resetView, zoomBy } from "./pane.js";
+import { clearRuler } from "./ruler.js";
 import {
   setHeat, setOverlay, setSlice, setTool, sliceCount, stepSlice, STYLES, toggleCrosshair,
 } from "./state.js";
+import { resetView, zoomBy } from "./view.js";
 import { choosePreset } from "./windowing.js";
 
 export function resetViews(reader) {
@@ -44,6 +45,8 @@ export function watchKeys(reader) {
     n: () => setTool(reader, "navigate"),
     b: () => setTool(reader, "brush"),
     e: () => setTool(reader, "eraser"),
+    m: () => setTool(reader, "ruler"),
+    Escape: () => clearRuler(reader),
     "[": () => resize(-1),
     "]": () => resize(1),
     r: () => resetViews(reader),

@@ -12,7 +12,6 @@ const MASKS = new Set(["same", "nifti", "png", "dicomseg", "zip"]); // what hold
 export function buildAbout(reader) {
   const { meta } = reader;
   byId("name").textContent = meta.name;
-  document.title = meta.name;
   byId("model").textContent = meta.model ? `Model: ${meta.model}` : "No model: the scan alone.";
   showJudgement(meta);
   // Once it is corrected, what the model thinks is of its own result: the server's words say so.
@@ -31,6 +30,8 @@ function showJudgement({ status, reason, warnings, facts }) {
   byId("review").replaceChildren(
     ...doubts.map((textContent, n) => make(n ? "span" : "strong", { textContent })),
   );
+  byId("banner").hidden = !doubts.length;
+  byId("banner").textContent = byId("banner").title = doubts.join("");
   byId("warnings").hidden = !warnings.length;
   byId("warnings").replaceChildren(...warnings.map((textContent) => make("li", { textContent })));
   const rows = facts.flatMap(([term, value]) => [
@@ -56,8 +57,9 @@ export function buildTakeAway(reader) {
   byId("picture").addEventListener("click", async () => {
     const pane = reader.panes.find(({ name }) => name === reader.main);
     const href = URL.createObjectURL(await pictureOf(pane));
-    // The scan's name may be a patient's: the picture is named for what it shows.
-    make("a", { href, download: `${pane.name}-${pane.slice + 1}.png` }).click();
+    // Called like the scan's other files, and by what it shows.
+    const place = `${pane.name}-${pane.slice + 1}`;
+    make("a", { href, download: `${reader.meta.stem}_${place}_research-use.png` }).click();
     setTimeout(() => URL.revokeObjectURL(href), 10_000);
   });
 }

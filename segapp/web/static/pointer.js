@@ -2,8 +2,9 @@
 
 import { cancelStroke, endStroke, paint, startStroke } from "./brush.js";
 import { indexAt } from "./geometry.js";
-import { panBy, toSlice, voxelAt, zoomBy } from "./pane.js";
-import { moveCursor, setMain, setWindow, sliceOf, stepSlice } from "./state.js";
+import { clearRuler, rulerLength, startRuler, stretchRuler } from "./ruler.js";
+import { moveCursor, setMain, setWindow, showPainted, sliceOf, stepSlice } from "./state.js";
+import { panBy, toSlice, voxelAt, zoomBy } from "./view.js";
 
 /** What a press of this button with the chosen tool does. */
 function actionOf(event, tool) {
@@ -22,18 +23,26 @@ export function watchPane(reader, pane) {
   const { canvas } = pane;
   const touches = new Map(); // pointer id → [x, y]
   let drag = null;
+  let hovered = null; // [x, y] of the pointer: what lies there changes with the view
 
   const place = (event) => {
     const box = canvas.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
   const point = (event) => {
-    const [row, col] = toSlice(reader, pane, ...place(event));
+    hovered = place(event);
+    const [row, col] = toSlice(reader, pane, ...hovered);
     reader.pointer = { pane, row, col };
     reader.active = pane.name;
     reader.tell("pointer");
     return [row, col];
   };
+  reader.on("view", () => {
+    if (reader.pointer?.pane !== pane) return;
+    const [row, col] = toSlice(reader, pane, ...hovered);
+    reader.pointer = { pane, row, col };
+    reader.tell("pointer");
+  });
 
   const actions = {
     navigate: (event) => {
@@ -54,6 +63,12 @@ export function watchPane(reader, pane) {
     },
     brush: (event) => stroke(event),
     eraser: (event) => stroke(event),
+    ruler: (event) => {
+      const at = point(event);
+      if (drag.at) stretchRuler(reader, at);
+      else startRuler(reader, pane, at);
+      drag.at = at;
+    },
   };
   const stroke = (event) => {
     const to = point(event);
@@ -63,6 +78,7 @@ export function watchPane(reader, pane) {
 
   const finish = () => {
     if (drag && reader.history.open) endStroke(reader);
+    if (drag?.action === "ruler" && !rulerLength(reader)) clearRuler(reader); // a click
     drag = null;
   };
 
@@ -81,6 +97,7 @@ export function watchPane(reader, pane) {
     if (!action) return;
     event.preventDefault();
     drag = { action, last: place(event), at: null, unit: windowUnit(reader) };
+    if (action === "brush" || action === "eraser") showPainted(reader);
     if (action === "brush") startStroke(reader, pane, reader.brush.label);
     if (action === "eraser") startStroke(reader, pane, 0);
     if (action !== "move" && action !== "window") actions[action](event, 0, 0);

@@ -10,6 +10,7 @@ import { resetViews, watchKeys } from "./keys.js";
 import { fitPane, makePane } from "./pane.js";
 import { buildAbout, buildReadout, buildSlider, buildTakeAway } from "./panel.js";
 import { watchPane } from "./pointer.js";
+import { buildRuler } from "./ruler.js";
 import { makeReader, setTool, toggleCrosshair } from "./state.js";
 import { buildWindowing } from "./windowing.js";
 
@@ -82,6 +83,7 @@ function build(reader) {
   buildWindowing(reader);
   buildSlider(reader);
   buildReadout(reader);
+  buildRuler(reader);
   buildTools(reader);
   watchKeys(reader);
   startDrawing(reader);

@@ -36,6 +36,7 @@ export function makeReader(meta, image) {
     comparing: false,
     compareLabel: null, // null: all foreground
     brush: { label: 1, radius: 1 },
+    ruler: null, // {pane, slice, from, to}: see ruler.js
     pointer: null, // {pane, row, col} in slice units, while over a pane
     on(kind, listener) {
       listeners.set(kind, [...(listeners.get(kind) ?? []), listener]);
@@ -95,6 +96,14 @@ export function setOverlay(reader, changes) {
 /** What the model is unsure of is part of the overlay: asked for, it is shown. */
 export const setHeat = (reader, heat) =>
   setOverlay(reader, { heat, overlay: reader.overlay || heat });
+
+/** Whoever paints sees it: what would hide the brush's class is turned off. */
+export function showPainted(reader) {
+  const label = reader.tool === "brush" ? reader.brush.label : 0;
+  if (reader.overlay && !reader.heat && (!label || reader.shown[label])) return;
+  if (label) reader.shown[label] = true;
+  setOverlay(reader, { overlay: true, heat: false });
+}
 
 export function toggleCrosshair(reader) {
   reader.crosshair = !reader.crosshair;

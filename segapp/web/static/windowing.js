@@ -29,6 +29,7 @@ export function buildWindowing(reader) {
   const typed = () => {
     const [w, c] = [width.valueAsNumber, centre.valueAsNumber];
     setWindow(reader, c - w / 2, c + w / 2);
+    showNumbers(); // also where these can't be: the fields hold what is used
   };
   width.addEventListener("change", typed);
   centre.addEventListener("change", typed);
