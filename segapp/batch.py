@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,52 +20,23 @@ from segapp.cases import files_hash
 from segapp.earlier import engine_text, info_key, model_key, still_good
 from segapp.errors import DataError, OutputError
 from segapp.files import sha256
-from segapp.formats import Entry, Format, find_scans, read_scan, stem, write_segmentation
-from segapp.formats.listing import FORMATS, is_readable_zip, is_small
+from segapp.formats import Entry, Format, read_scan, write_segmentation
+from segapp.formats.listing import is_small
 from segapp.formats.source import share_memory
+from segapp.intake import list_inputs as list_inputs
 from segapp.locks import alone_in, at_work, left_of_a_batch
 from segapp.merging import merge_parts
 from segapp.naming import Job, name_jobs
-from segapp.outcomes import Outcome, OutcomeTable, Part, failure
+from segapp.outcomes import Outcome, OutcomeTable, Part, class_sizes, failure, mean_confidence
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
 from segapp.rows import keep_others, part_rows, put_aside, read_rows, waiting_rows
-from segapp.scan import Segmentation, planes
+from segapp.scan import Segmentation
 from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remove_shares
 
 log = logging.getLogger("segapp")
 
 _MOST_UNWRITTEN = 3  # results in a row, after which nobody waits for the other 9,997
-
-
-def list_inputs(
-    inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
-) -> list[Entry]:
-    """Entries of files, folders and zip archives, in the order given.
-
-    A file named explicitly is one entry (several channel files of one scan, or the slices of a
-    DICOM series, must be given as their folder); a folder or archive is searched, but not below
-    `exclude` inside it, where the outputs go. Raises DataError for a path that doesn't exist, and
-    for a folder without scans.
-    """
-    entries: list[Entry] = []
-    for path in inputs:
-        if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
-            found = find_scans(path, channel_files)
-            if exclude is not None and path.resolve() in exclude.resolve().parents:
-                found = [e for e in found if not _below(e, exclude)]
-            if not found:
-                raise DataError(f"{path}: holds no scans; read are {FORMATS}")
-            entries += found
-        elif path.exists():
-            entries.append(Entry(stem(path), (path,)))
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    return entries
-
-
-def _below(entry: Entry, folder: Path) -> bool:
-    return entry.paths[0].resolve().is_relative_to(folder.resolve())
 
 
 def predict_entry(
@@ -286,34 +256,3 @@ def _scan_hash(entry: Entry) -> str:
         return files_hash(entry.paths)
     except (DataError, ValueError):  # reading it will say what is wrong
         return ""
-
-
-def mean_confidence(segmentation: Segmentation) -> float | None:
-    """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
-    if segmentation.confidence is None:
-        return None
-    inside, count = 0.0, 0
-    for labels, sure in planes(segmentation.labels, segmentation.confidence):
-        chosen = labels > 0
-        inside += float((sure.astype(np.float32) * chosen).sum(dtype=np.float64))
-        count += int(np.count_nonzero(chosen))
-    if count:
-        return inside / count
-    everywhere = (p.sum(dtype=np.float64) for (p,) in planes(segmentation.confidence))
-    return float(sum(everywhere)) / segmentation.labels.size
-
-
-def class_sizes(segmentation: Segmentation) -> dict[str, float]:
-    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known; the
-    same with _low and _high for the range that its true size is in, where that is known."""
-    sizes: dict[str, float] = {}
-    counts, (voxel, unit) = segmentation.voxel_counts(), segmentation.scan.voxel_size()
-    for c, ends in zip(segmentation.classes, segmentation.ranges(), strict=True):
-        found: dict[str, float] = {"": counts[c.name]}
-        if ends:
-            found |= {"_low": math.floor(ends[0]), "_high": math.ceil(ends[1])}
-        for end, count in found.items():
-            sizes[f"{c.name}_voxels{end}"] = count
-            if unit != "voxels":
-                sizes[f"{c.name}_{unit}{end}"] = count * voxel
-    return sizes

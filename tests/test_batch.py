@@ -363,3 +363,26 @@ def test_a_class_may_be_called_like_a_unit(tmp_path):
     (outcome,) = outcomes_of(odd, list_inputs([tmp_path / "v.nii"]), tmp_path / "out")
     assert outcome.status == "ok"
     assert {"grey_voxels_voxels", "grey_voxels_ml", "ml_voxels", "ml_ml"} <= set(outcome.sizes)
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_folder_of_inputs_and_outputs_does_not_grow(tmp_path, skip_existing, overlay):
+    for n in range(2):
+        save_png(tmp_path / f"{n}.png", n)
+    save_png(tmp_path / "x_overlay.png", 3)  # a scan, whatever it is called
+    first = run([tmp_path], tmp_path, overlay=overlay)
+    after = files(tmp_path)
+    assert len(after) == 3 + 3 * (1 + overlay) + 1
+    for given in ([tmp_path], sorted(tmp_path.glob("*.png"))):
+        rows = run(given, tmp_path, overlay=overlay, skip_existing=skip_existing)
+        assert files(tmp_path) == after
+        assert [r["output"] for r in rows] == [r["output"] for r in first]
+        assert {r["status"] for r in rows} == {"skipped" if skip_existing else "ok"}
+
+
+def test_a_folder_of_nothing_but_results_holds_no_scans(tmp_path):
+    save_png(tmp_path / "in" / "a.png")
+    run([tmp_path / "in"], tmp_path / "out")
+    with pytest.raises(DataError, match="only results of an earlier batch"):
+        list_inputs([tmp_path / "out"], exclude=tmp_path / "out")
