@@ -17,7 +17,15 @@ import numpy as np
 
 from segapp.ahead import in_order
 from segapp.cases import files_hash
-from segapp.earlier import engine_text, info_key, model_key, still_good
+from segapp.earlier import (
+    engine_text,
+    info_key,
+    keep_if_other,
+    model_key,
+    set_aside,
+    still_good,
+    warn_of_unknown,
+)
 from segapp.errors import DataError, OutputError
 from segapp.files import sha256
 from segapp.formats import Entry, Format, read_scan, write_segmentation
@@ -110,7 +118,8 @@ def predict_batch(
             counts[outcome.status] += 1
             on_outcome(outcome)
 
-        _work(predictor, jobs, table, earlier, model, allow_gaps, tell)
+        how = {"model": model, "allow_gaps": allow_gaps, "kept": skip_existing}
+        _work(predictor, jobs, table, earlier, tell, **how)
 
     def share(seat: Seat, listed: Listed) -> None:
         part = listed.part(seat.ranks.rank)
@@ -127,6 +136,8 @@ def predict_batch(
         refuse_shared(out)
         with alone_in(out, left_of_a_batch):
             earlier = read_rows(path)
+            if skip_existing and not earlier:
+                warn_of_unknown(out, (job.output for job in name(earlier)))
             with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
                 remove_shares(out)  # its lines are among the earlier ones
                 work(name(earlier), table, earlier)
@@ -143,6 +154,8 @@ def predict_batch(
         listed = seat.joined(header)
         if listed is None:
             put_aside(path, earlier := read_rows(path), model, mark)
+            if skip_existing and not earlier:
+                warn_of_unknown(out, (job.output for job in name(earlier)))
             path.unlink(missing_ok=True)
             listed = seat.publish(header, name(earlier))
         before = seat.marks(listed)
@@ -162,11 +175,11 @@ def _work(
     jobs: Iterable[Job],
     table: OutcomeTable,
     earlier: Mapping[str, dict[str, str]],
-    model: str,
-    allow_gaps: bool,
     tell: Callable[[Outcome], None],
+    **how: Any,
 ) -> None:
-    """Do the jobs; each gets its line in the table, in their order, and is told of."""
+    """Do the jobs; each gets its line in the table, in their order, and is told of. how: see
+    `_predict_safely`."""
     done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
     def predict(job: Job) -> Outcome:
@@ -174,7 +187,7 @@ def _work(
             outcome = Outcome(job.entry.source, status="failed", reason=job.reason)
         else:
             line = earlier.get(os.path.realpath(job.output))
-            outcome = _predict_safely(predictor, job, allow_gaps, model, line)
+            outcome = _predict_safely(predictor, job, line, **how)
         outcome.number = job.number
         done[id(outcome)] = outcome
         return outcome
@@ -219,16 +232,22 @@ def _share_until_done(
 
 
 def _predict_safely(
-    predictor: Predictor, job: Job, allow_gaps: bool, model: str, line: dict[str, str] | None
+    predictor: Predictor,
+    job: Job,
+    line: dict[str, str] | None,
+    *,
+    model: str,
+    allow_gaps: bool,
+    kept: bool,
 ) -> Outcome:
     """The outcome of one entry, whatever happens to it. line: that of an earlier result, which may
-    stay."""
+    stay. kept: what no line vouches for is not lost either where it has to go."""
     entry, output = job.entry, job.output
     try:
         scan = _scan_hash(entry)
-        stays, doubt = False, ""
-        if line and output.is_file():
-            stays, doubt = still_good(entry, output, line, model, scan)
+        stays, doubt, ours = False, "", True
+        if output.is_file():
+            stays, doubt, ours = still_good(entry, output, line, model, scan)
         warnings = (*job.clashes, doubt) if doubt else job.clashes
         # an edited result (the doubt) is not written over for the sake of its picture either
         if stays and (doubt or job.picture is None or job.picture.is_file()):
@@ -238,7 +257,12 @@ def _predict_safely(
                 outcome.reason = line.get("reason") or ""
             outcome.warnings = warnings
             return outcome
-        segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+        aside = set_aside(output) if kept and not ours else None
+        try:
+            segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+        finally:
+            if aside:
+                warnings += keep_if_other(aside, output)
         outcome.warnings = (*outcome.warnings, *warnings)
         outcome.model, outcome.scan_sha256, outcome.output_sha256 = model, scan, sha256(output)
         if job.picture:

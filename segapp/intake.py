@@ -16,7 +16,7 @@ from segapp.rows import read_rows
 
 log = logging.getLogger("segapp")
 
-_PICTURE = re.compile(r"(.+)_overlay(_\d+)?\.png")
+_PICTURE, _COPY = re.compile(r"(.+)_overlay(_\d+)?\.png"), re.compile(r"(.+)\.bak\d*")
 
 
 def list_inputs(
@@ -27,8 +27,8 @@ def list_inputs(
     A file named explicitly is one entry (several channel files of one scan, or the slices of a
     DICOM series, must be given as their folder); a folder or archive is searched, but not below
     `exclude` inside it, where the outputs go. Where inputs lie in `exclude` themselves, the results
-    that its predictions.csv lists are none, nor are their pictures. Raises DataError for a path
-    that doesn't exist, and for a folder without scans.
+    that its predictions.csv lists are none, nor are their pictures and copies. Raises
+    DataError for a path that doesn't exist, and for a folder without scans.
     """
     entries: list[Entry] = []
     for path in inputs:
@@ -62,9 +62,9 @@ def _without_results(entries: list[Entry], out: Path) -> list[Entry]:
     bases = {output[: len(output) - len(known_suffix(output))] for output in rows}
 
     def is_result(place: str) -> bool:
-        picture = _PICTURE.fullmatch(place)
-        of_one = picture is not None and picture[1] in bases and place not in scans
-        return place in rows or of_one
+        picture, copy = _PICTURE.fullmatch(place), _COPY.fullmatch(place)
+        of_one = (picture and picture[1] in bases) or (copy and copy[1] in rows)
+        return place in rows or (bool(of_one) and place not in scans)
 
     left = [e for e, place in zip(entries, places, strict=True) if not is_result(place)]
     if count := len(entries) - len(left):
