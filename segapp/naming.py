@@ -87,7 +87,8 @@ class _Names:
     taken: resolved paths of all inputs, and of what has been written for them. owners: output →
     its scan, by an earlier predictions.csv: their names are another scan's, as long as that is
     there, and with `kept`, where these results stay, also after. Where inputs lie below `out`,
-    files that no table knows are somebody's too. Paths are strings here, which take a quarter of the memory.
+    files that no table knows are somebody's too. Paths are strings here, which take a quarter
+    of the memory.
     """
 
     def __init__(
