@@ -39,14 +39,15 @@ class Outcome:
     model: str = ""  # see `earlier.model_key`
     scan_sha256: str = ""
     output_sha256: str = ""
-    unwritten: bool = False  # failed because the output could not be written
+    unwritten: bool = False  # failed because the disk refused the output
     before: Mapping[str, str] | None = None  # the earlier line of a result that stays
     number: int = -1  # its place in the list of a batch that several processes share
 
 
 def failure(file: Path, error: Exception) -> Outcome:
     """The outcome of a scan whose segmentation raised `error`."""
-    unwritten = isinstance(error, OutputError)
+    # not where the format asked for can't hold the result, which says nothing of the next one
+    unwritten = isinstance(error, OutputError) and isinstance(error.__cause__, OSError)
     return Outcome(file, status="failed", reason=reason_of(error), unwritten=unwritten)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_batch import files, run, save_png
+from test_batch import files, run, save_png, save_volume
 from test_predict import brightness
 from web import untrained_model
 
@@ -340,7 +340,8 @@ def fail_to_write(monkeypatch, numbers):
         nonlocal count
         count += 1
         if count in numbers:
-            raise OutputError(f"{output}: can't be written (No space left on device)")
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise OutputError(f"{output}: can't be written ({full.strerror})") from full
         real(segmentation, output)
 
     monkeypatch.setattr(batch, "write_segmentation", write)
@@ -367,6 +368,15 @@ def test_three_in_a_row_end_the_batch(tmp_path, monkeypatch):
     lines = list(csv.DictReader((out / "predictions.csv").open()))
     assert statuses(lines) == ["ok"] * 3 + ["failed"] * 3
     assert statuses(again(tmp_path / "in", out)) == ["skipped"] * 3 + ["ok"] * 6
+
+
+def test_results_that_the_format_can_not_hold_end_no_batch(tmp_path):
+    for n in range(4):
+        save_volume(tmp_path / "in" / f"{n}.nii")
+    save_png(tmp_path / "in" / "z.png")
+    rows = run([tmp_path / "in"], tmp_path / "out", output_format="png")
+    assert statuses(rows) == ["failed"] * 4 + ["ok"]
+    assert "is no image; write it as NIfTI" in rows[0]["reason"]
 
 
 def test_a_picture_that_can_not_be_written_is_a_warning(done, monkeypatch):
