@@ -187,7 +187,8 @@ class OutcomeTable:
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
             said = before.get("warnings") or ""
-            warnings = [said, *(w for w in warnings if w not in said.split("; "))]
+            # warnings may hold a "; " themselves
+            warnings = [said, *(w for w in warnings if f"; {w}; " not in f"; {said}; ")]
             if before.get("status") == "review":  # it still is in doubt
                 row |= {"status": "review", "reason": before.get("reason") or ""}
         row["warnings"] = "; ".join(filter(None, dict.fromkeys(warnings)))

@@ -586,3 +586,12 @@ def test_a_thousand_scans_killed_three_times_end_as_if_nobody_had(tmp_path):
     assert sorted(Path(row["file"]).name for row in failed) == sorted(bad)
     assert not any("unexpected" in row["reason"] or not row["reason"] for row in failed)
     assert sum(row["status"] == "skipped" for row in rows) >= killed_at[-1] * 0.8
+
+
+def test_warnings_do_not_grow_with_each_rerun(tmp_path):
+    Image.fromarray(np.full((6, 6, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    (first,) = run([tmp_path], tmp_path)
+    assert first["warnings"].count("; ") == 3, "that the name is taken holds one itself"
+    for _ in range(3):
+        (row,) = again(tmp_path, tmp_path)
+        assert (row["status"], row["warnings"]) == ("skipped", first["warnings"])
