@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,55 +17,34 @@ import numpy as np
 
 from segapp.ahead import in_order
 from segapp.cases import files_hash
-from segapp.earlier import engine_text, info_key, model_key, still_good
+from segapp.earlier import (
+    engine_text,
+    info_key,
+    keep_if_other,
+    model_key,
+    set_aside,
+    still_good,
+    warn_of_unknown,
+)
 from segapp.errors import DataError, OutputError
 from segapp.files import sha256
-from segapp.formats import Entry, Format, find_scans, read_scan, stem, write_segmentation
-from segapp.formats.listing import FORMATS, is_readable_zip, is_small
+from segapp.formats import Entry, Format, read_scan, write_segmentation
+from segapp.formats.listing import is_small
 from segapp.formats.source import share_memory
+from segapp.intake import list_inputs as list_inputs
 from segapp.locks import alone_in, at_work, left_of_a_batch
 from segapp.merging import merge_parts
 from segapp.naming import Job, name_jobs
-from segapp.outcomes import Outcome, OutcomeTable, Part, failure
+from segapp.outcomes import Outcome, OutcomeTable, Part, class_sizes, failure, mean_confidence
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
 from segapp.rows import keep_others, part_rows, put_aside, read_rows, waiting_rows
-from segapp.scan import Segmentation, planes
+from segapp.scan import Segmentation
 from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remove_shares
 
 log = logging.getLogger("segapp")
 
 _MOST_UNWRITTEN = 3  # results in a row, after which nobody waits for the other 9,997
-
-
-def list_inputs(
-    inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
-) -> list[Entry]:
-    """Entries of files, folders and zip archives, in the order given.
-
-    A file named explicitly is one entry (several channel files of one scan, or the slices of a
-    DICOM series, must be given as their folder); a folder or archive is searched, but not below
-    `exclude` inside it, where the outputs go. Raises DataError for a path that doesn't exist, and
-    for a folder without scans.
-    """
-    entries: list[Entry] = []
-    for path in inputs:
-        if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
-            found = find_scans(path, channel_files)
-            if exclude is not None and path.resolve() in exclude.resolve().parents:
-                found = [e for e in found if not _below(e, exclude)]
-            if not found:
-                raise DataError(f"{path}: holds no scans; read are {FORMATS}")
-            entries += found
-        elif path.exists():
-            entries.append(Entry(stem(path), (path,)))
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    return entries
-
-
-def _below(entry: Entry, folder: Path) -> bool:
-    return entry.paths[0].resolve().is_relative_to(folder.resolve())
 
 
 def predict_entry(
@@ -140,7 +118,8 @@ def predict_batch(
             counts[outcome.status] += 1
             on_outcome(outcome)
 
-        _work(predictor, jobs, table, earlier, model, allow_gaps, tell)
+        how = {"model": model, "allow_gaps": allow_gaps, "kept": skip_existing}
+        _work(predictor, jobs, table, earlier, tell, **how)
 
     def share(seat: Seat, listed: Listed) -> None:
         part = listed.part(seat.ranks.rank)
@@ -157,6 +136,8 @@ def predict_batch(
         refuse_shared(out)
         with alone_in(out, left_of_a_batch):
             earlier = read_rows(path)
+            if skip_existing and not earlier:
+                warn_of_unknown(out, (job.output for job in name(earlier)))
             with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
                 remove_shares(out)  # its lines are among the earlier ones
                 work(name(earlier), table, earlier)
@@ -173,6 +154,8 @@ def predict_batch(
         listed = seat.joined(header)
         if listed is None:
             put_aside(path, earlier := read_rows(path), model, mark)
+            if skip_existing and not earlier:
+                warn_of_unknown(out, (job.output for job in name(earlier)))
             path.unlink(missing_ok=True)
             listed = seat.publish(header, name(earlier))
         before = seat.marks(listed)
@@ -192,11 +175,11 @@ def _work(
     jobs: Iterable[Job],
     table: OutcomeTable,
     earlier: Mapping[str, dict[str, str]],
-    model: str,
-    allow_gaps: bool,
     tell: Callable[[Outcome], None],
+    **how: Any,
 ) -> None:
-    """Do the jobs; each gets its line in the table, in their order, and is told of."""
+    """Do the jobs; each gets its line in the table, in their order, and is told of. how: see
+    `_predict_safely`."""
     done: dict[int, Outcome] = {}  # by their ids: those that have no line yet
 
     def predict(job: Job) -> Outcome:
@@ -204,7 +187,7 @@ def _work(
             outcome = Outcome(job.entry.source, status="failed", reason=job.reason)
         else:
             line = earlier.get(os.path.realpath(job.output))
-            outcome = _predict_safely(predictor, job, allow_gaps, model, line)
+            outcome = _predict_safely(predictor, job, line, **how)
         outcome.number = job.number
         done[id(outcome)] = outcome
         return outcome
@@ -249,16 +232,22 @@ def _share_until_done(
 
 
 def _predict_safely(
-    predictor: Predictor, job: Job, allow_gaps: bool, model: str, line: dict[str, str] | None
+    predictor: Predictor,
+    job: Job,
+    line: dict[str, str] | None,
+    *,
+    model: str,
+    allow_gaps: bool,
+    kept: bool,
 ) -> Outcome:
     """The outcome of one entry, whatever happens to it. line: that of an earlier result, which may
-    stay."""
+    stay. kept: what no line vouches for is not lost either where it has to go."""
     entry, output = job.entry, job.output
     try:
         scan = _scan_hash(entry)
-        stays, doubt = False, ""
-        if line and output.is_file():
-            stays, doubt = still_good(entry, output, line, model, scan)
+        stays, doubt, ours = False, "", True
+        if output.is_file():
+            stays, doubt, ours = still_good(entry, output, line, model, scan)
         warnings = (*job.clashes, doubt) if doubt else job.clashes
         # an edited result (the doubt) is not written over for the sake of its picture either
         if stays and (doubt or job.picture is None or job.picture.is_file()):
@@ -268,7 +257,12 @@ def _predict_safely(
                 outcome.reason = line.get("reason") or ""
             outcome.warnings = warnings
             return outcome
-        segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+        aside = set_aside(output) if kept and not ours else None
+        try:
+            segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+        finally:
+            if aside:
+                warnings += keep_if_other(aside, output)
         outcome.warnings = (*outcome.warnings, *warnings)
         outcome.model, outcome.scan_sha256, outcome.output_sha256 = model, scan, sha256(output)
         if job.picture:
@@ -286,34 +280,3 @@ def _scan_hash(entry: Entry) -> str:
         return files_hash(entry.paths)
     except (DataError, ValueError):  # reading it will say what is wrong
         return ""
-
-
-def mean_confidence(segmentation: Segmentation) -> float | None:
-    """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
-    if segmentation.confidence is None:
-        return None
-    inside, count = 0.0, 0
-    for labels, sure in planes(segmentation.labels, segmentation.confidence):
-        chosen = labels > 0
-        inside += float((sure.astype(np.float32) * chosen).sum(dtype=np.float64))
-        count += int(np.count_nonzero(chosen))
-    if count:
-        return inside / count
-    everywhere = (p.sum(dtype=np.float64) for (p,) in planes(segmentation.confidence))
-    return float(sum(everywhere)) / segmentation.labels.size
-
-
-def class_sizes(segmentation: Segmentation) -> dict[str, float]:
-    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known; the
-    same with _low and _high for the range that its true size is in, where that is known."""
-    sizes: dict[str, float] = {}
-    counts, (voxel, unit) = segmentation.voxel_counts(), segmentation.scan.voxel_size()
-    for c, ends in zip(segmentation.classes, segmentation.ranges(), strict=True):
-        found: dict[str, float] = {"": counts[c.name]}
-        if ends:
-            found |= {"_low": math.floor(ends[0]), "_high": math.ceil(ends[1])}
-        for end, count in found.items():
-            sizes[f"{c.name}_voxels{end}"] = count
-            if unit != "voxels":
-                sizes[f"{c.name}_{unit}{end}"] = count * voxel
-    return sizes

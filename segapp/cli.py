@@ -25,7 +25,7 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, quiet_torch, start_logging, with_home
+from segapp.cli_start import command_line, forgiving, quiet_torch, start_logging, with_home
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
 from segapp.ranks import refuse_several, spoken_by, this_process
@@ -252,9 +252,9 @@ def _command_started() -> float:
 
 def main() -> None:
     """Entry point: errors made for users end in one line and their exit code."""
-    for stream in (sys.stdout, sys.stderr):  # file names need not be UTF-8
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
+    sys.stderr = forgiving(sys.stderr)
     try:
         with end_cleanly():
             app(standalone_mode=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
@@ -35,6 +36,41 @@ def quick_start() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+class _Screen(io.RawIOBase):
+    """A stream whose lines are lost where nothing can be written: the disk that stderr goes to is
+    full, or who read it is gone. Work must not end because of that."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        with suppress(OSError):
+            while left:
+                left = left[os.write(self.descriptor, left) :]
+        return len(data)
+
+
+def forgiving(stream: Any) -> Any:
+    """The stream, losing what can't be written, and names that are no UTF-8 with their bytes; one
+    that is no file stays as it is."""
+    try:
+        screen = _Screen(stream.fileno())
+    except (OSError, AttributeError):  # of a test, or closed
+        return stream
+    options = {"encoding": stream.encoding, "errors": "surrogateescape", "write_through": True}
+    return io.TextIOWrapper(io.BufferedWriter(screen), line_buffering=True, **options)
 
 
 def command_line() -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from segapp.errors import DataError
+from segapp.errors import DataError, OutputError
 from segapp.files import sha256
 from segapp.formats import Entry, read_labels, read_scan
 from segapp.predict import Predictor
+
+log = logging.getLogger("segapp")
 
 
 def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
@@ -37,26 +42,70 @@ def engine_text(predictor: Predictor) -> str:
 
 def still_good(
     entry: Entry, output: Path, line: Mapping[str, str] | None, model: str, scan: str
-) -> tuple[bool, str]:
-    """Whether the result of `entry` that is at `output` can stay, and a warning or "".
+) -> tuple[bool, str, bool]:
+    """Whether the result of `entry` that is at `output` can stay, a warning or "", and whether it
+    is the very file that `line` tells of. One that isn't may be somebody's work.
 
     line: of predictions.csv for it; without one nobody knows what it is. model and scan: the key of
-    the model, and the checksum of the scan's files. A result that somebody edited stays; but where
-    the line is `unsure`, because another model's batch was stopped, it may be that model's.
+    the model, and the checksum of the scan's files. A result that somebody edited stays, whatever
+    the model; but where the line is `unsure`, because another model's batch was stopped, it may be
+    that model's.
     """
-    if line is None:
-        return False, ""
-    if line.get("model") not in (None, model):
-        return False, "the earlier result is of another model; written again"
-    if not scan or line.get("scan_sha256") not in (None, scan):
-        return False, "the scan changed since the earlier result; written again"
-    if not line.get("output_sha256"):
-        return False, ""
+    if line is None or not (told := line.get("output_sha256")):
+        return False, "", False
+    same_model = line.get("model") in (None, model)
+    same_scan = bool(scan) and line.get("scan_sha256") in (None, scan)
     with suppress(DataError, OSError, ValueError):
-        if sha256(output) == line["output_sha256"]:
-            return True, ""
+        if sha256(output) == told:
+            if not same_model:
+                return False, "the earlier result is of another model; written again", True
+            if not same_scan:
+                return False, "the scan changed since the earlier result; written again", True
+            return True, "", True
         if line.get("unsure"):
-            return False, "the result may be of another model's stopped batch; written again"
+            doubt = "the result may be of another model's stopped batch; written again"
+            return False, doubt, False
         if read_labels(output).shape == read_scan(entry.paths, allow_gaps=True).shape:
-            return True, "changed since it was written; left as it is"
-    return False, "the earlier result was damaged; written again"
+            if same_model and same_scan:
+                return True, "changed since it was written; left as it is", False
+            other = "the scan changed too" if same_model else "that was by another model"
+            doubt = f"{output.name} changed since it was written, and {other}; left as it is: "
+            return True, f"{doubt}remove it to have it made again", False
+    return False, "the earlier result was damaged; written again", False
+
+
+def set_aside(output: Path) -> Path:
+    """What is at `output` has a second name, NAME.bak or with a number, when it is written over.
+    Raises OutputError."""
+    number = 1
+    while True:
+        copy = output.with_name(f"{output.name}.bak{number if number > 1 else ''}")
+        if not copy.exists():
+            break
+        number += 1
+    try:
+        try:
+            os.link(output, copy)
+        except OSError:  # there are no second names on this file system
+            shutil.copy2(output, copy)
+    except OSError as error:
+        raise OutputError(f"{copy}: can't be written ({error.strerror})") from error
+    return copy
+
+
+def keep_if_other(copy: Path, output: Path) -> tuple[str, ...]:
+    """Remove what `set_aside` made where the same was written again; else a warning."""
+    if sha256(copy) == sha256(output):
+        copy.unlink()
+        return ()
+    return (f"what was there was not of the earlier batch; kept as {copy.name}",)
+
+
+def warn_of_unknown(out: Path, outputs: Iterable[Path]) -> None:
+    """Say, before a batch, how many results are there though no table tells of any."""
+    if count := sum(output.is_file() for output in outputs):
+        log.warning(
+            "%s: %d results are there that no predictions.csv tells of (was it removed?); they are "
+            "made again, and where that gives something else, what was there is kept as NAME.bak",
+            *(out, count),
+        )

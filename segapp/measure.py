@@ -12,9 +12,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from segapp.batch import class_sizes
 from segapp.files import write_table
-from segapp.outcomes import Outcome
+from segapp.outcomes import Outcome, class_sizes
 from segapp.scan import Scan, Segmentation, planes
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601, as preprocessing turns colours grey

@@ -75,13 +75,20 @@ def resolver() -> Callable[[str | Path], str]:
     return resolve
 
 
+def is_there(scan: str) -> bool:
+    """Whether a scan that a table names is still there, or the archive that holds it."""
+    place = Path(scan)
+    return any(p.exists() if p == place else p.is_file() for p in (place, *place.parents))
+
+
 class _Names:
     """Which names below `out` are free.
 
     taken: resolved paths of all inputs, and of what has been written for them. owners: output →
-    its scan, by an earlier predictions.csv; with `kept` these results stay, so their names are
-    another scan's. Where inputs lie below `out`, files that no table knows are somebody's too.
-    Paths are strings here, which take a quarter of the memory.
+    its scan, by an earlier predictions.csv: their names are another scan's, as long as that is
+    there, and with `kept`, where these results stay, also after. Where inputs lie below `out`,
+    files that no table knows are somebody's too. Paths are strings here, which take a quarter
+    of the memory.
     """
 
     def __init__(
@@ -111,7 +118,9 @@ class _Names:
 
     def _is_free(self, path: str, source: Path) -> bool:
         owner = self.owners.get(path)
-        if path in self.taken or (self.kept and owner not in (None, self.resolve(source))):
+        if path in self.taken:
+            return False
+        if owner not in (None, self.resolve(source)) and (self.kept or is_there(owner)):
             return False
         listed = self.kept or owner is not None
         listed = listed or path.endswith("_overlay.png")  # pictures are in no table

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from segapp.errors import OutputError, ScanError, SegappError
 from segapp.progress import log_bug
 from segapp.rows import csv_text, keep_rows_of_others, put_aside, whole_rows
-from segapp.scan import SegClass
+from segapp.scan import SegClass, Segmentation, planes
 
 
 @dataclass
@@ -36,14 +39,15 @@ class Outcome:
     model: str = ""  # see `earlier.model_key`
     scan_sha256: str = ""
     output_sha256: str = ""
-    unwritten: bool = False  # failed because the output could not be written
+    unwritten: bool = False  # failed because the disk refused the output
     before: Mapping[str, str] | None = None  # the earlier line of a result that stays
     number: int = -1  # its place in the list of a batch that several processes share
 
 
 def failure(file: Path, error: Exception) -> Outcome:
     """The outcome of a scan whose segmentation raised `error`."""
-    unwritten = isinstance(error, OutputError)
+    # not where the format asked for can't hold the result, which says nothing of the next one
+    unwritten = isinstance(error, OutputError) and isinstance(error.__cause__, OSError)
     return Outcome(file, status="failed", reason=reason_of(error), unwritten=unwritten)
 
 
@@ -56,6 +60,37 @@ def reason_of(error: Exception) -> str:
         return f"can't be read ({error.strerror or error})"
     log_bug("segmenting a scan", error)
     return f"unexpected {type(error).__name__}: {error}"
+
+
+def mean_confidence(segmentation: Segmentation) -> float | None:
+    """Mean probability of the chosen class over the foreground; if there is none, everywhere."""
+    if segmentation.confidence is None:
+        return None
+    inside, count = 0.0, 0
+    for labels, sure in planes(segmentation.labels, segmentation.confidence):
+        chosen = labels > 0
+        inside += float((sure.astype(np.float32) * chosen).sum(dtype=np.float64))
+        count += int(np.count_nonzero(chosen))
+    if count:
+        return inside / count
+    everywhere = (p.sum(dtype=np.float64) for (p,) in planes(segmentation.confidence))
+    return float(sum(everywhere)) / segmentation.labels.size
+
+
+def class_sizes(segmentation: Segmentation) -> dict[str, float]:
+    """Column → value: voxels of each class, and its ml (volumes) or mm² (slices) where known; the
+    same with _low and _high for the range that its true size is in, where that is known."""
+    sizes: dict[str, float] = {}
+    counts, (voxel, unit) = segmentation.voxel_counts(), segmentation.scan.voxel_size()
+    for c, ends in zip(segmentation.classes, segmentation.ranges(), strict=True):
+        found: dict[str, float] = {"": counts[c.name]}
+        if ends:
+            found |= {"_low": math.floor(ends[0]), "_high": math.ceil(ends[1])}
+        for end, count in found.items():
+            sizes[f"{c.name}_voxels{end}"] = count
+            if unit != "voxels":
+                sizes[f"{c.name}_{unit}{end}"] = count * voxel
+    return sizes
 
 
 _JUDGED = ("estimated_dice", "unlikeness", "range_coverage")
@@ -152,7 +187,8 @@ class OutcomeTable:
             kept = {k: before[k] for k in self.columns if before.get(k) and k not in _OWN_COLUMNS}
             row |= kept
             said = before.get("warnings") or ""
-            warnings = [said, *(w for w in warnings if w not in said.split("; "))]
+            # warnings may hold a "; " themselves
+            warnings = [said, *(w for w in warnings if f"; {w}; " not in f"; {said}; ")]
             if before.get("status") == "review":  # it still is in doubt
                 row |= {"status": "review", "reason": before.get("reason") or ""}
         row["warnings"] = "; ".join(filter(None, dict.fromkeys(warnings)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,6 @@ from pathlib import Path
 from segapp.errors import OutputError
 from segapp.files import write_text
 
-log = logging.getLogger("segapp")
 SHARES = ".shares"  # folder beside the table, of a batch that several processes share
 
 
@@ -22,7 +20,8 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
     """Output, resolved → line of an earlier predictions.csv, of the lines that a batch which was
     stopped had not come to, and of those of a shared batch that was stopped (these are `stopped`:
     the batch can go on from them). Empty where there is nothing to read. Left out are a line that
-    was cut off by a kill, and those that name no scan or no output."""
+    was cut off by a kill, and those that name no scan or no output. Raises OutputError for what is
+    no such table."""
     rows = waiting_rows(path) | _rows_of(path)
     for part in sorted((path.parent / SHARES).glob("*/rank-*.csv")):
         found = part_rows(part).items()
@@ -81,14 +80,19 @@ def whole_rows(part: Path) -> Iterator[tuple[int, int, list[str]]]:
 
 def _rows_of(table: Path) -> dict[str, dict[str, str]]:
     try:
-        text = table.read_text(encoding="utf-8", errors="surrogateescape")
-        lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        text = table.read_text(encoding="utf-8", errors="surrogateescape").removeprefix("\ufeff")
+        text = text[: text.rfind("\n") + 1]
+        lines = csv.DictReader(io.StringIO(text))
+        if text.strip("\0\r\n") and not {"file", "output"} <= set(lines.fieldnames or ()):
+            raise csv.Error("its first line names no columns file and output, with commas between")
         return {os.path.realpath(row["output"]): row for row in lines if _names_files(row)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except csv.Error as error:
-        log.warning("%s: the earlier results can't be read from it (%s)", table, error)
-        return {}
+    except csv.Error as error:  # without it nobody knows which results somebody edited
+        raise OutputError(
+            f"{table}: can't be understood ({error}); was it saved by another program? Put back "
+            "what segapp wrote, or move it away: its results are then made again"
+        ) from error
     except OSError as error:  # writing would lose them
         raise OutputError(f"{table}: can't be read ({error.strerror})") from error
 

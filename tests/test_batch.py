@@ -1,5 +1,7 @@
 import csv
 import os
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -328,8 +330,27 @@ def test_a_result_of_another_scan_is_not_taken_for_its_own(tmp_path):
     assert rows[1]["output"] == str(out / "a_2.png")
     assert rows[1]["warnings"] == "a.png is taken; written as a_2.png"
     assert rows[0]["bright_voxels"] == first[0]["bright_voxels"] != rows[1]["bright_voxels"]
-    again = run([tmp_path / "two"], out)  # without the option results are made anew
-    assert again[0]["output"] == str(out / "a.png")
+    again = run([tmp_path / "two"], out)  # without the option results are made anew, in their place
+    assert again[0]["output"] == str(out / "a_2.png")
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_second_folder_does_not_replace_the_results_of_the_first(tmp_path, archive):
+    save_png(tmp_path / "one" / "a.png", 1)
+    save_png(tmp_path / "two" / "a.png", 2)
+    out, first = tmp_path / "out", tmp_path / "one"
+    if archive:
+        first = Path(shutil.make_archive(str(tmp_path / "one"), "zip", tmp_path / "one"))
+    run([first], out)
+    before = (out / "a.png").read_bytes()
+    for _ in range(2):
+        (row,) = run([tmp_path / "two"], out)
+        assert row["output"] == str(out / "a_2.png")
+        assert row["warnings"] == "a.png is taken; written as a_2.png"
+        assert (out / "a.png").read_bytes() == before
+    first.unlink() if archive else shutil.rmtree(first)
+    (row,) = run([tmp_path / "two"], out)
+    assert (row["output"], row["warnings"]) == (str(out / "a.png"), "")
 
 
 def test_what_was_left_out_of_the_inputs_is_not_written_over(tmp_path):
@@ -363,3 +384,26 @@ def test_a_class_may_be_called_like_a_unit(tmp_path):
     (outcome,) = outcomes_of(odd, list_inputs([tmp_path / "v.nii"]), tmp_path / "out")
     assert outcome.status == "ok"
     assert {"grey_voxels_voxels", "grey_voxels_ml", "ml_voxels", "ml_ml"} <= set(outcome.sizes)
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_folder_of_inputs_and_outputs_does_not_grow(tmp_path, skip_existing, overlay):
+    for n in range(2):
+        save_png(tmp_path / f"{n}.png", n)
+    save_png(tmp_path / "x_overlay.png", 3)  # a scan, whatever it is called
+    first = run([tmp_path], tmp_path, overlay=overlay)
+    after = files(tmp_path)
+    assert len(after) == 3 + 3 * (1 + overlay) + 1
+    for given in ([tmp_path], sorted(tmp_path.glob("*.png"))):
+        rows = run(given, tmp_path, overlay=overlay, skip_existing=skip_existing)
+        assert files(tmp_path) == after
+        assert [r["output"] for r in rows] == [r["output"] for r in first]
+        assert {r["status"] for r in rows} == {"skipped" if skip_existing else "ok"}
+
+
+def test_a_folder_of_nothing_but_results_holds_no_scans(tmp_path):
+    save_png(tmp_path / "in" / "a.png")
+    run([tmp_path / "in"], tmp_path / "out")
+    with pytest.raises(DataError, match="only results of an earlier batch"):
+        list_inputs([tmp_path / "out"], exclude=tmp_path / "out")

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_batch import files, run, save_png
+from test_batch import files, run, save_png, save_volume
 from test_predict import brightness
 from web import untrained_model
 
 from segapp import batch, locks
 from segapp.batch import list_inputs, predict_batch
 from segapp.cases import files_hash
-from segapp.errors import OutputError
+from segapp.errors import DataError, OutputError
 from segapp.locks import alone_in, left_of_a_batch
 from segapp.outcomes import Outcome, OutcomeTable
 from segapp.rows import read_rows
@@ -114,10 +114,49 @@ def test_a_damaged_result_is_made_again(done, size):
         (out / "0.png").write_bytes(good[: len(good) // 2])
     else:
         Image.fromarray(np.zeros(size, np.uint8)).save(out / "0.png")
+    damaged = (out / "0.png").read_bytes()
     rows = again(scans, out)
     assert statuses(rows) == ["ok", "skipped", "skipped"]
-    assert rows[0]["warnings"] == "the earlier result was damaged; written again"
+    assert rows[0]["warnings"].startswith("the earlier result was damaged; written again; what")
     assert (out / "0.png").read_bytes() == good
+    assert (out / "0.png.bak").read_bytes() == damaged, "it may be somebody's work"
+
+
+@pytest.mark.parametrize("other", ["model", "scan"])
+def test_an_edited_result_stays_whatever_else_is_new(done, monkeypatch, other):
+    scans, out = done
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    edited = (out / "0.png").read_bytes()
+    if other == "model":
+        monkeypatch.setattr(batch, "model_key", lambda *_: "another")
+    else:
+        save_png(scans / "0.png", 9)
+    for status in ("ok" if other == "model" else "skipped", "skipped"):
+        rows = again(scans, out)
+        assert statuses(rows) == ["skipped", status, status]
+        assert rows[0]["warnings"].startswith("0.png changed since it was written, and ")
+        assert (out / "0.png").read_bytes() == edited
+    assert not list(out.glob("*.bak*"))
+
+
+@pytest.mark.parametrize("taken", [0, 2])
+def test_results_of_a_table_that_is_gone_are_not_lost(done, caplog, taken):
+    scans, out = done
+    (out / "predictions.csv").unlink()
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    edited = (out / "0.png").read_bytes()
+    names = ["0.png.bak", "0.png.bak2", "0.png.bak3"]
+    for name in names[:taken]:
+        (out / name).touch()
+    rows = again(scans, out)
+    assert "3 results are there that no predictions.csv tells of" in caplog.text
+    assert statuses(rows) == ["ok"] * 3
+    said = f"what was there was not of the earlier batch; kept as {names[taken]}"
+    assert [row["warnings"] for row in rows] == [said, "", ""]
+    assert (out / names[taken]).read_bytes() == edited
+    assert sorted(p.name for p in out.glob("*.bak*")) == names[: taken + 1]
+    with pytest.raises(DataError, match="only results"):
+        list_inputs([out], exclude=out)
 
 
 def test_a_result_that_no_line_vouches_for_is_made_again(done):
@@ -206,16 +245,38 @@ def test_a_rerun_that_is_killed_loses_no_earlier_line(done):
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\0\0\0", b"\xff\xfe\n\xff", b'"', b"a,b\n1\n1,2,3\n"),
-        *(b"output\nx.png\n", b"file,output\n,x.png\nx.png,\n", b"file,file\nx.png,x.png\n"),
+        *(b"", b"\0\0\0", b"\0\0\n", b'"', b"file,output\n,x.png\nx.png,\n"),
         *(b"file,output\n\0,x.png\n", b"file,output\nx.png,\0\n\0\0\0\n"),
-        b"file,output\n" + b"x" * 200_000 + b",x.png\n",
     ],
 )
 def test_a_table_that_is_none_is_as_none(done, content):
     scans, out = done
     (out / "predictions.csv").write_bytes(content)
     assert statuses(again(scans, out)) == ["ok"] * 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"a,b\n1\n1,2,3\n", b"output\nx.png\n", b"file,file\nx.png,x.png\n"),
+        *(b"file;output;status\na.png;b.png;ok\n", b"\xff\xfef\0i\0l\0e\0\n\0"),
+        b"file,output\n" + b"x" * 200_000 + b",x.png\n",
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}])
+def test_a_table_that_another_program_saved_is_an_error(done, content, options):
+    scans, out = done
+    (out / "predictions.csv").write_bytes(content)
+    with pytest.raises(OutputError, match=r"predictions.csv: can't be understood"):
+        run([scans], out, **options)
+    assert (out / "predictions.csv").read_bytes() == content
+
+
+def test_a_mark_of_utf8_before_the_table_does_no_harm(done):
+    scans, out = done
+    table = out / "predictions.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as Excel saves it
+    assert statuses(again(scans, out)) == ["skipped"] * 3
 
 
 def table_in(folder):
@@ -279,7 +340,8 @@ def fail_to_write(monkeypatch, numbers):
         nonlocal count
         count += 1
         if count in numbers:
-            raise OutputError(f"{output}: can't be written (No space left on device)")
+            full = OSError(errno.ENOSPC, "No space left on device")
+            raise OutputError(f"{output}: can't be written ({full.strerror})") from full
         real(segmentation, output)
 
     monkeypatch.setattr(batch, "write_segmentation", write)
@@ -306,6 +368,15 @@ def test_three_in_a_row_end_the_batch(tmp_path, monkeypatch):
     lines = list(csv.DictReader((out / "predictions.csv").open()))
     assert statuses(lines) == ["ok"] * 3 + ["failed"] * 3
     assert statuses(again(tmp_path / "in", out)) == ["skipped"] * 3 + ["ok"] * 6
+
+
+def test_results_that_the_format_can_not_hold_end_no_batch(tmp_path):
+    for n in range(4):
+        save_volume(tmp_path / "in" / f"{n}.nii")
+    save_png(tmp_path / "in" / "z.png")
+    rows = run([tmp_path / "in"], tmp_path / "out", output_format="png")
+    assert statuses(rows) == ["failed"] * 4 + ["ok"]
+    assert "is no image; write it as NIfTI" in rows[0]["reason"]
 
 
 def test_a_picture_that_can_not_be_written_is_a_warning(done, monkeypatch):
@@ -515,3 +586,12 @@ def test_a_thousand_scans_killed_three_times_end_as_if_nobody_had(tmp_path):
     assert sorted(Path(row["file"]).name for row in failed) == sorted(bad)
     assert not any("unexpected" in row["reason"] or not row["reason"] for row in failed)
     assert sum(row["status"] == "skipped" for row in rows) >= killed_at[-1] * 0.8
+
+
+def test_warnings_do_not_grow_with_each_rerun(tmp_path):
+    Image.fromarray(np.full((6, 6, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    (first,) = run([tmp_path], tmp_path)
+    assert first["warnings"].count("; ") == 3, "that the name is taken holds one itself"
+    for _ in range(3):
+        (row,) = again(tmp_path, tmp_path)
+        assert (row["status"], row["warnings"]) == ("skipped", first["warnings"])

@@ -490,6 +490,26 @@ def test_inputs_that_do_not_exist_stop_before_any_work(trained, tmp_path: Path) 
         assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("screen", ["full", "closed"])
+def test_a_screen_that_can_not_be_written_ends_nothing(trained, tmp_path: Path, screen) -> None:
+    model, data, _ = trained
+    scans = shutil.copytree(data / "images", tmp_path / "scans")
+    (scans / "case2.png").write_bytes(b"no picture")
+    (scans / "notes.txt").write_text("no scan")
+    words = ["predict", str(model), str(scans), "--out", str(tmp_path / "o")]
+    command = [sys.executable, "-m", "segapp.cli", *words]
+    if screen == "full":
+        lost = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, lost = os.pipe()
+        os.close(read)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=lost, cwd=REPOSITORY)
+    os.close(lost)
+    assert done.returncode == 1, "as one scan failed"
+    assert b"5 ok, 1 failed" in done.stdout
+    assert len(rows(tmp_path / "o" / "predictions.csv")) == 6
+
+
 def test_outputs_that_can_not_be_written_are_one_line(trained, tmp_path: Path) -> None:
     model, data, _ = trained
     for out in unwritable(tmp_path):

@@ -453,7 +453,8 @@ def test_another_batch_in_the_folder_is_refused_while_one_is_at_work(scans, tmp_
 
 def test_three_unwritten_results_in_a_row_end_the_rank(scans, tmp_path, monkeypatch):
     def fail(*_):
-        raise OutputError("x.png: can't be written (No space left on device)")
+        full = OSError(28, "No space left on device")
+        raise OutputError(f"x.png: can't be written ({full.strerror})") from full
 
     first = start(0, 2, [scans], tmp_path / "out")
     monkeypatch.setattr(batch, "write_segmentation", fail)

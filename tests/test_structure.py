@@ -54,6 +54,7 @@ ORDER = [
         "outcomes",
         "earlier",
         "naming",
+        "intake",
         "shares",
         "merging",
     ),

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from segapp.batch import Outcome, class_sizes, predict_entry
+from segapp.batch import Outcome, predict_entry
 from segapp.errors import ScanError, SegappError
 from segapp.files import atomic_path
 from segapp.formats import Entry, output_suffix, read_scan
+from segapp.outcomes import class_sizes
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, from_slices, ordering, scan_axis, to_slices
 from segapp.progress import log_bug

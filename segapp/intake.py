@@ -1,0 +1,74 @@
+"""The inputs of a batch: what was named → scans, without what the batch itself has written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from segapp.errors import DataError
+from segapp.formats import Entry, find_scans, stem
+from segapp.formats.listing import FORMATS, is_readable_zip, known_suffix
+from segapp.naming import resolver
+from segapp.rows import read_rows
+
+log = logging.getLogger("segapp")
+
+_PICTURE, _COPY = re.compile(r"(.+)_overlay(_\d+)?\.png"), re.compile(r"(.+)\.bak\d*")
+
+
+def list_inputs(
+    inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
+) -> list[Entry]:
+    """Entries of files, folders and zip archives, in the order given.
+
+    A file named explicitly is one entry (several channel files of one scan, or the slices of a
+    DICOM series, must be given as their folder); a folder or archive is searched, but not below
+    `exclude` inside it, where the outputs go. Where inputs lie in `exclude` themselves, the results
+    that its predictions.csv lists are none, nor are their pictures and copies. Raises
+    DataError for a path that doesn't exist, and for a folder without scans.
+    """
+    entries: list[Entry] = []
+    for path in inputs:
+        if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
+            found = find_scans(path, channel_files)
+            if exclude is not None and path.resolve() in exclude.resolve().parents:
+                found = [e for e in found if not _below(e, exclude)]
+            if not found:
+                raise DataError(f"{path}: holds no scans; read are {FORMATS}")
+            entries += found
+        elif path.exists():
+            entries.append(Entry(stem(path), (path,)))
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return _without_results(entries, exclude) if exclude is not None else entries
+
+
+def _below(entry: Entry, folder: Path) -> bool:
+    return entry.paths[0].resolve().is_relative_to(folder.resolve())
+
+
+def _without_results(entries: list[Entry], out: Path) -> list[Entry]:
+    """Those that no earlier batch wrote into `out`: a folder that is input and output at once would
+    grow with each run. Raises DataError where none are left."""
+    resolve, below = resolver(), f"{os.path.realpath(out)}{os.sep}"
+    places = [resolve(entry.paths[0]) for entry in entries]
+    if not any(place.startswith(below) for place in places):
+        return entries
+    rows = read_rows(out / "predictions.csv")
+    scans = {resolve(row["file"]) for row in rows.values()} - rows.keys()
+    bases = {output[: len(output) - len(known_suffix(output))] for output in rows}
+
+    def is_result(place: str) -> bool:
+        picture, copy = _PICTURE.fullmatch(place), _COPY.fullmatch(place)
+        of_one = (picture and picture[1] in bases) or (copy and copy[1] in rows)
+        return place in rows or (bool(of_one) and place not in scans)
+
+    left = [e for e, place in zip(entries, places, strict=True) if not is_result(place)]
+    if count := len(entries) - len(left):
+        log.info("%s: left out of the inputs: %d results of an earlier batch in it", out, count)
+    if entries and not left:
+        raise DataError(f"{out}: holds no scans but only results of an earlier batch")
+    return left
