@@ -598,7 +598,7 @@ def test_evaluate_prints_figures_and_warns_about_training_cases(trained, tmp_pat
     figures = json.loads(result.out)
     assert figures == json.loads((tmp_path / "summary.json").read_text())
     assert (figures["split"], figures["n"], figures["n_failed"]) == ("all", 6, 0)
-    assert "6 of these 6 cases" in result.err
+    assert "all 6 cases were used to train or choose this model" in result.err
     table = run("evaluate", model, data, "--out", tmp_path, "--split", "all").out
     assert f"{figures['miou']:.4f}" in table
     assert "class_2" in table
