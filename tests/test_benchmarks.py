@@ -176,6 +176,7 @@ def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # of a larger network, on one core
 def test_training_steps_are_compared() -> None:
     ours, plain = cells(call("train_speed.py", "--steps", "11"))
     assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")
