@@ -101,7 +101,7 @@ def arrange(source: Path, planes: Sequence[Plane], allow_gaps: bool, names: Sequ
             distance = (along[-1] - along[0]) / places[-1]
             missing, count = int(places[-1]) + 1 - len(planes), int(places[-1]) + 1
             widest = int(np.argmax(gaps))
-            sides = " and ".join(names[order[n]] for n in (widest, widest + 1))
+            sides = " and ".join(names[int(order[n])] for n in (widest, widest + 1))
             what = f"{missing} of {count} slices are missing"
             what += f" (between {sides}{', among others' if (steps > 1).sum() > 1 else ''})"
         else:
