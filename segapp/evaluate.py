@@ -231,6 +231,10 @@ def evaluate_model(
     dataset = find_cases(data)
     hashes = hashes_of(dataset.cases)
     cases, split = cases_to_measure(dataset, info, split, hashes)
+    if together:
+        seen_alike = [info.model_dump_json(), other and other[1].model_dump_json(), tolerance]
+        files = [(c.name, hashes.get(c.images, "")) for c in cases]
+        together.require_same("a model, the data or an option", json.dumps([*seen_alike, files]))
     material = Material(model, data, command)
     read = noting(read_case, material.facts)
     calibration = Calibration(info.temperature)
@@ -295,10 +299,12 @@ def _evaluate(
     result = evaluate_cases(
         *(predictor, cases_with_bar, info.ignore, info.merged), tolerance=tolerance, **hooks
     )
-    for r in result.failed():
-        log.error("%s", r.error)
     result.quality = info.quality
-    return gather(result, cases, together) if together else result
+    if together:
+        result = gather(result, cases, together)
+    for r in result.failed() if together is None or together.first else ():
+        log.error("%s", r.error)
+    return result
 
 
 def _require_alike(model: Path, info: ModelInfo, against: Path, other: ModelInfo) -> None:

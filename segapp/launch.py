@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segapp.errors import ConfigError
 from segapp.files import write_text
 from segapp.plan import Plan, make_plan, open_run, reopen_run
 from segapp.settings import Settings
@@ -21,17 +22,19 @@ def open_together(settings: Settings, resume: bool, together: Together) -> Plan 
     """
     out = settings.train.out
     assert out is not None, "load_settings makes sure of it"
-    resume = resume or (together.several and restarted() and _began(out))
+    if settings.train.folds and not settings.train.fold and together.several:
+        raise ConfigError("train.folds: folds are trained by one process each, not by several")
+    resume = resume or (together.first and together.several and restarted() and _began(out))
     resume = bool(together.of_first(resume)[0])
     if together.first:
         plan = reopen_run(settings) if resume else open_run(settings)
-        if plan and together.several:
-            write_text(out / _MARK, launch_name())
     else:
         finished = resume and (out / "metrics.json").is_file()
         plan = None if finished else make_plan(settings)
     told = "finished" if plan is None else plan.record.model_dump_json() + plan.settings.to_yaml()
     together.require_same("the data, or a setting,", told)
+    if plan and together.first and together.several:
+        write_text(out / _MARK, launch_name())
     return plan
 
 

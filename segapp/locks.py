@@ -85,7 +85,7 @@ def left_of_a_batch(folder: Path) -> Iterator[Path]:
 
 
 def _is_anothers(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in ("predictions.csv", "config.yaml"))
+    return any((folder / mark).exists() for mark in ("predictions.csv", "config.yaml", ".shares"))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 from segapp.errors import Interrupted, OutputError
 
 log = logging.getLogger("segapp")
+
+_ECHO_S = 5.0
 
 
 def keep_freed_memory() -> None:
@@ -48,13 +51,18 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Ctrl-C, SIGTERM and SIGUSR1 are noted instead of ending the process; a second Ctrl-C or
-    SIGTERM stops at once."""
-    asked = Signals()
+    """Ctrl-C, SIGTERM and SIGUSR1 are noted instead of ending the process; a second Ctrl-C stops at
+    once, a second SIGTERM if it is not the first one's echo: a scheduler sends it to all processes
+    of a job, and their launcher passes its own on to those it started."""
+    asked, first = Signals(), 0.0
 
-    def stop(*_: object) -> None:
-        if asked.stop:
+    def stop(number: int, _: object) -> None:
+        nonlocal first
+        echo = number == signal.SIGTERM and time.monotonic() - first < _ECHO_S
+        if asked.stop and not echo:
             raise KeyboardInterrupt
+        if not asked.stop:
+            first = time.monotonic()
         asked.stop = True
         log.info("stopping after this step; once more stops without saving")
 

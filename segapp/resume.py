@@ -152,11 +152,12 @@ def load_state(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: Average | None = None,
+    tidy: bool = True,
 ) -> tuple[State, dict[str, torch.Tensor]]:
     """Restore what `save_state` wrote last; the run's state, and the weights of its best epoch.
 
-    A file whose content is not what was written is left out with a warning, and removed: the one
-    before it counts. Parameters that had no optimiser state yet (a frozen encoder's) have none
+    A file whose content is not what was written is left out with a warning, and removed where
+    `tidy`: the one before it counts. Parameters that had no optimiser state yet (a frozen encoder's) have none
     afterwards. Raises ModelFileError where no file is sound, or where it holds no average and one
     is asked for.
     """
@@ -170,10 +171,11 @@ def load_state(
         raise ModelFileError(
             f"{folder}: every saved state is damaged; delete the folder to start the run again"
         )
-    for damaged in saved_states(folder):
+    for damaged in saved_states(folder) if tidy else ():
         if damaged > path:  # it would push sound ones out
             damaged.unlink(missing_ok=True)
-    _remove_older(folder)  # a kill may have left one
+    if tidy:
+        _remove_older(folder)  # a kill may have left one
     network.load_state_dict(_below("network.", tensors))
     if average is not None:
         if "average.n_averaged" not in tensors:

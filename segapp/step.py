@@ -18,11 +18,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from segapp.errors import ConfigError
 from segapp.machine import processor_name
 from segapp.mix import Mixed
 from segapp.together import ALONE, Together
 
 log = logging.getLogger("segapp")
+
+_OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # Accelerate reads these too
 
 _NO_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "CUDA error: out of memory")
 _NO_MEMORY += ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc")
@@ -167,8 +170,17 @@ def _loss(
     return batch.share * value + (1 - batch.share) * other
 
 
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """An Accelerator for this process, or for all that are joined."""
+def make_accelerator(
+    precision: str, device: torch.device, together: Together = ALONE
+) -> Accelerator:
+    """An Accelerator for this process, or for those of `together`. Raises ConfigError where the
+    environment has Accelerate count others."""
+    for name in ("WORLD_SIZE", *_OF_MPI):
+        if os.environ.get(name, "1") not in ("", "1", str(together.ranks.count)):
+            raise ConfigError(
+                f"{name} is {os.environ[name]}, but {together.ranks.count} process(es) train "
+                "together; unset it, or start them by torchrun or accelerate launch"
+            )
     AcceleratorState._reset_state(True)  # runs of one process may differ in precision
     # not every architecture uses all its weights; buffers are averaged by each step
     shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)

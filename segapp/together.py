@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,8 +23,9 @@ from segapp.ranks import Ranks, this_process
 log = logging.getLogger("segapp")
 
 # Nobody waits longer for the others: rank 0 may prepare slices, or judge the finished model, alone.
-_PATIENCE = timedelta(hours=2)
-_LOST = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "Broken pipe", "TCPStore")
+_PATIENCE = timedelta(hours=12)
+_LOST = ("Connection closed by peer", "Connection reset", "gloo", "Broken pipe", "TCPStore")
+_LOST += ("ncclRemoteError", "remote process exited", "imed out", "imeout")
 T = TypeVar("T")
 
 
@@ -105,6 +107,12 @@ class Together:
                 "the same command, data, files and versions"
             )
 
+    def own_chance(self, *seed: int) -> None:
+        """From here on dropout draws what only this process draws, the same for equal seeds."""
+        if self.several:
+            drawn = np.random.SeedSequence((*seed, self.ranks.rank)).generate_state(1, np.uint64)
+            torch.manual_seed(int(drawn[0]))
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.most(False)
@@ -145,9 +153,16 @@ def joined() -> Iterator[Together]:
             "processes by torchrun or accelerate launch"
         )
     if gpu:
-        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
+        there = torch.cuda.device_count()
+        if ranks.local >= there:
+            raise ConfigError(
+                f"LOCAL_RANK is {ranks.local}, but this machine has {there} GPU(s); start one "
+                "process for each"
+            )
+        torch.cuda.set_device(ranks.local)
     else:  # launchers give each process one thread where they know nothing better
-        torch.set_num_threads(max(1, processors() // ranks.local_count))
+        torch.set_num_threads(processors())
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors()))  # else Accelerate takes all
     with _others_needed():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_PATIENCE)
     together = Together(ranks)
@@ -161,7 +176,7 @@ def joined() -> Iterator[Together]:
 def is_lost(error: BaseException) -> bool:
     """Whether torch means that another process is gone or can't be reached."""
     said = str(error)
-    return isinstance(error, dist.DistError) or any(word in said for word in _LOST)
+    return any(word in said for word in _LOST)
 
 
 @contextmanager
@@ -190,11 +205,8 @@ def restarted() -> bool:
 
 
 def launch_name() -> str:
-    """What this launch is called, the same after its restarts: the name that the user gave, or
-    that of the process which started this one."""
-    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if given != "none":
-        return given
+    """What this launch is called, the same after its restarts and never again: the launcher that
+    started this process. (Users may give one name to several launches.)"""
     import psutil
 
     parent = psutil.Process(os.getppid())

@@ -61,8 +61,6 @@ def run_plan(plan: Plan, started: float | None = None, together: Together = ALON
     """
     started = started or time.time()
     if plan.settings.train.folds and not plan.settings.train.fold:
-        if together.several:
-            raise ConfigError("train.folds: folds are trained by one process each, not by several")
         with end_cleanly():
             return run_folds(plan, run_plan, started)
     keep_freed_memory()
@@ -70,7 +68,7 @@ def run_plan(plan: Plan, started: float | None = None, together: Together = ALON
     alone = alone_in(out, left_of_a_run) if together.first else nullcontext()
     with alone, end_cleanly(), deterministic(s.train.deterministic):
         together.wait()  # for what the first has swept away
-        resuming = bool(resume.saved_states(out / "last"))
+        resuming = bool(together.of_first(bool(resume.saved_states(out / "last")))[0])
         if resuming and s.model.encoder_weights == "auto":  # a fold's own file knows better
             decided = load_settings(out / "config.yaml", [])
             s.model.encoder_weights = decided.model.encoder_weights
@@ -109,15 +107,15 @@ def fit(parts: Parts, started: float) -> None:
     average = Average(network, s.optim.ema) if s.optim.ema else None
     state = State(data=plan.record.model_dump(), starting_weights=parts.starting_weights)
     best: dict[str, torch.Tensor] = {}
-    resuming = bool(resume.saved_states(out / "last"))
+    resuming = bool(together.of_first(bool(resume.saved_states(out / "last")))[0])
     if resuming:
-        state, best = resume.load_state(out / "last", network, optimizer, average)
+        state, best = resume.load_state(out / "last", network, optimizer, average, together.first)
         refuse_changes(parts, state)
-        together.require_same("the saved state", str(state.step))
         log.info("resuming %s at step %d of epoch %d", out, state.step, state.epoch + 1)
+    together.require_same("the saved state", str(state.step))
     schedule = Schedule(optimizer, s.optim, state.done)
     loss_function = make_loss(s.loss, len(plan.classes), together.total)
-    accelerator = make_accelerator(s.train.precision, device)
+    accelerator = make_accelerator(s.train.precision, device, together)
     trained_network, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -189,6 +187,7 @@ def fit(parts: Parts, started: float) -> None:
                     scale = stage_scale(s.train.progressive, schedule.done)
                     batches = batches_at(parts, scale, state.step)
                     log.info("step %d: slices at %g of their size", state.step, scale)
+                together.own_chance(s.train.seed, state.step)
                 micro, indices = _micro_batches(batches, s, state.step)
                 step = training_step(
                     *(accelerator, trained_network, optimizer, loss_function, micro),
@@ -201,7 +200,8 @@ def fit(parts: Parts, started: float) -> None:
                     state.loss_steps += 1
                 else:
                     unusable += 1
-                    names = [parts.cache.names[i] for i in indices]
+                    own = "\n".join(parts.cache.names[i] for i in indices)
+                    names = "\n".join(together.texts(own)).split("\n")
                     leave_out(state.step, step, unusable, names)
                 if average and step.taken:
                     average.update(network)

@@ -61,8 +61,9 @@ class Validation:
             self._predictor(few)
             share = few.voxels.size / scan.voxels.size
             self.seconds = (time.perf_counter() - began) / share * len(self.cases)
-        self.seconds /= self._together.ranks.count
+        # by the pace of one process, as one alone judges the finished model
         every = every or self._affordable(slices, budget_seconds)
+        self.seconds /= self._together.ranks.count
         self.seconds, agreed = self._together.of_first(self.seconds, every)
         self.every = int(agreed)
         if self.every == 1:
@@ -105,7 +106,10 @@ class Validation:
         """Measure all cases. kwargs: those of `evaluate_cases`, of whose hooks each process sees
         its share. Raises DataError where none can be read any more."""
         result = self._measure(clock, self._together, **kwargs)
-        return gather(result, self.cases, self._together)
+        result = gather(result, self.cases, self._together)
+        for failed in result.failed():
+            log.warning("validation: %s", failed.error)
+        return result
 
     def run_alone(self, clock: Clock, **kwargs: Any) -> Evaluation:
         """The same in this process, whatever others do."""
@@ -119,8 +123,6 @@ class Validation:
             read=self._read,
             **kwargs,
         )
-        for failed in result.failed():
-            log.warning("validation: %s", failed.error)
         if self.cases and not together.most(self._read_any)[0]:
             first = next((r.error for r in result.failed()), "see the other processes")
             raise DataError(f"none of the validation cases can be read any more: {first}")

@@ -32,16 +32,17 @@ def main(data: str, out: Path, words: list[str]) -> None:
         plan = make_plan(load_settings(None, [f"data.root={data}", "train.out=x", *words]))
         parts = assemble(plan, folder, together=together)
         s, network = plan.settings, parts.network.double()
-        freeze(network.get_submodule("encoder"), s.optim.freeze_encoder > 0)
         optimizer = make_optimizer(network, s.optim)
-        accelerator = make_accelerator("fp32", torch.device("cpu"))
+        accelerator = make_accelerator("fp32", torch.device("cpu"), together)
         wrapped, optimizer = accelerator.prepare(network, optimizer)
         loss = make_loss(s.loss, len(plan.classes), together.total)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
         batches, losses = batches_at(parts, 1.0, 0), []
+        encoder = network.get_submodule("encoder")
         for step in range(STEPS):
+            freeze(encoder, step < s.optim.freeze_encoder * STEPS)  # then as `fit` goes on
             micro = []
             for n in range(s.optim.accumulate):
                 images, masks, _ = next(batches)

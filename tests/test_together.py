@@ -256,31 +256,40 @@ class Several(Together):
 def test_only_the_run_that_this_launch_began_goes_on(launched, png_dataset, tmp_path, monkeypatch):
     first = Several(Ranks(0, 2))
 
-    def settings():
-        words = [f"data.root={png_dataset}", f"train.out={tmp_path / 'run'}"]
+    def settings(*words):
+        words = [f"data.root={png_dataset}", f"train.out={tmp_path / 'run'}", *words]
         return load_settings(None, words)
 
-    launched(TORCHELASTIC_RUN_ID="night", TORCHELASTIC_RESTART_COUNT="0")
+    def started_by(launch, count):
+        launched(TORCHELASTIC_RUN_ID="night", TORCHELASTIC_RESTART_COUNT=count)
+        monkeypatch.setattr("segapp.launch.launch_name", lambda: launch)
+
+    with pytest.raises(ConfigError, match="folds are trained by one process each"):
+        open_together(settings("train.folds=3"), False, first)
+    assert not (tmp_path / "run").exists()
+    started_by("one", "0")
     assert not restarted()
     assert open_together(settings(), False, first).fresh
-    assert (tmp_path / "run" / ".launch").read_text() == "night"
+    assert (tmp_path / "run" / ".launch").read_text() == "one"
     with pytest.raises(ConfigError, match="not empty"):  # it is no restart
         open_together(settings(), False, first)
-    launched(TORCHELASTIC_RESTART_COUNT="1")
+    started_by("one", "1")
     assert restarted()
     assert open_together(settings(), False, first).fresh  # it had not begun yet
     (tmp_path / "run" / "config.yaml").write_text(settings().to_yaml())
     assert not open_together(settings(), False, first).fresh
-    launched(TORCHELASTIC_RUN_ID="another")
+    started_by("another of the same name", "1")
     with pytest.raises(ConfigError, match="not empty"):
         open_together(settings(), False, first)
     (tmp_path / "run" / "metrics.json").write_text("{}")
-    launched(TORCHELASTIC_RUN_ID="night")
+    with pytest.raises(ConfigError, match="not empty"):
+        open_together(settings(), False, first)
+    started_by("one", "1")
     assert open_together(settings(), False, first) is None  # a process was lost at the very end
 
 
-def test_a_launch_without_a_name_is_called_by_the_process_that_started_it(launched):
-    launched(TORCHELASTIC_RUN_ID="none")
+def test_a_launch_is_called_by_the_process_that_started_it(launched):
+    launched(TORCHELASTIC_RUN_ID="night")  # users may give one name to several
     assert f"-{os.getppid()}-" in launch_name()
     assert launch_name() == launch_name()
 
@@ -425,4 +434,4 @@ main()
         assert message in said
         assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "segapp") not in said
         assert not (tmp_path / "run" / "config.yaml").exists()
-        (tmp_path / "run" / ".launch").unlink(missing_ok=True)
+        assert not (tmp_path / "run").exists()

@@ -137,8 +137,8 @@ def _plane(segmentation: Segmentation, cut: _Cut, scale: float) -> Plane:
     labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
     pixels = np.asarray(smooth)
     drawn = draw_slice(pixels.transpose(2, 0, 1), labels, segmentation.classes, (0.0, 255.0))
-    plain, overlaid = (data_uri(_lettered(picture, cut.edges)) for picture in (pixels, drawn))
-    return Plane(cut.title, plain, overlaid, (width, height))
+    bare, coloured = (data_uri(_lettered(p, cut.edges)) for p in (pixels, drawn))
+    return Plane(cut.title, bare, coloured, (width, height))
 
 
 def _lettered(picture: np.ndarray, edges: str) -> np.ndarray:
