@@ -157,9 +157,9 @@ def load_state(
     """Restore what `save_state` wrote last; the run's state, and the weights of its best epoch.
 
     A file whose content is not what was written is left out with a warning, and removed where
-    `tidy`: the one before it counts. Parameters that had no optimiser state yet (a frozen encoder's) have none
-    afterwards. Raises ModelFileError where no file is sound, or where it holds no average and one
-    is asked for.
+    `tidy`: the one before it counts. Parameters that had no optimiser state yet (a frozen
+    encoder's) have none afterwards. Raises ModelFileError where no file is sound, or where it holds
+    no average and one is asked for.
     """
     for path in saved_states(folder):
         try:
