@@ -81,7 +81,7 @@ def predict(
     """
     start_logging()
     with quick_start():
-        from segapp.cli_text import predict_all
+        from segapp.cli_text import batch_text, predict_all
 
     counts = predict_all(
         *(model, inputs, out, device, engine, max_memory_mb),
@@ -96,8 +96,7 @@ def predict(
     if as_json:
         typer.echo(json.dumps({**counts, "csv": str(table)}))
     else:
-        said = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        typer.echo(f"{said}; see {table}")
+        typer.echo(f"{batch_text(counts)}; see {table}")
     raise typer.Exit(1 if counts["failed"] else 0)
 
 

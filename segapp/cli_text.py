@@ -33,9 +33,10 @@ def predict_all(
     **options: Any,
 ) -> dict[str, int] | None:
     """`predict_batch` of what is below `inputs`, with a bar and a line for each failed scan; the
-    number of scans by status. Where a launcher started several processes, they share the work, and
-    the first one alone has the result, the others None. max_memory_mb: see bound_memory. options:
-    those of `predict_batch`. Raises what it raises."""
+    number of scans by status, and as review_kept that of the skipped whose results are in doubt.
+    Where a launcher started several processes, they share the work, and the first one alone has the
+    result, the others None. max_memory_mb: see bound_memory. options: those of `predict_batch`.
+    Raises what it raises."""
     info, ranks = read_info(model), this_process()
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
@@ -72,7 +73,15 @@ def predict_all(
         log.warning("%d more scans to review, see predictions.csv", doubted - _DOUBTED)
     if not ranks.first:
         return None
-    return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
+    counts["skipped"] += counts["review_kept"]
+    return {s: counts[s] for s in ("ok", "review", "failed", "skipped", "review_kept")}
+
+
+def batch_text(counts: dict[str, int]) -> str:
+    """What `predict_all` returned, in words."""
+    said = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != "review_kept")
+    kept = counts["review_kept"]
+    return f"{said}, {kept} of them to review" if kept else said
 
 
 def bound_memory(most_mb: float, engine: Engine) -> None:

@@ -436,13 +436,19 @@ def test_predict_writes_every_scan(trained, tmp_path: Path) -> None:
     table = tmp_path / "o" / "predictions.csv"
     counts = json.loads(result.out)
     assert counts.pop("ok") + counts.pop("review") == 6
-    assert counts == {"failed": 0, "skipped": 0, "csv": str(table)}
+    assert counts == {"failed": 0, "skipped": 0, "review_kept": 0, "csv": str(table)}
     assert len(result.out.splitlines()) == 1
     assert sorted(p.name for p in (tmp_path / "o").glob("*.png")) == [
         f"case{n}.png" for n in range(6)
     ]
     again = run("predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing")
     assert (again.code, again.out) == (0, f"6 skipped; see {table}\n")
+    text = table.read_text().replace(",skipped,", ",review,", 4)
+    table.write_text(text)  # as if the model had doubted four of them
+    words = ["predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing"]
+    assert run(*words).out == f"6 skipped, 4 of them to review; see {table}\n"
+    counts = json.loads(run(*words, "--json").out)
+    assert (counts["skipped"], counts["review"], counts["review_kept"]) == (6, 0, 4)
 
 
 def test_one_bad_scan_among_good_ones_exits_with_1(trained, tmp_path: Path) -> None:
