@@ -471,8 +471,8 @@ def test_inputs_that_do_not_exist_stop_before_any_work(trained, tmp_path: Path) 
     model, data, _ = trained
     (tmp_path / "empty").mkdir()
     for wrong, said in (("nowhere", "no such file or folder"), ("empty", "holds no scans")):
-        words = [data / "images", tmp_path / wrong, "--out", tmp_path / "o"]
-        result = run("predict", model, *words)
+        given = [data / "images"] if wrong == "nowhere" else []
+        result = run("predict", model, *given, tmp_path / wrong, "--out", tmp_path / "o")
         assert result.code == 2
         assert result.error.startswith(f"{tmp_path / wrong}: {said}")
         assert not (tmp_path / "o").exists()
