@@ -24,6 +24,7 @@ from segapp.earlier import (
     model_key,
     set_aside,
     still_good,
+    warn_of_stale,
     warn_of_unknown,
 )
 from segapp.errors import DataError, OutputError
@@ -141,6 +142,7 @@ def predict_batch(
             with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
                 remove_shares(out)  # its lines are among the earlier ones
                 work(name(earlier), table, earlier)
+            warn_of_stale(path)
         return counts
     header = {"processes": seat.ranks.count, "inputs": seat.inputs, "model": info_key(predictor)}
     header |= {"format": output_format, "overlay": overlay, "allow_gaps": allow_gaps}
@@ -165,6 +167,7 @@ def predict_batch(
             header_line = OutcomeTable(path, predictor.classes, {}, judged).header()
             counts = merge_parts(listed, seat.ranks.count, header_line, path)
             keep_others(path, mark)
+            warn_of_stale(path)
         seat.leave()
         remove_shares(out)
     return counts

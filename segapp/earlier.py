@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ from segapp.errors import DataError, OutputError
 from segapp.files import sha256
 from segapp.formats import Entry, read_labels, read_scan
 from segapp.predict import Predictor
+from segapp.rows import waiting_rows
 
 log = logging.getLogger("segapp")
 
@@ -72,6 +74,38 @@ def still_good(
             doubt = f"{output.name} changed since it was written, and {other}; left as it is: "
             return True, f"{doubt}remove it to have it made again", False
     return False, "the earlier result was damaged; written again", False
+
+
+def warn_of_stale(path: Path) -> None:
+    """Say, after the batch whose table is at `path`, which results are there of scans that are no
+    longer, or that now failed: they lie among the others as if they were of today."""
+    rows = waiting_rows(path)
+    if not rows:
+        return
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.DictReader(file)
+        failed = {os.path.realpath(row["file"]) for row in lines if row["status"] == "failed"}
+    stale: dict[str, list[str]] = {"failed this time": [], "are no longer there": []}
+    for output, row in rows.items():
+        scan = os.path.realpath(row["file"])
+        if scan in failed:
+            stale["failed this time"].append(output)
+        elif not is_there(scan):
+            stale["are no longer there"].append(output)
+    for what, outputs in stale.items():
+        if outputs:
+            names = ", ".join(
+                os.path.relpath(o, os.path.realpath(path.parent)) for o in outputs[:3]
+            )
+            names += ", …" if len(outputs) > 3 else ""
+            said = "%s: %d earlier results are of scans that %s; they stay: %s"
+            log.warning(said, path.parent, len(outputs), what, names)
+
+
+def is_there(scan: str) -> bool:
+    """Whether a scan that a table names is still there, or the archive that holds it."""
+    place = Path(scan)
+    return any(p.exists() if p == place else p.is_file() for p in (place, *place.parents))
 
 
 def set_aside(output: Path) -> Path:
