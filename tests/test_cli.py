@@ -340,6 +340,19 @@ def test_ctrl_c_is_one_line(png_dataset: Path, monkeypatch) -> None:
     assert (result.code, result.error) == (130, "stopped")
 
 
+def test_torch_and_torchvision_of_different_builds_are_one_line(
+    png_dataset: Path, monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("segapp.doctor.report_on", broken)
+    result = run("check", png_dataset)
+    assert result.code == 2
+    assert result.error.startswith("torch and torchvision are of different builds (operator torch")
+    assert "pip install --force-reinstall torch torchvision" in result.error
+
+
 def test_a_real_process_ends_the_same_way(png_dataset: Path, tmp_path: Path) -> None:
     said = other_size(png_dataset)
     result = process("train", f"data.root={png_dataset}", *QUICK, cwd=tmp_path)
