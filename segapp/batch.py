@@ -19,11 +19,12 @@ from segapp.ahead import in_order
 from segapp.cases import files_hash
 from segapp.earlier import (
     engine_text,
-    info_key,
+    file_key,
     keep_if_other,
     model_key,
     set_aside,
     still_good,
+    warn_of_stale,
     warn_of_unknown,
 )
 from segapp.errors import DataError, OutputError
@@ -97,10 +98,10 @@ def predict_batch(
     complete after each scan, also when the run is interrupted or killed. skip_existing: leave the
     results of an earlier run that still are what it would give (see `earlier.still_good`).
     on_outcome gets each outcome, in the order of the entries; none is kept. Returns the number of
-    scans by status. Raises OutputError where the CSV can't be written, or three results in a row.
-    allow_gaps: see read_scan. seat: this process's in a batch that several share (see `shares`);
-    the entries are rank 0's, on_outcome gets those of its share, and the CSV is there at the end;
-    to the others nothing is returned.
+    scans by status, `review_kept` being those skipped whose result is in doubt. Raises OutputError
+    where the CSV can't be written, or three results in a row. allow_gaps: see read_scan. seat: this
+    process's in a batch that several share (see `shares`); the entries are rank 0's, on_outcome
+    gets those of its share, and the CSV is there at the end; to the others nothing is returned.
     """
     entries = list(entries)
     path, model = out / "predictions.csv", model_key(predictor, allow_gaps)
@@ -115,7 +116,7 @@ def predict_batch(
             earlier = {output: row for output, row in earlier.items() if row.get("stopped")}
 
         def tell(outcome: Outcome) -> None:
-            counts[outcome.status] += 1
+            counts[outcome.counts_as] += 1
             on_outcome(outcome)
 
         how = {"model": model, "allow_gaps": allow_gaps, "kept": skip_existing}
@@ -141,8 +142,13 @@ def predict_batch(
             with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
                 remove_shares(out)  # its lines are among the earlier ones
                 work(name(earlier), table, earlier)
+            warn_of_stale(path)
         return counts
-    header = {"processes": seat.ranks.count, "inputs": seat.inputs, "model": info_key(predictor)}
+    header = {
+        "processes": seat.ranks.count,
+        "inputs": seat.inputs,
+        "model": predictor.info and file_key(predictor.info),
+    }
     header |= {"format": output_format, "overlay": overlay, "allow_gaps": allow_gaps}
     header |= {"skip_existing": skip_existing}
     mark = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]
@@ -165,6 +171,7 @@ def predict_batch(
             header_line = OutcomeTable(path, predictor.classes, {}, judged).header()
             counts = merge_parts(listed, seat.ranks.count, header_line, path)
             keep_others(path, mark)
+            warn_of_stale(path)
         seat.leave()
         remove_shares(out)
     return counts
@@ -253,7 +260,8 @@ def _predict_safely(
         if stays and (doubt or job.picture is None or job.picture.is_file()):
             outcome = Outcome(entry.source, output, "skipped", "output exists", before=line)
             if line and line.get("stopped"):  # this very batch did it
-                outcome.status = line.get("counts_as") or line.get("status") or "ok"
+                status = line.get("counts_as") or line.get("status") or "ok"
+                outcome.status = "skipped" if status == "review_kept" else status
                 outcome.reason = line.get("reason") or ""
             outcome.warnings = warnings
             return outcome

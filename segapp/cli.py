@@ -25,7 +25,14 @@ from segapp.cli_models import (
     prune,
     web_app,
 )
-from segapp.cli_start import command_line, forgiving, quiet_torch, start_logging, with_home
+from segapp.cli_start import (
+    command_line,
+    forgiving,
+    quiet_torch,
+    start_logging,
+    torch_trouble,
+    with_home,
+)
 from segapp.errors import SegappError
 from segapp.machine import end_cleanly
 from segapp.ranks import refuse_several, spoken_by, this_process
@@ -269,8 +276,11 @@ def main() -> None:
         if stop.code == 130:  # what the parser makes of Ctrl-C
             print(f"{spoken_by()}segapp: stopped", file=sys.stderr)
         raise
-    except Exception:  # a bug of ours: show where, but 1 means that some inputs failed
-        traceback.print_exc()
+    except Exception as error:  # a bug of ours: show where, but 1 means that some inputs failed
+        if said := torch_trouble(error):
+            print(f"{spoken_by()}segapp: {said}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.exit(2)
 
 

@@ -81,7 +81,7 @@ def predict(
     """
     start_logging()
     with quick_start():
-        from segapp.cli_text import predict_all
+        from segapp.cli_text import batch_text, predict_all
 
     counts = predict_all(
         *(model, inputs, out, device, engine, max_memory_mb),
@@ -96,8 +96,7 @@ def predict(
     if as_json:
         typer.echo(json.dumps({**counts, "csv": str(table)}))
     else:
-        said = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        typer.echo(f"{said}; see {table}")
+        typer.echo(f"{batch_text(counts)}; see {table}")
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
@@ -188,7 +187,7 @@ def info(
         typer.echo(info_text(record, model))
         if is_exported(model):
             export = read_export(model)
-            typer.echo(f"{'export:':18}{export.engine}, {export.precision}; {export.parity}")
+            typer.echo(f"{'export:':20}{export.engine}, {export.precision}; {export.parity}")
 
 
 def _verify(model: Path, device: str, as_json: bool) -> int:

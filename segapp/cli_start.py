@@ -84,6 +84,19 @@ def start_logging() -> None:
     log_to_console()
 
 
+def torch_trouble(error: BaseException) -> str:
+    """For the user: what an error means that says that PyTorch is not installed as it should be; ""
+    for any other."""
+    said = " ".join(str(error).split())
+    if "torchvision::" not in said:
+        return ""
+    return (
+        f"torch and torchvision are of different builds ({said}); install both from one place: "
+        "pip install --force-reinstall torch torchvision, with the --index-url that "
+        "pytorch.org/get-started names for this machine"
+    )
+
+
 def quiet_torch() -> None:
     """Before torch is imported by one of several processes: what it says about their exchange, once
     in each of them, is for its developers."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import ModelInfo, read_info
+from segapp.earlier import file_key
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
 from segapp.formats import Entry
@@ -34,9 +35,10 @@ def predict_all(
     **options: Any,
 ) -> dict[str, int] | None:
     """`predict_batch` of what is below `inputs`, with a bar and a line for each failed scan; the
-    number of scans by status. Where a launcher started several processes, they share the work, and
-    the first one alone has the result, the others None. max_memory_mb: see bound_memory. options:
-    those of `predict_batch`. Raises what it raises."""
+    number of scans by status, and as review_kept that of the skipped whose results are in doubt.
+    Where a launcher started several processes, they share the work, and the first one alone has the
+    result, the others None. max_memory_mb: see bound_memory. options: those of `predict_batch`.
+    Raises what it raises."""
     info, ranks = read_info(model), this_process()
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
@@ -74,7 +76,15 @@ def predict_all(
         log.warning("%s to review, see predictions.csv", more)
     if not ranks.first:
         return None
-    return {status: counts[status] for status in ("ok", "review", "failed", "skipped")}
+    counts["skipped"] += counts["review_kept"]
+    return {s: counts[s] for s in ("ok", "review", "failed", "skipped", "review_kept")}
+
+
+def batch_text(counts: dict[str, int]) -> str:
+    """What `predict_all` returned, in words."""
+    said = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != "review_kept")
+    kept = counts["review_kept"]
+    return f"{said}, {kept} of them to review" if kept else said
 
 
 def _more_scans(n: int) -> str:
@@ -112,6 +122,7 @@ def info_text(record: ModelInfo, path: Path) -> str:
         network += f"; pruned by {record.pruned.amount:g} of its {record.pruned.what}"
     lines = {
         "model": path,
+        "in predictions.csv": f"{file_key(record)}-… in the column model, … for what runs it",
         "network": network,
         "classes": classes,
         "preprocessing": record.preprocessing.model_dump_json(exclude_defaults=True),
@@ -126,7 +137,7 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,
     }
-    return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
+    return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
 
 
 def _repeatable_text(record: ModelInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import os
@@ -10,30 +11,36 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from segapp.checkpoint import ModelInfo
 from segapp.errors import DataError, OutputError
 from segapp.files import sha256
 from segapp.formats import Entry, read_labels, read_scan
 from segapp.predict import Predictor
+from segapp.rows import waiting_rows
 
 log = logging.getLogger("segapp")
 
 
 def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
-    """16 hex digits that stand for all that a result depends on but the scan: what the model file
-    says (the checksum of its weights too), the engine, what it was exported to and its precision.
-    "" for a predictor that is of no file."""
+    """What stands for all that a result depends on but the scan: the key of the model file, a dash,
+    and 8 hex digits for the engine, what it was exported to, its precision and `allow_gaps`. "" for
+    a predictor that is of no file."""
     if predictor.info is None:
         return ""
     engine = predictor.engine
     exported = getattr(engine, "exported", "")
-    parts = (predictor.info.model_dump_json(), type(engine).__name__, exported, engine.precision)
-    return hashlib.sha256("\n".join((*parts, str(allow_gaps))).encode()).hexdigest()[:16]
+    parts = (type(engine).__name__, exported, engine.precision, str(allow_gaps))
+    return f"{file_key(predictor.info)}-{_digits(parts, 8)}"
 
 
-def info_key(predictor: Predictor) -> str:
-    """As `model_key`, of the model file alone: the same whatever runs it."""
-    said = predictor.info.model_dump_json() if predictor.info else ""
-    return hashlib.sha256(said.encode()).hexdigest()[:16] if said else ""
+def file_key(info: ModelInfo) -> str:
+    """16 hex digits for what a model file says of itself, the checksum of its weights too: those of
+    its exports are the same."""
+    return _digits((info.model_dump_json(),), 16)
+
+
+def _digits(parts: Iterable[str], count: int) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:count]
 
 
 def engine_text(predictor: Predictor) -> str:
@@ -72,6 +79,38 @@ def still_good(
             doubt = f"{output.name} changed since it was written, and {other}; left as it is: "
             return True, f"{doubt}remove it to have it made again", False
     return False, "the earlier result was damaged; written again", False
+
+
+def warn_of_stale(path: Path) -> None:
+    """Say, after the batch whose table is at `path`, which results are there of scans that are no
+    longer, or that now failed: they lie among the others as if they were of today."""
+    rows = waiting_rows(path)
+    if not rows:
+        return
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.DictReader(file)
+        failed = {os.path.realpath(row["file"]) for row in lines if row["status"] == "failed"}
+    stale: dict[str, list[str]] = {"failed this time": [], "are no longer there": []}
+    for output, row in rows.items():
+        scan = os.path.realpath(row["file"])
+        if scan in failed:
+            stale["failed this time"].append(output)
+        elif not is_there(scan):
+            stale["are no longer there"].append(output)
+    for what, outputs in stale.items():
+        if outputs:
+            names = ", ".join(
+                os.path.relpath(o, os.path.realpath(path.parent)) for o in outputs[:3]
+            )
+            names += ", …" if len(outputs) > 3 else ""
+            said = "%s: %d earlier results are of scans that %s; they stay: %s"
+            log.warning(said, path.parent, len(outputs), what, names)
+
+
+def is_there(scan: str) -> bool:
+    """Whether a scan that a table names is still there, or the archive that holds it."""
+    place = Path(scan)
+    return any(p.exists() if p == place else p.is_file() for p in (place, *place.parents))
 
 
 def set_aside(output: Path) -> Path:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from segapp.errors import DataError
+from segapp.errors import DataError, ScanError
 from segapp.formats import Entry, find_scans, stem
 from segapp.formats.listing import FORMATS, is_readable_zip, known_suffix
 from segapp.naming import resolver
@@ -27,22 +27,31 @@ def list_inputs(
     A file named explicitly is one entry (several channel files of one scan, or the slices of a
     DICOM series, must be given as their folder); a folder or archive is searched, but not below
     `exclude` inside it, where the outputs go. Where inputs lie in `exclude` themselves, the results
-    that its predictions.csv lists are none, nor are their pictures and copies. Raises
-    DataError for a path that doesn't exist, and for a folder without scans.
+    that its predictions.csv lists are none, nor are their pictures and copies. Of
+    several inputs one without scans is a warning, and one that can't be listed an entry that fails.
+    Raises DataError for a path that doesn't exist, and where no input holds anything.
     """
     entries: list[Entry] = []
+    problems: list[DataError] = []
     for path in inputs:
         if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
-            found = find_scans(path, channel_files)
+            try:
+                found = find_scans(path, channel_files)
+            except ScanError as error:
+                problems.append(error)
+                found = [Entry(stem(path), (path,))]  # which fails, and says why
             if exclude is not None and path.resolve() in exclude.resolve().parents:
                 found = [e for e in found if not _below(e, exclude)]
             if not found:
-                raise DataError(f"{path}: holds no scans; read are {FORMATS}")
+                problems.append(DataError(f"{path}: holds no scans; read are {FORMATS}"))
+                log.warning("%s", problems[-1])
             entries += found
         elif path.exists():
             entries.append(Entry(stem(path), (path,)))
         else:
             raise DataError(f"{path}: no such file or folder")
+    if problems and len(problems) == len(inputs):
+        raise problems[0]
     return _without_results(entries, exclude) if exclude is not None else entries
 
 

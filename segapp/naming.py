@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from segapp.earlier import is_there
 from segapp.formats import Entry, Format, output_suffix, stem
 from segapp.outcomes import reason_of
 
@@ -73,12 +74,6 @@ def resolver() -> Callable[[str | Path], str]:
         return found
 
     return resolve
-
-
-def is_there(scan: str) -> bool:
-    """Whether a scan that a table names is still there, or the archive that holds it."""
-    place = Path(scan)
-    return any(p.exists() if p == place else p.is_file() for p in (place, *place.parents))
 
 
 class _Names:

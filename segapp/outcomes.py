@@ -43,6 +43,12 @@ class Outcome:
     before: Mapping[str, str] | None = None  # the earlier line of a result that stays
     number: int = -1  # its place in the list of a batch that several processes share
 
+    @property
+    def counts_as(self) -> str:
+        """What it is in the number of scans by status: review_kept, if skipped and in doubt."""
+        kept = self.status == "skipped" and (self.before or {}).get("status") == "review"
+        return "review_kept" if kept else self.status
+
 
 def failure(file: Path, error: Exception) -> Outcome:
     """The outcome of a scan whose segmentation raised `error`."""
@@ -175,7 +181,7 @@ class OutcomeTable:
             "mean_confidence": "" if confidence is None else f"{confidence:.4f}",
             **{column: getattr(outcome, column) for column in _VOUCHING},
             "number": outcome.number,
-            "counts_as": outcome.status,
+            "counts_as": outcome.counts_as,
         }
         warnings = [*outcome.warnings]
         for column in _JUDGED:

@@ -12,7 +12,7 @@ from PIL import Image
 from test_predict import BrightnessEngine, brightness, by_brightness, load, make_volume
 
 from segapp.batch import list_inputs, predict_batch
-from segapp.errors import DataError, OutputError
+from segapp.errors import DataError, OutputError, ScanError
 from segapp.predict import Predictor
 from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
@@ -291,6 +291,40 @@ def test_inputs_that_are_not_there(tmp_path):
         list_inputs([tmp_path / "nothing.png"])
     with pytest.raises(DataError, match="holds no scans"):
         list_inputs([tmp_path])
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="one: holds no scans"):
+        list_inputs([tmp_path / "one", tmp_path / "two"])
+
+
+def test_one_empty_folder_among_several_is_a_warning(tmp_path, caplog):
+    save_png(tmp_path / "in" / "a.png")
+    (tmp_path / "empty").mkdir()
+    rows = run([tmp_path / "empty", tmp_path / "in"], tmp_path / "out")
+    assert [r["status"] for r in rows] == ["ok"]
+    assert f"{tmp_path / 'empty'}: holds no scans" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["in/closed", "closed"], ids=["below an input", "an input"])
+def test_a_folder_that_can_not_be_listed_fails_for_itself(tmp_path, monkeypatch, place):
+    save_png(tmp_path / "in" / "a.png")
+    save_png(tmp_path / place / "b.png")
+    look = Path.iterdir
+
+    def iterdir(self):
+        if self == tmp_path / place:
+            raise PermissionError(13, "Permission denied", str(self))
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    given = [tmp_path / "in", *([tmp_path / place] if place == "closed" else [])]
+    rows = run(given, tmp_path / "out")
+    assert {r["file"]: (r["status"], r["reason"]) for r in rows} == {
+        str(tmp_path / "in" / "a.png"): ("ok", ""),
+        str(tmp_path / place): ("failed", "can't be listed (Permission denied)"),
+    }
+    with pytest.raises(ScanError, match="closed: can't be listed"):
+        list_inputs([tmp_path / place])
 
 
 def test_an_output_folder_that_is_a_file(tmp_path):

@@ -465,6 +465,29 @@ def test_a_batch_of_another_model_leaves_other_scans_lines_as_they_are(done, mon
     assert rows[0]["warnings"] == "changed since it was written; left as it is"
 
 
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}])
+def test_results_of_scans_that_are_gone_or_fail_now_are_told(done, caplog, options):
+    scans, out = done
+    (scans / "0.png").unlink()
+    (scans / "1.png").write_bytes(b"no picture")
+    for _ in range(2):
+        caplog.clear()
+        rows = run([scans], out, **options)
+        assert sorted(statuses(rows)) == sorted(["failed", "skipped" if options else "ok"])
+        assert (
+            "1 earlier results are of scans that are no longer there; they stay: 0.png"
+            in caplog.text
+        )
+        assert (
+            "1 earlier results are of scans that failed this time; they stay: 1.png" in caplog.text
+        )
+    for name in ("0.png", "1.png"):
+        (out / name).unlink()
+    caplog.clear()
+    run([scans], out, **options)
+    assert "earlier results" not in caplog.text
+
+
 def test_detached_voxels_are_part_of_a_scan(tmp_path):
     import nrrd
 

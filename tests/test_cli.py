@@ -352,6 +352,19 @@ def test_ctrl_c_is_one_line(png_dataset: Path, monkeypatch) -> None:
     assert (result.code, result.error) == (130, "stopped")
 
 
+def test_torch_and_torchvision_of_different_builds_are_one_line(
+    png_dataset: Path, monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("segapp.doctor.report_on", broken)
+    result = run("check", png_dataset)
+    assert result.code == 2
+    assert result.error.startswith("torch and torchvision are of different builds (operator torch")
+    assert "pip install --force-reinstall torch torchvision" in result.error
+
+
 def test_a_real_process_ends_the_same_way(png_dataset: Path, tmp_path: Path) -> None:
     said = other_size(png_dataset)
     result = process("train", f"data.root={png_dataset}", *QUICK, cwd=tmp_path)
@@ -448,13 +461,19 @@ def test_predict_writes_every_scan(trained, tmp_path: Path) -> None:
     table = tmp_path / "o" / "predictions.csv"
     counts = json.loads(result.out)
     assert counts.pop("ok") + counts.pop("review") == 6
-    assert counts == {"failed": 0, "skipped": 0, "csv": str(table)}
+    assert counts == {"failed": 0, "skipped": 0, "review_kept": 0, "csv": str(table)}
     assert len(result.out.splitlines()) == 1
     assert sorted(p.name for p in (tmp_path / "o").glob("*.png")) == [
         f"case{n}.png" for n in range(6)
     ]
     again = run("predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing")
     assert (again.code, again.out) == (0, f"6 skipped; see {table}\n")
+    text = table.read_text().replace(",skipped,", ",review,", 4)
+    table.write_text(text)  # as if the model had doubted four of them
+    words = ["predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing"]
+    assert run(*words).out == f"6 skipped, 4 of them to review; see {table}\n"
+    counts = json.loads(run(*words, "--json").out)
+    assert (counts["skipped"], counts["review"], counts["review_kept"]) == (6, 0, 4)
 
 
 def test_one_more_scan_is_one(trained, tmp_path: Path) -> None:
@@ -483,8 +502,8 @@ def test_inputs_that_do_not_exist_stop_before_any_work(trained, tmp_path: Path) 
     model, data, _ = trained
     (tmp_path / "empty").mkdir()
     for wrong, said in (("nowhere", "no such file or folder"), ("empty", "holds no scans")):
-        words = [data / "images", tmp_path / wrong, "--out", tmp_path / "o"]
-        result = run("predict", model, *words)
+        given = [data / "images"] if wrong == "nowhere" else []
+        result = run("predict", model, *given, tmp_path / wrong, "--out", tmp_path / "o")
         assert result.code == 2
         assert result.error.startswith(f"{tmp_path / wrong}: {said}")
         assert not (tmp_path / "o").exists()
@@ -636,12 +655,15 @@ def test_a_split_that_is_not_there_is_one_line(trained, tmp_path: Path) -> None:
     assert "no case is in the split test" in result.error
 
 
-def test_info_tells_what_the_model_is(trained) -> None:
+def test_info_tells_what_the_model_is(trained, tmp_path: Path) -> None:
     model, data, _ = trained
     text = run("info", model).out
     for word in ("unet", "resnet18", "class_2 (mask value 2)", str(data), "5 train, 1 val"):
         assert word in text
     record = json.loads(run("info", model, "--json").out)
+    run("predict", model, data / "images", "--out", tmp_path)
+    (key,) = {r["model"] for r in rows(tmp_path / "predictions.csv")}
+    assert f"{key.partition('-')[0]}-" in text
     assert [c["name"] for c in record["classes"]] == ["background", "class_1", "class_2"]
     assert max(len(line) for line in text.splitlines()) > 100  # never cut to a width
     assert "measured on" not in text

@@ -252,12 +252,14 @@ def test_existing_results_are_skipped_as_by_one_process(scans, tmp_path):
         Image.new("L", (30, 20), 255).save(tmp_path / name / "s0" / "03.png")  # edited
         (tmp_path / name / "s1" / "01.png").write_bytes(b"damaged")
         (tmp_path / name / "s2" / "02.png").unlink()
+        table = tmp_path / name / "predictions.csv"
+        table.write_text(table.read_text().replace(",ok,", ",review,", 2))  # of 00 and 01
     before = times(tmp_path / "out")
-    run([scans], tmp_path / "one", skip_existing=True)
+    predict_batch(brightness(), list_inputs([scans]), tmp_path / "one", skip_existing=True)
     child = start(1, 2, [scans], tmp_path / "out", skip_existing=True)
     counts = share(0, 2, [scans], tmp_path / "out", skip_existing=True)
     assert ended(child) == [0]
-    assert counts == {"ok": 2, "skipped": 21, "failed": 1}
+    assert counts == {"ok": 2, "skipped": 19, "review_kept": 2, "failed": 1}
     assert_same(tmp_path / "out", tmp_path / "one")
     after = times(tmp_path / "out")
     assert sum(before[path] != after[path] for path in before) == 1  # and one is new
@@ -541,7 +543,7 @@ def test_two_commands_are_as_one_and_a_killed_one_goes_on(scans, tmp_path):
     assert (again.returncode, ranks[0].returncode) == (0, 1), complained
     assert said == ""
     assert json.loads(first) == {
-        **{"ok": 23, "review": 0, "failed": 1, "skipped": 0},
+        **{"ok": 23, "review": 0, "failed": 1, "skipped": 0, "review_kept": 0},
         "csv": str(out / "predictions.csv"),
     }
     assert all(line.startswith("rank 1: ") for line in complained.splitlines())

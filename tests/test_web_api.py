@@ -35,6 +35,21 @@ def example(kind: str, service: Service) -> str:
     return block.replace("http://127.0.0.1:7860", service.url.rstrip("/"))
 
 
+def test_the_python_example_where_a_scan_fails(brain, tmp_path):
+    *_, bad = write_scans(tmp_path)
+    code = example("python", brain).replace("scans = [", f"scans = [handle_file({str(bad)!r}), ")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, check=True, timeout=100
+    )
+    failed, first, second = done.stdout.strip().splitlines()[-3:]
+    assert failed.startswith("notes.png failed")
+    assert failed.endswith(" None")
+    for line, name in ((first, "z026.png"), (second, "t1.nii.gz")):
+        assert line.startswith(f"{name} ok")
+        assert line.endswith(f"/{name}"), "each scan has its own file"
+
+
 def test_the_python_example(brain):
     done = subprocess.run(
         [sys.executable, "-c", example("python", brain) + "\nprint('picture', picture)"],

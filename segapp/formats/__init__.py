@@ -23,6 +23,7 @@ from segapp.formats.listing import (
     FORMATS,
     TIFF_MARKS,
     Entry,
+    children,
     file_kind,
     find_scans,
     group_files,
@@ -179,6 +180,9 @@ def alpha_warnings(path: Path, alpha: np.ndarray, labels: bool) -> list[str]:
 
 
 def _kind(path: Path) -> str:
+    if path.is_dir():
+        children(path)  # says why it stands for what it holds
+        raise ScanError(path, "is a folder, not a scan")
     kind = file_kind(path)
     if not kind:
         suffix = f" (suffix {path.suffix})" if path.suffix else ""

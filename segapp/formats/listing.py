@@ -101,8 +101,8 @@ def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
     archives are looked into. DICOM files are grouped by series and place. With `channel_files` =
     C > 1, the files NAME_0000 … of one suffix make one Entry NAME that lists all C paths, so that
     reading an incomplete group says which are missing. What can't be looked at is an Entry, so that
-    reading it says why. Files of other formats are counted in the log. Raises ScanError where a
-    folder can't be listed.
+    reading it says why, a folder below too. Files of other formats are counted in the log. Raises
+    ScanError where `folder` itself can't be listed.
     """
     return group_files(list(_walk(folder)), folder, channel_files)
 
@@ -219,17 +219,24 @@ def _walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
     if real in seen:
         return
     seen.add(real)
-    try:
-        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    except OSError as error:
-        raise ScanError(folder, f"can't be listed ({error.strerror})") from error
-    for child in children:
+    for child in children(folder):
         if _is_folder(child):
-            yield from _walk(child, seen)
+            try:
+                yield from _walk(child, seen)
+            except ScanError:
+                yield child
         elif child.name.lower().endswith(".zip") and is_readable_zip(child):
             yield from _walk(child)
         else:
             yield child
+
+
+def children(folder: Path) -> list[Path]:
+    """What is in a folder, but hidden things. Raises ScanError where it can't be listed."""
+    try:
+        return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise ScanError(folder, f"can't be listed ({error.strerror})") from error
 
 
 def _is_folder(path: Path) -> bool:

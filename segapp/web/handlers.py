@@ -62,8 +62,15 @@ class Handlers:
             if not finished:  # nobody can ask for what it has
                 self.sessions.close(request.session_hash or "", browser_of(request))
         results = session.results
-        outputs = [str(r.outcome.output) for r in results if r.outcome.output]
-        yield outputs, {"results": [r.summary(index) for index, r in enumerate(results)]}
+        outputs: list[str] = []
+        summaries = []
+        for index, result in enumerate(results):
+            label = None  # the place of its file in the list
+            if result.outcome.output:
+                label = len(outputs)
+                outputs.append(str(result.outcome.output))
+            summaries.append({**result.summary(index), "label": label})
+        yield outputs, {"results": summaries}
 
     def slice(self, result: int, slice: int, opacity: float, request: gr.Request) -> str:
         """The path of a PNG of a slice counted from 1 of a result of the last /segment."""
