@@ -542,6 +542,7 @@ def lines_of(table):
     return table.read_bytes().count(b"\n") - 1 if table.exists() else 0
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_batch_as_ctrl_c_does_and_sigusr1_does_nothing(tmp_path):
     """As a scheduler sends them: clean-up runs, the exit code is that of a stop."""
     model = untrained_model(tmp_path / "model")

@@ -182,6 +182,7 @@ def workers_of_this_process() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid]
 
 
+@pytest.mark.slow
 def test_dead_workers_are_replaced(samples: Samples, caplog: pytest.LogCaptureFixture) -> None:
     """Killed as the system does it when memory runs out; the batches are those of no such luck."""
     batches, found = make_batches(samples, 4, workers=2), []
@@ -195,6 +196,7 @@ def test_dead_workers_are_replaced(samples: Samples, caplog: pytest.LogCaptureFi
     batches.close()
 
 
+@pytest.mark.slow
 def test_workers_that_always_die_are_done_without(
     samples: Samples, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say(skewed):
     assert 0.93 <= held / 2000 <= 0.97
 
 
+@pytest.mark.slow
 def test_no_difference_is_found_in_1_of_20_and_the_smallest_in_4_of_5():
     rng = np.random.default_rng(4)
     nothing = rows(np.zeros(20))

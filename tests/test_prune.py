@@ -165,6 +165,7 @@ def test_the_curve_of_a_model(run: Path, tmp_path: Path) -> None:
     assert (out / "channels-0.5" / "model.safetensors").stat().st_mtime_ns == trained
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_zeros_and_goes_on_learning(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ def test_a_full_disk_ends_the_run_with_its_last_state(
     assert same_weights(out, whole)
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_fold_is_gone_on_from_with_the_whole_run(png_dataset, tmp_path, monkeypatch):
     def full(path: str, *_):
         raise OSError(28, "No space left on device", path)

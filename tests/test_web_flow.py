@@ -250,6 +250,7 @@ def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
     assert name not in everything
 
 
+@pytest.mark.slow
 def test_a_bad_file_says_why_and_the_others_go_on(page, scans, service):
     page.set_input_files("#scans input[type=file]", [scans["bad"], scans["png"]])
     page.locator("#status", has_text="1 ready, 1 failed").wait_for()
@@ -322,6 +323,7 @@ def test_without_a_model_the_page_says_how_to_train(scans):
         take_picture_of(page, "flow-no-model")
 
 
+@pytest.mark.slow
 def test_one_of_two_models_is_chosen(model, scans):
     predictor = Predictor.load(model, "cpu")
     models = {"hands": predictor, "feet": predictor}
@@ -358,6 +360,7 @@ class Slow(Bands):
         return super().__call__(batch)
 
 
+@pytest.mark.slow
 def test_who_waits_sees_it_and_can_leave(tmp_path):
     """While somebody else's long volume is segmented."""
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 2000), np.uint8), np.eye(4)), tmp_path / "long.nii")
@@ -382,6 +385,7 @@ def test_who_waits_sees_it_and_can_leave(tmp_path):
         reader(second, "hand.png")
 
 
+@pytest.mark.slow
 def test_after_a_stop_the_scan_that_is_read_stays_chosen(tmp_path):
     """And what is said for screen readers is words, not keys of a dictionary."""
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 2000), np.uint8), np.eye(4)), tmp_path / "long.nii")
@@ -447,6 +451,7 @@ def test_a_correction_is_not_lost_by_a_click(page, scans):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_a_saved_correction_is_marked_and_the_list_is_not_cleared_without_asking(page, scans):
     page.set_input_files("#scans input[type=file]", [scans["png"], scans["tiff"]])
     page.locator("#status", has_text="2 ready").wait_for()
