@@ -187,7 +187,7 @@ def info(
         typer.echo(info_text(record, model))
         if is_exported(model):
             export = read_export(model)
-            typer.echo(f"{'export:':18}{export.engine}, {export.precision}; {export.parity}")
+            typer.echo(f"{'export:':20}{export.engine}, {export.precision}; {export.parity}")
 
 
 def _verify(model: Path, device: str, as_json: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import ModelInfo, read_info
+from segapp.earlier import file_key
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
 from segapp.formats import Entry
@@ -115,6 +116,7 @@ def info_text(record: ModelInfo, path: Path) -> str:
         network += f"; pruned by {record.pruned.amount:g} of its {record.pruned.what}"
     lines = {
         "model": path,
+        "in predictions.csv": f"{file_key(record)}-… in the column model, … for what runs it",
         "network": network,
         "classes": classes,
         "preprocessing": record.preprocessing.model_dump_json(exclude_defaults=True),
@@ -129,7 +131,7 @@ def info_text(record: ModelInfo, path: Path) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
         "licences": record.licence_notes,
     }
-    return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
+    return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
 
 
 def _repeatable_text(record: ModelInfo) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from segapp.checkpoint import ModelInfo
 from segapp.errors import DataError, OutputError
 from segapp.files import sha256
 from segapp.formats import Entry, read_labels, read_scan
@@ -21,21 +22,25 @@ log = logging.getLogger("segapp")
 
 
 def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
-    """16 hex digits that stand for all that a result depends on but the scan: what the model file
-    says (the checksum of its weights too), the engine, what it was exported to and its precision.
-    "" for a predictor that is of no file."""
+    """What stands for all that a result depends on but the scan: the key of the model file, a dash,
+    and 8 hex digits for the engine, what it was exported to, its precision and `allow_gaps`. "" for
+    a predictor that is of no file."""
     if predictor.info is None:
         return ""
     engine = predictor.engine
     exported = getattr(engine, "exported", "")
-    parts = (predictor.info.model_dump_json(), type(engine).__name__, exported, engine.precision)
-    return hashlib.sha256("\n".join((*parts, str(allow_gaps))).encode()).hexdigest()[:16]
+    parts = (type(engine).__name__, exported, engine.precision, str(allow_gaps))
+    return f"{file_key(predictor.info)}-{_digits(parts, 8)}"
 
 
-def info_key(predictor: Predictor) -> str:
-    """As `model_key`, of the model file alone: the same whatever runs it."""
-    said = predictor.info.model_dump_json() if predictor.info else ""
-    return hashlib.sha256(said.encode()).hexdigest()[:16] if said else ""
+def file_key(info: ModelInfo) -> str:
+    """16 hex digits for what a model file says of itself, the checksum of its weights too: those of
+    its exports are the same."""
+    return _digits((info.model_dump_json(),), 16)
+
+
+def _digits(parts: Iterable[str], count: int) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:count]
 
 
 def engine_text(predictor: Predictor) -> str:

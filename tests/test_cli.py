@@ -636,12 +636,15 @@ def test_a_split_that_is_not_there_is_one_line(trained, tmp_path: Path) -> None:
     assert "no case is in the split test" in result.error
 
 
-def test_info_tells_what_the_model_is(trained) -> None:
+def test_info_tells_what_the_model_is(trained, tmp_path: Path) -> None:
     model, data, _ = trained
     text = run("info", model).out
     for word in ("unet", "resnet18", "class_2 (mask value 2)", str(data), "5 train, 1 val"):
         assert word in text
     record = json.loads(run("info", model, "--json").out)
+    run("predict", model, data / "images", "--out", tmp_path)
+    (key,) = {r["model"] for r in rows(tmp_path / "predictions.csv")}
+    assert f"{key.partition('-')[0]}-" in text
     assert [c["name"] for c in record["classes"]] == ["background", "class_1", "class_2"]
     assert max(len(line) for line in text.splitlines()) > 100  # never cut to a width
     assert "measured on" not in text

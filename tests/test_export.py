@@ -15,7 +15,8 @@ from test_predict import brain_crop, nib, torch_model  # noqa: F401
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import read_info, read_weights, save_model
-from segapp.cli_text import predict_all
+from segapp.cli_text import info_text, predict_all
+from segapp.earlier import file_key, model_key
 from segapp.engines import load_engine
 from segapp.errors import ConfigError, DataError, ModelFileError, OutputError
 from segapp.export import export_beside, export_model, parity, synthetic_scans
@@ -49,6 +50,10 @@ def labelled(tmp_path_factory):
 def test_an_export_holds_all_that_prediction_needs(run, export):
     assert {p.name for p in export.iterdir()} == PARTS
     assert read_info(export) == read_info(run)
+    key = file_key(read_info(run))
+    for model in (run, export):
+        assert f"{key}-" in info_text(read_info(model), model), "as predictions.csv has it"
+        assert model_key(Predictor.load(model, "cpu")).startswith(f"{key}-")
     record = read_export(export)
     assert (record.engine, record.precision) == ("openvino", "fp32")
     assert record.source == sha256(run / "model.safetensors")
