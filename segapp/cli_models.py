@@ -26,7 +26,13 @@ Engine = Annotated[
         "one, else torch."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout; of an error (exit code 2) its key is error.",
+    ),
+]
 
 
 def predict(
