@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from segapp.earlier import file_key
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
 from segapp.formats import Entry
-from segapp.formats.listing import is_small
+from segapp.formats.listing import is_small, names_log
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
@@ -39,6 +40,7 @@ def predict_all(
     result, the others None. max_memory_mb: see bound_memory. options: those of `predict_batch`.
     Raises what it raises."""
     info, ranks = read_info(model), this_process()
+    names_log.setLevel(logging.INFO)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
     with take_seat(out, ranks, inputs) as seat:
