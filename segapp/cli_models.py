@@ -26,13 +26,7 @@ Engine = Annotated[
         "one, else torch."
     ),
 ]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON object on stdout; of an error (exit code 2) its key is error.",
-    ),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors too.")]
 
 
 def predict(
@@ -60,7 +54,8 @@ def predict(
         typer.Option(
             "--skip-existing",
             help="Leave results that are there, of the same scan and the same model, as their "
-            "checksums in predictions.csv tell; also to go on with what was stopped.",
+            "checksums in predictions.csv tell, and edited ones; also to go on with what was "
+            "stopped.",
         ),
     ] = False,
     allow_gaps: Annotated[
