@@ -19,7 +19,6 @@ from segapp.ahead import in_order
 from segapp.cases import files_hash
 from segapp.earlier import (
     engine_text,
-    file_key,
     keep_if_other,
     model_key,
     set_aside,
@@ -144,11 +143,8 @@ def predict_batch(
                 work(name(earlier), table, earlier)
             warn_of_stale(path)
         return counts
-    header = {
-        "processes": seat.ranks.count,
-        "inputs": seat.inputs,
-        "model": predictor.info and file_key(predictor.info),
-    }
+    header = {"processes": seat.ranks.count, "inputs": seat.inputs}
+    header |= {"model": model.partition("-")[0]}  # of the file, whatever runs it
     header |= {"format": output_format, "overlay": overlay, "allow_gaps": allow_gaps}
     header |= {"skip_existing": skip_existing}
     mark = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]

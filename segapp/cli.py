@@ -9,7 +9,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -266,22 +266,33 @@ def main() -> None:
         with end_cleanly():
             app(standalone_mode=True)
     except SegappError as error:
-        print(f"{spoken_by()}segapp: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:  # a folder that can't be entered, a disk that is gone
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"{spoken_by()}segapp: {what}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except SystemExit as stop:
         if stop.code == 130:  # what the parser makes of Ctrl-C
-            print(f"{spoken_by()}segapp: stopped", file=sys.stderr)
+            _end("stopped", 130)
+        if usage := getattr(stop.__context__, "format_message", None):  # it has printed that
+            _print_error(usage(), 2)
         raise
     except Exception as error:  # a bug of ours: show where, but 1 means that some inputs failed
         if said := torch_trouble(error):
-            print(f"{spoken_by()}segapp: {said}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+            _end(said, 2)
+        traceback.print_exc()
+        _print_error(f"unexpected {type(error).__name__}: {error}", 2)
         sys.exit(2)
+
+
+def _end(said: str, code: int) -> NoReturn:
+    print(f"{spoken_by()}segapp: {' '.join(said.splitlines())}", file=sys.stderr)
+    _print_error(said, code)
+    sys.exit(code)
+
+
+def _print_error(said: str, code: int) -> None:
+    """Who asked for one JSON object on stdout gets one of an error too."""
+    if code == 2 and "--json" in sys.argv and not spoken_by():
+        typer.echo(json.dumps({"error": " ".join(said.splitlines())}))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ Engine = Annotated[
         "one, else torch."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors too.")]
 
 
 def predict(
@@ -54,7 +54,8 @@ def predict(
         typer.Option(
             "--skip-existing",
             help="Leave results that are there, of the same scan and the same model, as their "
-            "checksums in predictions.csv tell; also to go on with what was stopped.",
+            "checksums in predictions.csv tell, and edited ones; also to go on with what was "
+            "stopped.",
         ),
     ] = False,
     allow_gaps: Annotated[
@@ -81,7 +82,7 @@ def predict(
     """
     start_logging()
     with quick_start():
-        from segapp.cli_text import batch_text, predict_all
+        from segapp.cli_batch import batch_text, predict_all
 
     counts = predict_all(
         *(model, inputs, out, device, engine, max_memory_mb),

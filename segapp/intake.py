@@ -44,7 +44,6 @@ def list_inputs(
                 found = [e for e in found if not _below(e, exclude)]
             if not found:
                 problems.append(DataError(f"{path}: holds no scans; read are {FORMATS}"))
-                log.warning("%s", problems[-1])
             entries += found
         elif path.exists():
             entries.append(Entry(stem(path), (path,)))
@@ -52,6 +51,9 @@ def list_inputs(
             raise DataError(f"{path}: no such file or folder")
     if problems and len(problems) == len(inputs):
         raise problems[0]
+    for problem in problems:
+        if not isinstance(problem, ScanError):  # which fails on its own
+            log.warning("%s", problem)
     return _without_results(entries, exclude) if exclude is not None else entries
 
 

@@ -21,11 +21,13 @@ from rich.progress import (
 )
 
 from segapp.errors import SegappError
-from segapp.ranks import spoken_by
+from segapp.ranks import spoken_by, this_process
 
 console = Console(stderr=True)
 log = logging.getLogger("segapp")
 T = TypeVar("T")
+_LINE_S = 30.0  # between lines of progress where there is no bar
+_GO_ON = "with the same command and --skip-existing"
 
 
 class _ThroughConsole(logging.Handler):
@@ -91,19 +93,33 @@ def training_bar() -> Iterator[Callable[[int, float, str], None]]:
 @contextmanager
 def batch_bar(total: int) -> Iterator[Callable[[int], None]]:
     """Yields step(failed so far), to be called after each of `total` scans; shows their pace and
-    the time left."""
+    the time left. Without a terminal a line says so now and then. Of a batch that was stopped, a
+    line says how far it came."""
     columns = (MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
     with _bar(*columns) as bar:
         task = bar.add_task("segmenting", total=total, said="")
         began, done = time.perf_counter(), 0
+        told = began
 
         def step(failed: int) -> None:
-            nonlocal done
+            nonlocal done, told
             done += 1
-            said = f"{done / (time.perf_counter() - began):.3g}/s"
-            bar.update(task, advance=1, said=f"{said}, {failed} failed" if failed else said)
+            now = time.perf_counter()
+            rate = done / (now - began)
+            said = f"{rate:.3g}/s"
+            ending = f", {failed} failed" if failed else ""
+            bar.update(task, advance=1, said=f"{said}{ending}")
+            if now - told >= _LINE_S and done < total and bar.disable and not spoken_by():
+                told = now
+                left = clock_text((total - done) / rate)
+                log.info("%d of %d done, %s, %s left%s", done, total, said, left, ending)
 
-        yield step
+        try:
+            yield step
+        except KeyboardInterrupt:
+            how = "with the same command" if this_process().count > 1 else _GO_ON
+            log.info("%d of %d done; go on %s", done, max(done, total), how)
+            raise
 
 
 def _bar(*columns: ProgressColumn) -> Progress:

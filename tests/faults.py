@@ -120,7 +120,7 @@ def _import_all() -> None:
     import matplotlib.figure  # noqa: F401
     import torch
 
-    import segapp.cli_text
+    import segapp.cli_batch
     import segapp.formats.nifti
     import segapp.formats.nrrd
     import segapp.formats.tiff

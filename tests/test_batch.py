@@ -283,7 +283,10 @@ def test_names_that_are_no_utf8(tmp_path):
         pytest.skip("this file system takes UTF-8 only")
     outcomes = outcomes_of(brightness(), list_inputs([tmp_path / "in"]), tmp_path / "out")
     assert [o.status for o in outcomes] == ["ok"]
-    assert b"sc\xe4n.png" in (tmp_path / "out" / "predictions.csv").read_bytes()
+    table = tmp_path / "out" / "predictions.csv"
+    assert b"sc\xe4n.png" in table.read_bytes()
+    with table.open(encoding="utf-8", errors="surrogateescape") as file:  # as documented
+        assert Path(next(csv.DictReader(file))["output"]).is_file()
 
 
 def test_inputs_that_are_not_there(tmp_path):

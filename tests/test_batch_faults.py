@@ -564,6 +564,7 @@ def test_sigterm_stops_a_batch_as_ctrl_c_does_and_sigusr1_does_nothing(tmp_path)
     said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130, said
     assert said.strip().endswith("segapp: stopped")
+    assert " of 400 done; go on with the same command and --skip-existing\n" in said
     assert "Traceback" not in said
     with (out / "predictions.csv").open(newline="") as file:
         written = {row["output"] for row in csv.DictReader(file)}

@@ -498,6 +498,40 @@ def test_one_bad_scan_among_good_ones_exits_with_1(trained, tmp_path: Path) -> N
     assert status == {f"case{n}": "failed" if n in (2, 4) else "review" for n in range(6)}
 
 
+def test_files_that_are_no_scans_are_named(trained, tmp_path: Path) -> None:
+    model, data, _ = trained
+    scans = shutil.copytree(data / "images", tmp_path / "scans")
+    (scans / "sub").mkdir()
+    for name in ("sub/a.txt", "b.pdf", *(f"c{n}.log" for n in range(5))):
+        (scans / name).write_text("no scan")
+    err = run("predict", model, scans, "--out", tmp_path / "o").err
+    assert f"{scans}: left out files that are no scans: 7 of another format" in err
+    assert f"{scans}: of another format: b.pdf, c0.log, c1.log, c2.log, c3.log, …" in err
+
+
+def test_errors_are_json_too(trained, tmp_path: Path, monkeypatch) -> None:
+    model, data, _ = trained
+    words = ["predict", model, tmp_path / "nowhere", "--out", tmp_path / "o"]
+    result = run(*words, "--json")
+    said = f"{tmp_path / 'nowhere'}: no such file or folder"
+    assert (result.code, result.error, json.loads(result.out)) == (2, said, {"error": said})
+    assert run(*words).out == ""
+    result = run("predict", "--json", "--no-such-option")
+    assert result.code == 2
+    assert "No such option: --no-such-option" in json.loads(result.out)["error"]
+    checked = run("check", tmp_path, "--out", tmp_path / "c", "--json")
+    assert checked.code == 2
+    assert len(checked.out.splitlines()) == 1, "findings are no error of the command"
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("segapp.cli_text.predict_all", broken)
+    result = run("predict", model, data, "--out", tmp_path / "o", "--json")
+    assert json.loads(result.out) == {"error": "unexpected KeyError: 'odd'"}
+    assert "Traceback" in result.err
+
+
 def test_inputs_that_do_not_exist_stop_before_any_work(trained, tmp_path: Path) -> None:
     model, data, _ = trained
     (tmp_path / "empty").mkdir()

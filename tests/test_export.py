@@ -15,7 +15,8 @@ from test_predict import brain_crop, nib, torch_model  # noqa: F401
 
 from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import read_info, read_weights, save_model
-from segapp.cli_text import info_text, predict_all
+from segapp.cli_batch import predict_all
+from segapp.cli_text import info_text
 from segapp.earlier import file_key, model_key
 from segapp.engines import load_engine
 from segapp.errors import ConfigError, DataError, ModelFileError, OutputError
@@ -92,7 +93,7 @@ def test_memory_is_bounded_and_what_would_take_more_is_refused(run, tmp_path):
     code = """if True:
     import sys
     from pathlib import Path
-    from segapp.cli_text import predict_all
+    from segapp.cli_batch import predict_all
     counts = predict_all(
         Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), "cpu", "openvino", 400
     )

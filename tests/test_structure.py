@@ -105,7 +105,7 @@ ORDER = [
     *("closing", "kfold"),
     *("quantize", "export", "rangetest", "train", "trial", "compare", "report.pruning", "prune"),
     "web",
-    *("cli_start", "cli_text", "cli_models", "cli"),
+    *("cli_start", "cli_batch", "cli_text", "cli_models", "cli"),
 ]
 # Lazy or for types only: importing the module does not import these.
 LATER = {("segapp.engines", "segapp.engines.torch"), ("segapp.report.training", "segapp.data")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,6 +126,12 @@ def test_a_batch_of_a_folder(tmp_path):
         with zipfile.ZipFile(packed[0]) as archive:
             labels = Image.open(archive.open("hand.png"))
             assert np.array_equal(np.unique(np.asarray(labels)), [0, 100, 200])
+            rows = list(csv.DictReader(io.TextIOWrapper(archive.open("predictions.csv"))))
+            assert [r["file"] for r in rows] == ["hand.png", "head.nii.gz", "notes.png"]
+        _, again = client.predict([], "study", api_name="/batch")  # below the root
+        assert again == summary
+        assert sorted(p.name for p in (tmp_path / "study").iterdir()) == [r["file"] for r in rows]
+        assert httpx.get(service.url).status_code == 200
         with pytest.raises(Exception, match="is not below"):
             client.predict([], "/etc", api_name="/batch")
         client.close()

@@ -16,6 +16,8 @@ from segapp.errors import ScanError
 from segapp.formats.source import head, is_zip, members, open_binary, size
 
 log = logging.getLogger("segapp")
+names_log = logging.getLogger("segapp.names")
+names_log.setLevel(logging.WARNING)  # a name may be a patient's: only predict tells it
 
 FORMATS = "NIfTI, DICOM, NRRD, MetaImage, PNG, JPEG, BMP or TIFF"
 # Suffixes of each kind; those read by name alone are refused by their reader with a reason.
@@ -35,6 +37,7 @@ _MARKS = {
     b"NRRD0": "nrrd",
 }
 _PACKED, _SMALL_BYTES = (".gz", ".nrrd", ".mha", ".nhdr", ".mhd"), 1 << 20
+_NAMED = 5  # files left out that the log names
 _METAIMAGE = re.compile(rb"(?m)^(ObjectType|NDims)[ \t]*=")
 
 
@@ -101,8 +104,8 @@ def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
     archives are looked into. DICOM files are grouped by series and place. With `channel_files` =
     C > 1, the files NAME_0000 … of one suffix make one Entry NAME that lists all C paths, so that
     reading an incomplete group says which are missing. What can't be looked at is an Entry, so that
-    reading it says why, a folder below too. Files of other formats are counted in the log. Raises
-    ScanError where `folder` itself can't be listed.
+    reading it says why, a folder below too. Files of other formats are counted in the log,
+    and the first ones named. Raises ScanError where `folder` itself can't be listed.
     """
     return group_files(list(_walk(folder)), folder, channel_files)
 
@@ -133,6 +136,9 @@ def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> 
     left_out["of another format"] = len(unknown) - len(damaged)
     if said := ", ".join(f"{count} {what}" for what, count in left_out.items() if count > 0):
         log.info("%s: left out files that are no scans: %s", folder, said)
+    if odd := sorted(_below(path, folder).as_posix() for path in set(unknown) - set(damaged)):
+        more = ", …" if len(odd) > _NAMED else ""
+        names_log.info("%s: of another format: %s%s", folder, ", ".join(odd[:_NAMED]), more)
     return sorted([*groups.values(), *found], key=lambda entry: (entry.name, entry.paths))
 
 
