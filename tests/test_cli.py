@@ -467,7 +467,7 @@ def test_predict_writes_every_scan(trained, tmp_path: Path) -> None:
         f"case{n}.png" for n in range(6)
     ]
     again = run("predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing")
-    assert (again.code, again.out) == (0, f"6 skipped; see {table}\n")
+    assert (again.code, again.out) == (0, f"6 skipped, 6 of them to review; see {table}\n")
     text = table.read_text().replace(",skipped,", ",review,", 4)
     table.write_text(text)  # as if the model had doubted four of them
     words = ["predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing"]
@@ -526,7 +526,7 @@ def test_errors_are_json_too(trained, tmp_path: Path, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("odd")
 
-    monkeypatch.setattr("segapp.cli_text.predict_all", broken)
+    monkeypatch.setattr("segapp.cli_batch.predict_all", broken)
     result = run("predict", model, data, "--out", tmp_path / "o", "--json")
     assert json.loads(result.out) == {"error": "unexpected KeyError: 'odd'"}
     assert "Traceback" in result.err
