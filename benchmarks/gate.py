@@ -101,9 +101,12 @@ def main() -> None:
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     predictor = Predictor.load(args.run)
-    if predictor.info is None or predictor.info.quality is None:
-        parser.error(f"{args.run}: was trained before models judged their results")
     info = predictor.info
+    if info is None or info.quality is None:
+        parser.error(f"{args.run}: was trained before models judged their results")
+    # what it estimates is measured also where predict would believe none of it
+    quality = info.quality.model_copy(update={"bias": None, "cases": max(5, info.quality.cases)})
+    predictor.info = info = info.model_copy(update={"quality": quality})
     cases = [read_case(case) for case in find_cases(args.data).split("test")]
     if not cases or any(
         s.voxels.dtype != np.uint8 or s.voxels.shape[::3] != (1, 1) for s, _ in cases
