@@ -1,4 +1,4 @@
-"""Fifty steps in float64, alone or under torchrun: python rank_steps.py DATA OUT KEY=VALUE ...
+"""Fifty steps in float64, alone or under torchrun: rank_steps.py DATA OUT [frozen] KEY=VALUE ...
 
 Writes the losses, and the norm of the weights at the end, to OUT/losses-COUNT.json.
 """
@@ -27,6 +27,8 @@ STEPS = 50
 
 
 def main(data: str, out: Path, words: list[str]) -> None:
+    frozen = "frozen" in words  # the encoder, for the first half
+    words = [word for word in words if word != "frozen"]
     with joined() as together, tempfile.TemporaryDirectory(dir=out) as own:
         folder = Path(json.loads(together.texts(json.dumps(own))[0]))  # the first one's
         plan = make_plan(load_settings(None, [f"data.root={data}", "train.out=x", *words]))
@@ -36,13 +38,14 @@ def main(data: str, out: Path, words: list[str]) -> None:
         accelerator = make_accelerator("fp32", torch.device("cpu"), together)
         wrapped, optimizer = accelerator.prepare(network, optimizer)
         loss = make_loss(s.loss, len(plan.classes), together.total)
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
         batches, losses = batches_at(parts, 1.0, 0), []
         encoder = network.get_submodule("encoder")
         for step in range(STEPS):
-            freeze(encoder, step < s.optim.freeze_encoder * STEPS)  # then as `fit` goes on
+            network.train()
+            freeze(encoder, frozen and step < STEPS / 2)
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
             micro = []
             for n in range(s.optim.accumulate):
                 images, masks, _ = next(batches)

@@ -347,7 +347,7 @@ def segapp(*words, cwd):
 
 STEPS = {
     "dice": ("optim.accumulate=2", "data.ignore=2"),
-    "tversky, encoder frozen": ("loss.name=tversky_ce", "optim.freeze_encoder=0.5"),
+    "tversky, encoder frozen": ("loss.name=tversky_ce", "frozen"),
     "focal, mixup": ("loss.name=focal_ce", "loss.label_smoothing=0.1", "augment.mixup_p=0.5"),
 }
 

@@ -262,7 +262,7 @@ def test_a_bad_file_says_why_and_the_others_go_on(page, scans, service):
     take_picture_of(page, "flow-bad")
     mine = service.sessions.all()[-1]
     page.goto("about:blank")
-    for _ in range(300):
+    for _ in range(1200):
         if mine.closed and not mine.folder.exists():
             break
         page.wait_for_timeout(100)
