@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from segapp.ahead import processors
 from segapp.errors import ConfigError, ProcessLost
@@ -164,7 +166,15 @@ def joined() -> Iterator[Together]:
         torch.set_num_threads(processors())
         os.environ.setdefault("OMP_NUM_THREADS", str(processors()))  # else Accelerate takes all
     with _others_needed():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_PATIENCE)
+        # a launcher's store outlives a restart, and still has the addresses of those that are gone
+        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=PrefixStore(f"start {_restarts()}", store),
+            rank=ranks.rank,
+            world_size=ranks.count,
+            timeout=_PATIENCE,
+        )
     together = Together(ranks)
     if not together.first:
         log.setLevel(logging.WARNING)
@@ -201,7 +211,11 @@ def lost(error: BaseException) -> ProcessLost:
 
 def restarted() -> bool:
     """Whether torchrun started this process anew after one of the job had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+    return _restarts() != "0"
+
+
+def _restarts() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"
 
 
 def launch_name() -> str:

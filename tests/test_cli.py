@@ -422,7 +422,7 @@ def test_compare_trains_each_run_in_a_process_and_goes_on_after_a_failed_one(
     figures = json.loads(result.out)
     assert [r["status"] for r in figures["runs"]] == ["ok", "failed"]
     assert "model.encoder='resnet99'" in figures["runs"][1]["reason"]
-    said = result.err.splitlines()
+    said = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
     assert said[0].startswith("2 runs (2 variants × 1 seed)")
     assert said[1] == "run 1 of 2: resnet18, seed 0"
     assert said[2].startswith("  val mIoU 0.")
