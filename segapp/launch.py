@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segapp.errors import ConfigError
 from segapp.files import write_text
-from segapp.plan import Plan, make_plan, open_run, reopen_run
+from segapp.plan import Plan, make_plan, open_run, reopen_run, withdraw_run
 from segapp.settings import Settings
 from segapp.together import Together, launch_name, restarted
 
@@ -32,7 +32,12 @@ def open_together(settings: Settings, resume: bool, together: Together) -> Plan 
         finished = resume and (out / "metrics.json").is_file()
         plan = None if finished else make_plan(settings)
     told = "finished" if plan is None else plan.record.model_dump_json() + plan.settings.to_yaml()
-    together.require_same("the data, or a setting,", told)
+    try:
+        together.require_same("the data, or a setting,", told)
+    except BaseException:
+        if plan and together.first:
+            withdraw_run(plan)  # as it was found
+        raise
     if plan and together.first and together.several:
         write_text(out / _MARK, launch_name())
     return plan
