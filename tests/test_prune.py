@@ -159,7 +159,7 @@ def test_the_curve_of_a_model(run: Path, tmp_path: Path) -> None:
     assert not list(out.glob(".*")), "what runs started from is gone"
     images = sorted((run.parent / "data" / "images").iterdir())
     (outcome, *_) = outcomes_of(Predictor.load(out), list_inputs(images), tmp_path / "masks")
-    assert outcome.status == "ok"
+    assert outcome.status == "review", "two validation cases vouch for nothing"
     trained = (out / "channels-0.5" / "model.safetensors").stat().st_mtime_ns
     assert prune_model(run, run.parent / "data", out, [0.5], minutes=0.05)["points"]
     assert (out / "channels-0.5" / "model.safetensors").stat().st_mtime_ns == trained
