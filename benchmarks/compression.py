@@ -89,17 +89,18 @@ def measured(folders: dict[str, Path], data: Path, folder: Path) -> dict[str, di
     from segapp.cases import find_cases
     from segapp.checkpoint import read_info, read_weights
     from segapp.evaluate import evaluate_cases
+    from segapp.export import export_model
     from segapp.predict import Predictor
     from segapp.prune import in_turns
 
     predictors: dict[tuple[str, str], Predictor] = {}
     for name, run in folders.items():
         say(f"exporting: {name}")
-        out = folder / f"export-{len(predictors)}"
-        segapp("export", run, "--out", out, "--unequal")
-        segapp("export", run, "--out", f"{out}-8", "--int8", "--calibrate", data, "--unequal")
+        out, out8 = (folder / f"export-{len(predictors)}{bits}" for bits in ("", "-8"))
+        export_model(run, out, unequal=True)
+        export_model(run, out8, int8=True, calibrate=data, unequal=True)
         predictors[name, ""] = Predictor.load(out, single=True)
-        predictors[name, "8"] = Predictor.load(Path(f"{out}-8"), single=True)
+        predictors[name, "8"] = Predictor.load(out8, single=True)
     inputs = read_info(folders["original"]).preprocessing.inputs
     batch = np.random.default_rng(0).normal(size=(1, inputs, SIZE, SIZE)).astype(np.float32)
     times = in_turns([lambda p=p: p.engine(batch) for p in predictors.values()], CALLS)

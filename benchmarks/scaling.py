@@ -66,7 +66,7 @@ def main() -> None:
         few = folder / "few"
         write_slices(few, args.slices // 10)
         pretend_slices = folder / "pretend"
-        write_slices(pretend_slices, 120)
+        write_slices(pretend_slices, args.slices * 3 // 5)  # two minutes of waiting by default
         start, slice_s = pace(model, few, slices, folder, 1)
         half_start, half_s = pace(model, few, slices, folder, 2)
         size = sum(path.stat().st_size for path in slices.iterdir()) / args.slices

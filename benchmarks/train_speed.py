@@ -1,15 +1,15 @@
 """One training step of segapp against the plain loop, on the same network, weights and batches.
 
-    python benchmarks/train_speed.py [--steps 200] [--data data/brain]
+    python benchmarks/train_speed.py [--steps 200] [--size 256] [--data data/brain]
 
 Plain: the network in float32, channels first, albumentations in the loop, AdamW, torch's own
 memory handling. segapp: bf16 autocast where the CPU has it, channels-last, freed memory kept, its
 own data pipeline. The network is a U-Net over all five stages of a ResNet34, without the skip from
-the image: larger than what `segapp train` takes. Both see the same 256×256 patches in batches of 8
-in the same order; each side runs in a fresh process, so that neither inherits the other's memory
-settings. Printed are images a second over the steps after the tenth (data included), their ratio,
-peak memory, and the mean loss over the last quarter of the steps, which tells whether both learn
-the same.
+the image: larger than what `segapp train` takes. Both see the same patches of SIZE × SIZE pixels in
+batches of 8 in the same order; each side runs in a fresh process, so that neither inherits the
+other's memory settings. Printed are images a second over the steps after the tenth (data included),
+their ratio, peak memory, and the mean loss over the last quarter of the steps, which tells whether
+both learn the same.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import tempfile
 import time
 from pathlib import Path
 
-SIZE, BATCH, WARM_UP = 256, 8, 10
+BATCH, WARM_UP = 8, 10
 MAX_LR = 1e-3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--data", type=Path, default=Path("data/brain"))
     parser.add_argument("--side", choices=("plain", "segapp"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -37,15 +38,16 @@ def main() -> None:
     if args.steps <= WARM_UP:
         parser.error(f"--steps must be more than the {WARM_UP} that are not timed")
     if args.side:
-        print(json.dumps(run_side(args.side, args.data, args.steps)))
+        print(json.dumps(run_side(args.side, args.data, args.steps, args.size)))
         return
     sides = {}
     for side in ("segapp", "plain"):
-        print(f"{side}: {args.steps} steps of {BATCH} × {SIZE}² …", file=sys.stderr, flush=True)
-        command = [sys.executable, __file__, "--side", side, "--data", str(args.data)]
-        done = subprocess.run(
-            [*command, "--steps", str(args.steps)], stdout=subprocess.PIPE, text=True, check=True
+        print(
+            f"{side}: {args.steps} steps of {BATCH} × {args.size}² …", file=sys.stderr, flush=True
         )
+        command = [sys.executable, __file__, "--side", side, "--data", str(args.data)]
+        command += ["--steps", str(args.steps), "--size", str(args.size)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         sides[side] = json.loads(done.stdout.splitlines()[-1])
     ours, plain = sides["segapp"], sides["plain"]
     rows = [
@@ -59,7 +61,7 @@ def main() -> None:
         for name, s in sides.items()
     ]
     precision = f"{ours['precision']} against fp32, {ours['threads']} threads"
-    print(f"Training steps of {BATCH} × {SIZE}², {precision}, {machine()}:\n")
+    print(f"Training steps of {BATCH} × {args.size}², {precision}, {machine()}:\n")
     print(table(("", "images/s", "ratio", "peak MB", "mean loss"), rows))
     difference = 100 * abs(ours["loss"] / plain["loss"] - 1)
     print(
@@ -67,7 +69,7 @@ def main() -> None:
     )
 
 
-def run_side(side: str, root: Path, steps: int) -> dict:
+def run_side(side: str, root: Path, steps: int, size: int) -> dict:
     """Train for `steps` and measure. Imports stay inside: the segapp side sets up memory first."""
     if side == "segapp":
         from segapp.machine import keep_freed_memory
@@ -81,7 +83,7 @@ def run_side(side: str, root: Path, steps: int) -> dict:
     from segapp.plan import make_plan
     from segapp.step import peak_memory_mb
 
-    settings = load_settings(None, [f"data.root={root}", f"optim.patch={SIZE}"])
+    settings = load_settings(None, [f"data.root={root}", f"optim.patch={size}"])
     plan = make_plan(settings)
     with tempfile.TemporaryDirectory() as folder:
         cache = SliceCache(Path(folder), plan.preprocessing.channels)
@@ -111,7 +113,8 @@ def plain_loop(network, cache, plan, steps: int) -> tuple[list[float], float, st
     from segapp.losses import make_loss
     from segapp.optim import make_optimizer
 
-    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
+    shape = 2 * (plan.settings.optim.patch,)
+    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, shape)
     optimizer = make_optimizer(network, plan.settings.optim)
     for group in optimizer.param_groups:
         group["lr"], group["fused"] = MAX_LR, False
@@ -151,7 +154,8 @@ def segapp_loop(network, cache, plan, steps: int) -> tuple[list[float], float, s
 
     device = choose_device("cpu")
     precision = choose_precision("auto", device)
-    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, (SIZE, SIZE))
+    shape = 2 * (plan.settings.optim.patch,)
+    augment = Augmentation(plan.settings.augment, plan.preprocessing.channels, shape)
     optimizer = make_optimizer(network, plan.settings.optim)
     for group in optimizer.param_groups:
         group["lr"] = MAX_LR

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def write_results(
         "starting_weights": state.starting_weights,
         "val": state.best_metrics,
     }
-    doubts = doubts_about(plan, state)
+    doubts = doubts_about(plan, figures)
     for line in doubts:
         log.warning("%s", line)
     with inessential("report.html"):
@@ -119,17 +120,17 @@ def write_results(
     log.info("the model is that of epoch %d: val mIoU %.4f", state.best_epoch, miou)
 
 
-def doubts_about(plan: Plan, state: State) -> list[str]:
-    """Why the network may have learned too little."""
-    found = []
-    if plan.settings.train.budget_minutes and state.step < _FEW_STEPS:
-        steps = f"{state.step} step{'' if state.step == 1 else 's'}"
+def doubts_about(plan: Plan, figures: Mapping[str, Any]) -> list[str]:
+    """Why the network may have learned too little. figures: the run's metrics.json."""
+    found, origin = [], figures["starting_weights"]
+    if plan.settings.train.budget_minutes and figures["steps"] < _FEW_STEPS:
+        steps = f"{figures['steps']} step{'' if figures['steps'] == 1 else 's'}"
         found.append(
             f"the network learned for {steps} only, too few for most data; give it more time or "
             "fewer pixels (train.budget_minutes, preprocess.size)"
         )
-    if state.starting_weights.startswith("none ("):  # they were asked for
-        why = state.starting_weights.removeprefix("none (").removesuffix(")")
+    if origin.startswith("none ("):  # they were asked for
+        why = origin.removeprefix("none (").removesuffix(")")
         found.append(
             f"the encoder started from random weights ({why}), which takes more data and time; "
             "log.txt says how to get others"

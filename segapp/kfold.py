@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info, read_weights, record_of, save_model
+from segapp.closing import doubts_about
 from segapp.errors import ConfigError, Interrupted, ModelFileError
 from segapp.files import write_text
 from segapp.machine import log_file
@@ -87,7 +88,10 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
     first = infos[0]
     for run, info in zip(runs, infos, strict=True):
         if (info.architecture, info.preprocessing) != (first.architecture, first.preprocessing):
-            raise ModelFileError(f"{run}: its network or preprocessing is not that of {runs[0]}")
+            raise ModelFileError(
+                f"{run}: its network or preprocessing is not that of {runs[0]}; remove the folder "
+                f"{run} and train it again with --resume {plan.out}"
+            )
     weights = {
         f"members.{n}.{name}": array
         for n, run in enumerate(runs)
@@ -106,8 +110,10 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
         }
     )
     save_model(plan.out / MODEL_NAME, weights, info)
+    doubts = dict.fromkeys(line for fold in figures["folds"] for line in doubts_about(plan, fold))
     with inessential("report.html"):
-        write_folds_page(plan, info, figures, runs)
+        told = replace(plan, warnings=(*doubts, *plan.warnings))
+        write_folds_page(told, info, figures, runs)
     write_text(plan.out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     val = figures["val"]
     log.info(

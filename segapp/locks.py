@@ -24,6 +24,7 @@ except ImportError:  # Windows
 _PATIENCE_S = 2.0  # a process that was killed may take a moment to be gone
 _ALONE, _TOGETHER = (fcntl.LOCK_EX, fcntl.LOCK_SH) if fcntl else (0, 0)
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what a lock that is held says
+_WAIT = "wait until it ends or stop it, or name another folder"
 _held: set[int] = set()  # descriptors of locked folders
 
 
@@ -42,7 +43,7 @@ def alone_in(
 
     with _opened(folder) as descriptor:
         if not _in_time(descriptor, _ALONE):
-            raise OutputError(f"{folder}: another process is at work in it")
+            raise OutputError(f"{folder}: another process is at work in it; {_WAIT}")
         if not after:
             sweep()
         yield
@@ -57,7 +58,7 @@ def at_work(file: Path, alone: bool = False, patience_s: float = 0) -> Iterator[
     alone, or holds it at all."""
     with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
         if not _in_time(descriptor, _ALONE if alone else _TOGETHER, patience_s):
-            raise OutputError(f"{file}: another process is at work there")
+            raise OutputError(f"{file}: another process is at work there; {_WAIT}")
         yield
 
 

@@ -93,7 +93,9 @@ def prune_model(
     require_installed("prune", "segapp prune")
     info = read_info(model)
     if info.architecture.members > 1 or info.pruned:
-        what = "is an ensemble; name one of its folds" if not info.pruned else "is pruned already"
+        what = "is an ensemble; name one of its folds"
+        if info.pruned:
+            what = "is pruned already; name the model that was pruned"
         raise ConfigError(f"{model}: {what}")
     file = model_path(model)
     own = {"model": sha256(file), "data": str(data.resolve()), "minutes": minutes}

@@ -117,7 +117,10 @@ class Seat:
             return None
         current = self._current()
         if not current or current[1]["header"] != header:
-            raise OutputError(f"{self.folder.parent}: another process is at work in it")
+            raise OutputError(
+                f"{self.folder.parent}: processes are at work in it on another batch (other scans "
+                "or options); wait until they end, or name another --out"
+            )
         self._confirm(current[0], header)
         return current[0]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_png_dataset
 
 from segapp.cases import find_cases
 from segapp.check import read_case
@@ -69,22 +70,33 @@ def test_the_recipe_is_measured_beside_its_rival(tmp_path: Path) -> None:
     assert first == call("recipe.py", *words), "a finished run is not repeated"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(data: Path, out: Path, *words: str) -> Path:
     """A model that has hardly learned anything."""
-    out = tmp_path_factory.mktemp("runs") / "brain"
-    words = ("data.root=data/brain", f"train.out={out}", "train.epochs=1")
-    words += ("train.steps_per_epoch=10", "model.encoder_weights=none", "model.encoder=resnet18")
-    command = [sys.executable, "-m", "segapp.cli", "train", *words]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={data}"]
+    command += [f"train.out={out}", "train.epochs=1", "model.encoder_weights=none", *words]
+    subprocess.run([*command, "model.encoder=resnet18"], cwd=ROOT, check=True, capture_output=True)
     return out
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "brain"
+    return train(ROOT / "data/brain", out, "train.steps_per_epoch=10")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small slices in data/, and what was learned of them in run/."""
+    root = tmp_path_factory.mktemp("small")
+    train(write_png_dataset(root / "data", 12), root / "run", "train.steps_per_epoch=20")
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # five exports, two of them quantised, on one core
-def test_engines_are_compared_on_one_network(run: Path) -> None:
-    text = call("engines.py", str(run), "--size", "96", "--onnx", "--seconds", "0.5")
-    rows = cells(text)
+@pytest.mark.timeout(1200)  # four exports, two of them quantised, on one core
+def test_engines_are_compared_on_one_network(small: Path) -> None:
+    words = ("--data", str(small / "data"), "--size", "64", "--onnx", "--seconds", "0.5")
+    rows = cells(call("engines.py", str(small / "run"), *words))
     ratios = [float(row[3].removesuffix("×")) for row in rows]
     assert len(ratios) == 7, "plain, torch, OpenVINO three times, ONNX Runtime twice"
     assert ratios[0] == 1
@@ -136,15 +148,9 @@ def test_training_takes_no_more_memory_for_more_cases() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # trains and measures five of them
-def test_smaller_networks_are_compared(tmp_path: Path) -> None:
-    words = "import sys; sys.path.insert(0, 'benchmarks'); import training_memory, pathlib; "
-    words += f"training_memory.write_cases(pathlib.Path({str(tmp_path / 'data')!r}), 30, 64)"
-    subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={tmp_path / 'data'}"]
-    command += [f"train.out={tmp_path / 'run'}", "train.epochs=1", "train.steps_per_epoch=20"]
-    subprocess.run([*command, "model.encoder_weights=none"], check=True, capture_output=True)
-    words = ("--data", str(tmp_path / "data"), "--minutes", "0.05", "--amounts", "0.5")
-    rows = cells(call("compression.py", str(tmp_path / "run"), *words))
+def test_smaller_networks_are_compared(small: Path) -> None:
+    words = ("--data", str(small / "data"), "--minutes", "0.02", "--amounts", "0.5")
+    rows = cells(call("compression.py", str(small / "run"), *words))
     names = ["original", "50 % of the channels cut", "50 % of the weights cut"]
     names += ["separable decoder", "ResNet18"]
     assert [row[0].removesuffix(" (chosen)") for row in rows] == names
@@ -176,9 +182,8 @@ def test_spoilt_masks_are_looked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # of a larger network, on one core
 def test_training_steps_are_compared() -> None:
-    ours, plain = cells(call("train_speed.py", "--steps", "11"))
+    ours, plain = cells(call("train_speed.py", "--steps", "11", "--size", "64"))
     assert (ours[0], plain[0], plain[2]) == ("segapp", "plain", "1.00×")
     assert float(ours[1]) > 0
 

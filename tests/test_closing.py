@@ -23,7 +23,6 @@ from segapp.formats import read_scan
 from segapp.predict import Predictor
 from segapp.progress import inessential
 from segapp.report.training import picture_names
-from segapp.resume import State
 from segapp.settings import Settings
 from segapp.verify import verify_model
 
@@ -209,7 +208,7 @@ def test_classes_may_have_any_name(tmp_path: Path) -> None:
 def test_a_run_that_learned_too_little_says_so() -> None:
     def doubts(steps: int, origin: str, budget: float | None = 1.0) -> list[str]:
         plan: Any = SimpleNamespace(settings=Settings(train={"budget_minutes": budget}))
-        return closing.doubts_about(plan, State(step=steps, starting_weights=origin))
+        return closing.doubts_about(plan, {"steps": steps, "starting_weights": origin})
 
     short, random = doubts(15, "none (hub unreachable)")
     assert short.startswith("the network learned for 15 steps only")

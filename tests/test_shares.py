@@ -445,7 +445,7 @@ def test_another_batch_in_the_folder_is_refused_while_one_is_at_work(scans, tmp_
     assert ended(children[0]) == [-signal.SIGKILL]
     with pytest.raises(OutputError, match="processes that share a batch are at work"):
         run([scans], out)
-    with pytest.raises(OutputError, match="another process is at work in it"):
+    with pytest.raises(OutputError, match="processes are at work in it on another batch"):
         share(0, 2, [scans / "s0"], out)
     os.kill(children[1], signal.SIGKILL)
     assert ended(children[1]) == [-signal.SIGKILL]

@@ -356,7 +356,7 @@ STEPS = {
 @pytest.mark.parametrize("case", STEPS)
 def test_fifty_steps_have_the_losses_of_one_process(tmp_path, case):
     data = write_png_dataset(tmp_path / "data", 9)
-    words = (str(data), str(tmp_path), *QUICK, *STEPS[case])
+    words = (str(data), str(tmp_path), *QUICK, "optim.patch=32", *STEPS[case])
     script = str(ROOT / "tests" / "rank_steps.py")
     finish(torchrun(script, *words, cwd=tmp_path, nodes=2), tmp_path)
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

@@ -235,7 +235,10 @@ def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) ->
     assert np.abs(logits[1][1] - logits[0][2]).mean() > 0.5  # a new class
 
 
-def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -> None:
+def test_folds_become_one_model_that_averages_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segapp.kfold.doubts_about", lambda *_: ["hardly learned"])
     out = run(data, tmp_path / "run", "train.folds=3", "train.epochs=1")
     figures = json.loads((out / "metrics.json").read_text())
     each = [json.loads((out / f"fold{n}" / "metrics.json").read_text()) for n in (1, 2, 3)]
@@ -252,6 +255,7 @@ def test_folds_become_one_model_that_averages_them(data: Path, tmp_path: Path) -
         maps.append(next(iter(predictor.probabilities(prepared)))[1])
     np.testing.assert_allclose(maps[0], np.mean(maps[1:], axis=0), atol=1e-5)
     assert len(read_info(out).data.images["train"]) == 6, "evaluation knows that all were seen"
+    assert (out / "report.html").read_text(encoding="utf-8").count("hardly learned") == 1
 
 
 @pytest.mark.slow
