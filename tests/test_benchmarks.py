@@ -74,21 +74,24 @@ def train(data: Path, out: Path, *words: str) -> Path:
     """A model that has hardly learned anything."""
     command = [sys.executable, "-m", "segapp.cli", "train", f"data.root={data}"]
     command += [f"train.out={out}", "train.epochs=1", "model.encoder_weights=none", *words]
-    subprocess.run([*command, "model.encoder=resnet18"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "brain"
-    return train(ROOT / "data/brain", out, "train.steps_per_epoch=10")
+    words = ("train.steps_per_epoch=10", "model.encoder=resnet18")
+    return train(ROOT / "data/brain", out, *words)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small slices in data/, and what was learned of them in run/."""
     root = tmp_path_factory.mktemp("small")
-    train(write_png_dataset(root / "data", 12), root / "run", "train.steps_per_epoch=20")
+    for split, count in (("train", 12), ("test", 4)):
+        write_png_dataset(root / "data" / split, count)
+    train(root / "data", root / "run", "train.steps_per_epoch=20")
     return root
 
 
