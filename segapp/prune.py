@@ -92,11 +92,10 @@ def prune_model(
     raises."""
     require_installed("prune", "segapp prune")
     info = read_info(model)
-    if info.architecture.members > 1 or info.pruned:
-        what = "is an ensemble; name one of its folds"
-        if info.pruned:
-            what = "is pruned already; name the model that was pruned"
-        raise ConfigError(f"{model}: {what}")
+    if info.architecture.members > 1:
+        raise ConfigError(f"{model}: is an ensemble; name one of its folds")
+    if info.pruned:
+        raise ConfigError(f"{model}: is pruned already; name the model that was")
     file = model_path(model)
     own = {"model": sha256(file), "data": str(data.resolve()), "minutes": minutes}
     begun = _is_own(out, file, data, own)
