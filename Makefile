@@ -64,6 +64,7 @@ audit: $(VENV)/installed-release
 	$(BIN)/python release/licences.py --check
 	mkdir -p dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/sbom.json $(BIN)/python
+	$(BIN)/pip install --quiet --upgrade pip # as old as Python itself
 	$(BIN)/pip-audit --skip-editable --desc off
 
 licences: $(VENV)/installed-release

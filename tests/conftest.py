@@ -28,8 +28,9 @@ hypothesis.settings.load_profile("suite")
 
 # Files whose tests take longest, in the order in which workers begin them
 LONGEST = (
-    *("test_benchmarks", "test_docs", "test_fuzz", "test_train", "test_model", "test_toolbox"),
-    *("test_web_flow", "test_export", "test_safeguards", "test_faults", "test_batch_faults"),
+    *("test_benchmarks", "test_docs", "test_together", "test_fuzz", "test_train", "test_model"),
+    *("test_toolbox", "test_web_flow", "test_release", "test_export", "test_safeguards"),
+    *("test_faults", "test_kills", "test_intervals", "test_boundary", "test_batch_faults"),
     *("test_compare", "test_closing", "test_report", "test_reader_page", "test_guard"),
 )
 

@@ -90,6 +90,12 @@ def test_no_block_is_of_an_unknown_kind() -> None:
 
 
 @pytest.fixture(scope="module")
+def started() -> set[str]:
+    """The apps that ran already."""
+    return set()
+
+
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the documents suppose it: data in DIR and mine, scans in SCANS, runs/brain."""
     root = tmp_path_factory.mktemp("documents")
@@ -145,11 +151,15 @@ def shorter(command: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", sorted({b.document for b in of("")}))
-def test_commands(place: Path, document: str) -> None:
+def test_commands(place: Path, started: set[str], document: str) -> None:
     for block in of(""):
         for command in commands(block) if block.document == document else ():
             words = shlex.split(command)
             program = Path(words[0]).name
+            if program == "segapp" and words[1] == "app":  # the same in several documents
+                if shorter(command) in started:
+                    continue
+                started.add(shorter(command))
             if "train" in words:  # a document trains the same thing in several ways
                 shutil.rmtree(place / "runs/DIR", ignore_errors=True)
             if program in ("segapp", "torchrun"):
@@ -191,8 +201,9 @@ CHECKS = {"make": check_make, "pip": check_pip, "docker": check_docker}
 @pytest.mark.parametrize("document", sorted({b.document for b in of("python")}))
 def test_python(place: Path, document: str) -> None:
     """A document's blocks are one program: later ones go on with the names of earlier ones."""
-    program = "\n".join(b.text for b in of("python") if b.document == document)
-    (place / "program.py").write_text(shorter(program))
+    program = shorter("\n".join(b.text for b in of("python") if b.document == document))
+    quoted = ", ".join(f'"{word}"' for word in ("train.epochs=1", *FEW.split()))
+    (place / "program.py").write_text(program.replace('"train.epochs=1"', quoted))
     run("python program.py", place)
 
 

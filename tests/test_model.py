@@ -77,8 +77,10 @@ def test_full_resolution_sees_single_pixels():
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-@pytest.mark.parametrize("encoder", ["resnet18", "se_resnet50", "resnext50_32x4d"])
-@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize(
+    ("encoder", "depth"),
+    [("resnet18", 3), ("resnet18", 4), ("se_resnet50", 3), ("resnext50_32x4d", 4)],
+)
 def test_a_short_encoder_has_no_more_stages_and_asks_for_no_larger_slices(name, encoder, depth):
     extra = {"full_resolution": name == "unet"}
     whole = build_network(name, encoder, 1, 2, **extra).get_submodule("encoder").state_dict()

@@ -54,8 +54,8 @@ TECHNIQUES = {
 }
 # Those that keep something of their own from step to step, or change what an epoch is
 FAST = {
-    *("average of the weights", "dropout", "class weights", "mixup", "patches on rare classes"),
-    *("gradient accumulation", "warm-up", "progressive resizing"),
+    *("average of the weights", "dropout", "mixup"),
+    *("gradient accumulation", "progressive resizing"),
 }
 LENGTH = ("train.epochs=1", "train.steps_per_epoch=4")
 

@@ -308,8 +308,7 @@ def test_training_outside_the_main_thread(png_dataset: Path, tmp_path: Path) -> 
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("architecture", ["unet", "unetplusplus"])
-@pytest.mark.parametrize("patch", ["full", "64"])
+@pytest.mark.parametrize(("architecture", "patch"), [("unet", "full"), ("unetplusplus", "64")])
 def test_architectures_and_whole_slices(
     png_dataset: Path, tmp_path: Path, architecture: str, patch: str
 ) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ _STYLE: dict[Any, Any] = {
 def write_page(path: Path, template: str, **facts: Any) -> None:
     """Fill a template of this package and write it. Text is escaped, whatever it says; only what is
     Markup already, such as drawings, is not. Raises OutputError."""
+    made = datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0")
+    page = _templates().get_template(template)
+    write_text(path, page.render(made=made, version=segapp.__version__, **facts))
+
+
+@cache
+def _templates() -> Environment:
+    """Kept, as compiling them takes longer than filling one."""
     environment = Environment(
         loader=PackageLoader("segapp.report"),
         autoescape=True,
@@ -66,9 +75,7 @@ def write_page(path: Path, template: str, **facts: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "p_value": p_value}
-    made = datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z").lstrip("0")
-    page = environment.get_template(template)
-    write_text(path, page.render(made=made, version=segapp.__version__, **facts))
+    return environment
 
 
 def number(value: float | None, digits: int = 3) -> str:
