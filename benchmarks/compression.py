@@ -97,7 +97,7 @@ def measured(folders: dict[str, Path], data: Path, folder: Path) -> dict[str, di
     for name, run in folders.items():
         say(f"exporting: {name}")
         out, out8 = (folder / f"export-{len(predictors)}{bits}" for bits in ("", "-8"))
-        export_model(run, out, unequal=True)
+        export_model(run, out, calibrate=data, unequal=True)
         export_model(run, out8, int8=True, calibrate=data, unequal=True)
         predictors[name, ""] = Predictor.load(out, single=True)
         predictors[name, "8"] = Predictor.load(out8, single=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py [RUN] [--data data/brain] [--size 256] [--onnx]
 
-RUN is a run folder, runs/brain unless told; it is exported into a temporary folder, as it is and in
-8 bits with --calibrate DATA. Plain is PyTorch as one would first write it: float32, channels first,
+RUN is a run folder, runs/brain unless told; it is exported into a temporary folder with --calibrate
+DATA, as it is and in 8 bits. Plain is PyTorch as one would first write it: float32, channels first,
 eager, batches of 8. The engines are those of `segapp predict`, called by as many threads as they
 can use. Each side runs in a process of its own on the same slices of SIZE × SIZE pixels; mIoU is
 that of DATA's test split, else val, by the same engine. Ratios are to plain.
@@ -35,7 +35,7 @@ def main() -> None:
         print(json.dumps(measure(name, model, precision, args.data, args.size, args.seconds)))
         return
     with ExitStack() as stack:
-        plain, int8 = (), ("--int8", "--calibrate", args.data, "--unequal")
+        plain, int8 = ("--calibrate", args.data), ("--int8", "--calibrate", args.data, "--unequal")
         sides: list[tuple[str, Path, str]] = [
             ("plain", args.run, "fp32"),
             ("torch", args.run, "auto"),

@@ -26,7 +26,7 @@ def segapp(*words: object) -> str:
 def test_brain_tissue_end_to_end(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "predictions"
     words = (f"data.root={DATA}", f"train.out={run}", "model.encoder_weights=none")
-    segapp("train", *words, "train.budget_minutes=1.5")
+    segapp("train", *words, "train.budget_minutes=1")
     measured = json.loads(segapp("evaluate", run, DATA, "--out", tmp_path / "report", "--json"))
     assert measured["n"] == 24
     assert measured["n_seen_in_training"] == 0

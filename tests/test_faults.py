@@ -31,7 +31,7 @@ def shim(tmp_path_factory):
 
 # Less than a minute each on an idle machine; all calls of train take an hour (see faults.py).
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "most"), [("train", 12), ("predict", 25)])
+@pytest.mark.parametrize(("command", "most"), [("train", 8), ("predict", 16)])
 def test_a_write_that_fails_spoils_nothing(shim, command, most):
     done = start([command, str(most)], shim, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
