@@ -543,7 +543,8 @@ def test_inputs_that_do_not_exist_stop_before_any_work(trained, tmp_path: Path) 
         assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("screen", ["full", pytest.param("closed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("screen", ["full", "closed"])
 def test_a_screen_that_can_not_be_written_ends_nothing(trained, tmp_path: Path, screen) -> None:
     model, data, _ = trained
     scans = shutil.copytree(data / "images", tmp_path / "scans")

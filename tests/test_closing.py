@@ -116,6 +116,7 @@ def test_every_nth_case_is_verified_as_it_was_validated(trained, tmp_path: Path)
     assert (found["n"], found["n_missing"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_volumes_are_verified_by_the_slices_that_were_validated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

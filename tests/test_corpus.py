@@ -572,6 +572,7 @@ def check_voxels(name, result):
         assert np.allclose(result.affine, places[name], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_at_once(tmp_path):
     """Every odd scan in one folder: each has its own line, as if it were alone."""
     for name, (_, _, build) in CORPUS.items():

@@ -574,6 +574,7 @@ def test_another_user_with_the_same_cookie_is_another_browser(locked):
         assert call(client, file_data(path))[0] == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["headers", "httpx_kwargs"])
 def test_the_api_client_with_a_password(locked, tmp_path, way):
     token = base64.b64encode(":".join(PASSWORD).encode()).decode()

@@ -31,6 +31,7 @@ from segapp.preprocess import ordering, to_slices
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("chromium")]
 
 
+@pytest.mark.slow
 def test_slices_scroll_by_wheel_keys_and_slider():
     image = np.zeros((9, 12, 16), np.uint8)
     image[:] = 20 * np.arange(9)[:, None, None]
@@ -281,6 +282,7 @@ def test_what_a_file_says_is_shown_as_text():
         assert page.title() == "Reader"
 
 
+@pytest.mark.slow
 def test_the_picture_is_named_for_the_scan_and_its_plane(tmp_path):
     with reader(two_classes()) as page:
         with page.expect_download() as caught:

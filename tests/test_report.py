@@ -179,6 +179,7 @@ def test_little_known_of_calibration_and_gate(tmp_path):
     assert "can't be told" in section(page, "review")
 
 
+@pytest.mark.slow
 def test_a_second_model(tmp_path):
     ours, theirs = evaluation(30), evaluation(30, seed=1)
     against = {"model": "runs/old", **comparison(ours, theirs), "n_seen_in_training": 1}
@@ -246,6 +247,7 @@ def test_the_page_asks_for_nothing(tmp_path):
     assert set(used) <= set(identifiers)
 
 
+@pytest.mark.slow
 def test_the_page_stays_small(tmp_path):
     found = evaluation(100, ["background", *(f"c{n}" for n in range(1, 12))], marked=True)
     page, _ = write(found, tmp_path, calibration=CALIBRATION, gate={"n_review": 1, "n": 100})
@@ -426,6 +428,7 @@ def test_a_run_without_validation_cases_has_no_timeline(tmp_path):
     assert Timeline(tmp_path, (), "axial").stories() == []
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_opens_it_offline(tmp_path):
     gate = {"n_review": 1, "n": 30, "spearman": 0.85, "expected_share": 0.05}

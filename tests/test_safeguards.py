@@ -70,6 +70,7 @@ def test_a_spoilt_batch_is_left_out_and_named(png_dataset, tmp_path, monkeypatch
     assert [row["step"] for row in history(out)] == ["3", "6"]
 
 
+@pytest.mark.slow
 def test_the_third_in_a_row_ends_the_run_which_keeps_its_last_good_state(
     whole,  # noqa: F811
     png_dataset,
@@ -118,6 +119,7 @@ def test_an_epoch_whose_loss_is_not_a_number_is_never_the_best(png_dataset, tmp_
 # -- memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_met_with_smaller_parts_also_after_a_resume(
     png_dataset, tmp_path, monkeypatch, caplog
 ):
@@ -295,6 +297,7 @@ HOLD += "with alone_in(pathlib.Path(sys.argv[1]), lambda _: ()): print('in', flu
 HOLD += "; sys.stdin.read()"
 
 
+@pytest.mark.slow
 def test_two_processes_never_train_in_one_folder(tmp_path):
     left = tmp_path / "overlays" / ".partial-0123.png"
     other_left = tmp_path / "last" / ".tmpaB3x9Z"  # as safetensors calls its own

@@ -305,6 +305,7 @@ def test_a_rank_that_was_killed_goes_on_while_the_others_live(scans, tmp_path):
     assert len(changed) <= 1, "but for one that has no line"
 
 
+@pytest.mark.slow
 def test_the_first_rank_goes_on_by_the_list_that_the_others_work_by(scans, tmp_path):
     run([scans], tmp_path / "one")
     out = tmp_path / "out"
@@ -316,6 +317,7 @@ def test_the_first_rank_goes_on_by_the_list_that_the_others_work_by(scans, tmp_p
     assert_same(out, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_the_first_rank_does_not_wait_for_those_that_ended_well(scans, tmp_path):
     run([scans], tmp_path / "one")
     out = tmp_path / "out"

@@ -151,6 +151,7 @@ def test_a_frozen_encoder_stays_as_it_is_until_it_is_not(
     assert all(np.array_equal(half[name], part[name]) for name in half)
 
 
+@pytest.mark.slow
 def test_the_first_layers_of_an_encoder_move_less(data: Path, tmp_path: Path) -> None:
     given = f"model.encoder_weights={encoder_file(tmp_path / 'e.safetensors')}"
     words = [given, "train.epochs=1", "optim.weight_decay=0"]
@@ -200,6 +201,7 @@ def test_neighbouring_slices_are_seen_in_training_and_in_prediction(tmp_path: Pa
     assert scores[1] > scores[0] + 0.1
 
 
+@pytest.mark.slow
 def test_a_model_of_some_classes_is_measured_on_the_whole_masks(data: Path, tmp_path: Path) -> None:
     out = run(data, tmp_path / "run", "data.limit=class_2")
     info = read_info(out)
@@ -238,6 +240,7 @@ def test_going_on_from_a_model_with_other_classes(data: Path, tmp_path: Path) ->
     assert np.abs(logits[1][1] - logits[0][2]).mean() > 0.5  # a new class
 
 
+@pytest.mark.slow
 def test_folds_become_one_model_that_averages_them(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +314,7 @@ def test_folds_of_a_data_set_with_a_val_split_are_measured_on_their_own(
     assert (whole["split"], whole["n_seen_in_training"]) == ("all", 6)
 
 
+@pytest.mark.slow
 def test_after_a_limit_the_val_split_is_measured(data: Path, tmp_path: Path) -> None:
     out = run(data, tmp_path / "run", "data.limit=2", "data.classes=background,disc,square")
     result = evaluate_model(out, data, None, tmp_path / "evaluation")

@@ -318,6 +318,7 @@ def test_architectures_and_whole_slices(
     assert Predictor.load(out)
 
 
+@pytest.mark.slow
 def test_png_slices_and_the_volumes_they_came_from_both_train(tmp_path: Path) -> None:
     """The same pictures as PNG slices and as NIfTI volumes; each serves a volume of the other."""
     pairs = [draw_case(n) for n in range(8)]

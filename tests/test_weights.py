@@ -391,6 +391,7 @@ def test_offline_by_choice(tmp_path, monkeypatch, caplog):
     assert time.monotonic() - start < 1
 
 
+@pytest.mark.slow
 def test_name_resolution_that_hangs(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: time.sleep(8))
