@@ -95,7 +95,7 @@ def prune_model(
     if info.architecture.members > 1:
         raise ConfigError(f"{model}: is an ensemble; name one of its folds")
     if info.pruned:
-        raise ConfigError(f"{model}: is pruned already; name the model that was")
+        raise ConfigError(f"{model}: is pruned already; name the model that was pruned")
     file = model_path(model)
     own = {"model": sha256(file), "data": str(data.resolve()), "minutes": minutes}
     begun = _is_own(out, file, data, own)
