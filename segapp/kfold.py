@@ -110,7 +110,12 @@ def _write_ensemble(plan: Plan, runs: list[Path]) -> None:
         }
     )
     save_model(plan.out / MODEL_NAME, weights, info)
-    doubts = dict.fromkeys(line for fold in figures["folds"] for line in doubts_about(plan, fold))
+    each = [doubts_about(plan, fold) for fold in figures["folds"]]
+    doubts = dict.fromkeys(
+        line if all(line in of for of in each) else f"{run.name}: {line}"
+        for run, found in zip(runs, each, strict=True)
+        for line in found
+    )
     with inessential("report.html"):
         told = replace(plan, warnings=(*doubts, *plan.warnings))
         write_folds_page(told, info, figures, runs)
