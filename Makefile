@@ -15,6 +15,8 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
 RUN := runs/brain
+# Where an environment forbids bytecode, each process of the tests would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check format bench wheel audit licences oldest newest clean
 
