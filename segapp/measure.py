@@ -14,9 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 from segapp.files import write_table
 from segapp.outcomes import Outcome, class_sizes
+from segapp.preprocess import LUMINANCE
 from segapp.scan import Scan, Segmentation, planes
 
-_LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601, as preprocessing turns colours grey
 _PIECE = 1 << 22  # voxels whose pieces are numbered at once
 _COLUMNS = ("class", "voxels", "size", "unit", "low", "high", "components", "mean_intensity")
 _QUALITY = ("status", "reason", "mean_confidence", "estimated_dice", "unlikeness")
@@ -110,7 +110,7 @@ def _mean_intensities(segmentation: Segmentation) -> list[float | None]:
 def _channels(scan: Scan) -> tuple[np.ndarray, tuple[float, ...]]:
     """The channels (I, J, K) that count, and what each counts."""
     colour = scan.channels == 3 and (scan.affine is None or scan.voxels.dtype == np.uint8)
-    return (scan.voxels, _LUMINANCE) if colour else (scan.voxels[:1], (1.0,))
+    return (scan.voxels, LUMINANCE) if colour else (scan.voxels[:1], (1.0,))
 
 
 def write_measures(

@@ -25,6 +25,7 @@ Flip = Literal["horizontal", "vertical"]
 # World axes (0 = right, 1 = anterior, 2 = superior) of slices, rows and columns. Slices go towards
 # +world; rows and columns towards -world (posterior, inferior, left), as DICOM viewers show them.
 _WORLD = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 1e30  # larger values make statistics in float32 overflow
 _LARGEST_SIDE = 8192  # pixels: no slice is enlarged beyond it
@@ -295,8 +296,9 @@ def adapt_channels(
             "(NAME_0000, NAME_0001, … in one folder; name the folder)",
         )
     if (scan.channels, channels) == (3, 1):
-        weights = np.array([0.299, 0.587, 0.114], np.float32)
-        grey = np.tensordot(weights, scan.voxels.astype(np.float32), axes=1)[None]
+        grey = np.tensordot(
+            np.array(LUMINANCE, np.float32), scan.voxels.astype(np.float32), axes=1
+        )[None]
         return replace(scan, voxels=grey), ("colour image turned grey by luminance",)
     if (scan.channels, channels) == (1, 3):
         colour = replace(scan, voxels=np.repeat(scan.voxels, 3, axis=0))

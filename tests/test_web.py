@@ -34,7 +34,7 @@ from segapp.web.inputs import find_examples, group_uploads
 from segapp.web.page import build_page
 from segapp.web.reader import _compared, _written, reader_routes
 from segapp.web.session import Session, Sessions, Stopped, private_root
-from segapp.web.view import choices, display_size, draw, duration, progress_html, reader_html
+from segapp.web.view import choices, draw, duration, picture_size, progress_html, reader_html
 from segapp.web.work import one_worker, watched
 
 
@@ -177,8 +177,8 @@ def test_a_picture_has_square_pixels_and_shows_the_image_at_opacity_0(tmp_path):
         (5000, 2500, 1.0, (1536, 768)),
     ],
 )
-def test_display_size(rows, columns, aspect, size):
-    assert display_size(rows, columns, aspect) == size
+def test_picture_size(rows, columns, aspect, size):
+    assert picture_size(rows, columns, aspect) == size
 
 
 def test_times_for_people():

@@ -69,7 +69,7 @@ def pixel_aspect(scan: Scan, axis: SliceAxis) -> float:
 
 
 def display_size(
-    rows: int, columns: int, aspect: float, longest: int, most: float = np.inf
+    rows: int, columns: int, aspect: float, longest: float, most: float = np.inf
 ) -> tuple[int, int]:
     """(width, height) in which pixels of `aspect` look as they are, and the longer side takes
     `longest` pixels, or `most` times as many as it has."""

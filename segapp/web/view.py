@@ -6,7 +6,7 @@ from html import escape
 
 import numpy as np
 
-from segapp.report.overlay import draw_slice
+from segapp.report.overlay import display_size, draw_slice
 from segapp.resample import resize
 from segapp.web.result import Result
 from segapp.web.session import Session
@@ -38,7 +38,7 @@ def draw(result: Result, number: int, opacity: float) -> np.ndarray:
     spacing = result.grid.spacing_mm
     rows, columns = ((1, 2), (0, 2), (0, 1))[facts["across"]]
     aspect = spacing[rows] / spacing[columns] if spacing else 1.0
-    size = display_size(high, wide, aspect)
+    size = picture_size(high, wide, aspect)
     smooth = resize(plane.transpose(2, 0, 1)[None].astype(np.float32), size)[0]
     labels = resize(labels[None, None], size, nearest=True)[0, 0]
     return draw_slice(
@@ -52,12 +52,12 @@ def _plane(volume: np.ndarray, across: int, number: int) -> np.ndarray:
     return plane if across == 0 else plane[::-1]
 
 
-def display_size(rows: int, columns: int, aspect: float) -> tuple[int, int]:
+def picture_size(rows: int, columns: int, aspect: float) -> tuple[int, int]:
     """(height, width) of the picture of a slice whose pixels are `aspect` times as high as wide."""
-    height, width = rows * max(aspect, 1.0), columns * max(1 / aspect, 1.0)
-    longest = max(height, width)
-    factor = min(max(longest, _SMALLEST), _LARGEST) / longest
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    longest = max(rows * max(aspect, 1.0), columns * max(1 / aspect, 1.0))
+    side = min(max(longest, _SMALLEST), _LARGEST)
+    width, height = display_size(rows, columns, aspect, side)
+    return height, width
 
 
 def choices(session: Session | None) -> list[tuple[str, int]]:
