@@ -88,7 +88,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 # Not compiled: of most packages little is ever imported
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --no-compile -e ".[$*]"
-	@touch $@
+	@touch $@ $(if $(filter dev,$*),$(VENV)/installed-test) # which is part of it
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info

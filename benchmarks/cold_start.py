@@ -2,10 +2,11 @@
 
     python benchmarks/cold_start.py [RUN] [--repeats 9]
 
-RUN, runs/brain unless told, is exported to OpenVINO in a temporary folder. Each repeat is a process
-of its own, from its start to its end; slices are PNG files of 256 × 256 pixels. Where nnU-Net is
-installed and nnUNet_results holds a model of Dataset001_T, as a 2D training of it leaves one, the
-same 36 slices go through nnUNetv2_predict, with and without its mirroring.
+RUN, runs/brain unless told, is exported to OpenVINO in a temporary folder unless it is an export.
+Each repeat is a process of its own, from its start to its end; slices are PNG files of 256 × 256
+pixels. Where nnU-Net is installed and nnUNet_results holds a model of Dataset001_T, as a 2D
+training of it leaves one, the same 36 slices go through nnUNetv2_predict, with and without its
+mirroring.
 """
 
 from __future__ import annotations

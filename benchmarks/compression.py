@@ -3,8 +3,8 @@
     python benchmarks/compression.py [RUN] [--data data/brain] [--minutes 1] [--amounts 0.1,…]
 
 RUN, runs/brain unless told, is pruned by `segapp prune`; beside what comes of it stand networks
-trained by the defaults on the same data for as long as RUN: with a decoder of depthwise
-convolutions, and over a ResNet18. Each is exported to OpenVINO, as it is and in 8 bits, in a
+trained by the defaults on the same data for as long as RUN: RUN's with a decoder of depthwise
+convolutions, and one over a ResNet18. Each is exported to OpenVINO, as it is and in 8 bits, in a
 temporary folder; all take turns on the same slice of 256 × 256 pixels, one call after another with
 all threads.
 """
@@ -75,9 +75,11 @@ def trained(run: Path, data: Path, out: Path, setting: str) -> Path:
     """Another network, trained for as long as `run`."""
     from segapp.checkpoint import read_info
 
-    train = read_info(run).settings["train"]
+    info = read_info(run)
+    train = info.settings["train"]
     say(f"training with {setting}")
-    words = [f"data.root={data}", f"train.out={out}", setting]
+    words = [f"model.encoder={info.architecture.encoder}", setting]
+    words += [f"data.root={data}", f"train.out={out}"]
     length = ("budget_minutes",) if train["budget_minutes"] else ("epochs", "steps_per_epoch")
     words += [f"train.{key}={train[key]}" for key in length]
     segapp("train", *words, "model.encoder_weights=none")

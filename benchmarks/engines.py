@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from measure import command, exported, machine, own_peak_mb, table
+from measure import command, exported, machine, own_peak_mb, rate, table
 
 
 def main() -> None:
@@ -72,9 +71,6 @@ def main() -> None:
 
 def measure(name: str, model: str, precision: str, data: Path, size: int, seconds: float) -> dict:
     """One side: images a second on prepared slices, peak memory, and mIoU."""
-    import numpy as np
-
-    from segapp.ahead import in_order
     from segapp.cases import find_cases
     from segapp.checkpoint import read_info
     from segapp.engines import load_engine, open_export
@@ -89,18 +85,7 @@ def measure(name: str, model: str, precision: str, data: Path, size: int, second
         engine = load_engine(Path(model), info, "cpu", "torch")
     else:
         engine = open_export(Path(model), read_export(Path(model)), precision)
-    shape = (engine.batch_size, info.preprocessing.inputs, size, size)
-    batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-    def rate(seconds: float) -> float:
-        until = time.perf_counter() + seconds
-        endless = iter(lambda: time.perf_counter() < until, False)
-        began = time.perf_counter()
-        calls = sum(1 for _ in in_order(lambda _: engine(batch), endless, engine.calls_at_once))
-        return calls * engine.batch_size / (time.perf_counter() - began)
-
-    rate(seconds / 6)
-    measured, peak = rate(seconds), own_peak_mb()
+    measured, peak = rate(engine, info.preprocessing.inputs, size, seconds), own_peak_mb()
     dataset = find_cases(data)
     cases = dataset.split("test") or dataset.split("val")
     result = evaluate_cases(Predictor.of(engine, info), cases, info.ignore, info.merged)

@@ -1,7 +1,9 @@
-"""What the benchmark scripts share: a command's time and memory, what machine it was, tables."""
+"""What the benchmark scripts share: a command's time and memory, what machine it was, tables, and
+how fast an engine is alone."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,10 +48,51 @@ def command(words: list[str]) -> tuple[float, float, str]:
 
 @contextmanager
 def exported(run: Path, *options: object) -> Iterator[Path]:
-    """A temporary export of a model."""
+    """A temporary export of a model; of an export without options, itself. By a process of its own:
+    on Linux, a command's peak memory is never less than what its parent holds."""
+    from segapp.exported import is_exported
+
+    if is_exported(run) and not options:
+        yield run
+        return
     with tempfile.TemporaryDirectory() as folder:
         segapp("export", run, "--out", Path(folder) / "export", *options)
         yield Path(folder) / "export"
+
+
+def engine_alone(model: Path, size: int, seconds: float) -> dict[str, Any]:
+    """What the OpenVINO engine of an export does on prepared slices of size × size, in a process of
+    its own: {"rate": images a second, "precision"}."""
+    words = [sys.executable, __file__, str(model), str(size), str(seconds)]
+    return json.loads(command(words)[2].splitlines()[-1])
+
+
+def _alone(model: Path, size: int, seconds: float) -> dict[str, Any]:
+    from segapp.checkpoint import read_info
+    from segapp.engines import open_export
+    from segapp.exported import read_export
+
+    engine = open_export(model, read_export(model), "auto")
+    inputs = read_info(model).preprocessing.inputs
+    return {"rate": rate(engine, inputs, size, seconds), "precision": engine.precision}
+
+
+def rate(engine: Any, inputs: int, size: int, seconds: float) -> float:
+    """Images a second of an engine called by as many threads as it can use."""
+    from segapp.ahead import in_order
+
+    shape = (engine.batch_size, inputs, size, size)
+    batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def run(seconds: float) -> float:
+        until = time.perf_counter() + seconds
+        endless = iter(lambda: time.perf_counter() < until, False)
+        began = time.perf_counter()
+        calls = sum(1 for _ in in_order(lambda _: engine(batch), endless, engine.calls_at_once))
+        return calls * engine.batch_size / (time.perf_counter() - began)
+
+    run(seconds / 6)
+    return run(seconds)
 
 
 def write_slices(folder: Path, count: int) -> None:
@@ -96,3 +140,7 @@ def own_peak_mb() -> float:
     """Peak memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 if sys.platform != "darwin" else 1 << 20)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_alone(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

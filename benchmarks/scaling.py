@@ -274,7 +274,9 @@ def pretend(scans: Path, out: Path, rank: float, count: float, slice_s: float) -
     prep = Preprocessing(channels=1, normalisation="zscore")
     predictor = Predictor(Waiting(), prep, make_classes(["background", "a"], [0, 1]))
     with take_seat(out, Ranks(int(rank), int(count)), [scans]) as seat:
-        time.sleep(5)  # by then all have come
+        Path(f"{out}-{rank:g}").touch()
+        while len(list(out.parent.glob(f"{out.name}-*"))) < count:
+            time.sleep(0.01)
         began = time.perf_counter()
         predict_batch(predictor, [] if rank else list_inputs([scans]), out, seat=seat)
         print(time.perf_counter() - began)

@@ -2,33 +2,30 @@
 
     python benchmarks/volume.py [RUN] [--shape 512 512 300]
 
-RUN, runs/brain unless told, is exported to OpenVINO in a temporary folder. The volume is int16
-NIfTI (.nii, not compressed) of noise around a body, 0.8 × 0.8 × 1 mm. The engine's own time is that
-for as many prepared slices of that size as the volume has, in a process of its own, by as many
-threads as it can use; reading and writing is what nibabel takes to read the volume and to write a
-mask of its size.
+RUN, runs/brain unless told, is exported to OpenVINO in a temporary folder unless it is an export.
+The volume is int16 NIfTI (.nii, not compressed) of noise around a body, 0.8 × 0.8 × 1 mm. The
+engine's own time is that for as many prepared slices of that size as the volume has, in a process
+of its own, by as many threads as it can use; reading and writing is what nibabel takes to read the
+volume and to write a mask of its size.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from measure import command, exported, machine, segapp, table
-
-ENGINES = str(Path(__file__).with_name("engines.py"))
+from measure import engine_alone, exported, machine, segapp, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/brain"))
     parser.add_argument("--shape", type=int, nargs=3, default=[512, 512, 300])
+    parser.add_argument("--seconds", type=float, default=6, help="that the engine alone is timed")
     args = parser.parse_args()
     columns, rows, slices = args.shape
     if columns != rows:
@@ -37,9 +34,7 @@ def main() -> None:
         path = Path(folder) / "ct.nii"
         write_volume(path, (columns, rows, slices))
         io = read_and_write(path, Path(folder) / "mask.nii")
-        words = [sys.executable, ENGINES, "--data", "data/brain", "--size", str(rows)]
-        _, _, text = command([*words, "--side", "openvino", str(model), "auto"])
-        engine = slices / json.loads(text.splitlines()[-1])["rate"]
+        engine = slices / engine_alone(model, rows, args.seconds)["rate"]
         seconds, peak, _ = segapp("predict", model, path, "--out", Path(folder) / "out")
         print(f"A volume of {columns} × {rows} × {slices}, {machine()}:\n")
         more = f"{seconds / (engine + io) - 1:+.0%}"

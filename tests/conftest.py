@@ -28,10 +28,12 @@ hypothesis.settings.load_profile("suite")
 
 # Files whose tests take longest, in the order in which workers begin them
 LONGEST = (
-    *("test_benchmarks", "test_docs", "test_together", "test_fuzz", "test_train", "test_model"),
-    *("test_toolbox", "test_web_flow", "test_release", "test_export", "test_safeguards"),
-    *("test_faults", "test_kills", "test_intervals", "test_boundary", "test_batch_faults"),
-    *("test_compare", "test_closing", "test_report", "test_reader_page", "test_guard"),
+    *("test_benchmarks", "test_together", "test_docs", "test_web_flow", "test_toolbox"),
+    *("test_release", "test_export", "test_reader_page", "test_shares", "test_model"),
+    *("test_faults", "test_fuzz", "test_batch_faults", "test_kills", "test_weights"),
+    *("test_train", "test_boundary", "test_cli", "test_prune", "test_intervals"),
+    *("test_guard", "test_reader_correction", "test_safeguards", "test_compare", "test_closing"),
+    "test_report",
 )
 
 

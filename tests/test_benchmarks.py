@@ -11,6 +11,7 @@ from conftest import write_png_dataset
 from segapp.cases import find_cases
 from segapp.check import read_case
 from segapp.config import load_settings
+from segapp.export import export_model
 from segapp.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
     for split, count in (("train", 12), ("test", 4)):
         write_png_dataset(root / "data" / split, count)
-    train(root / "data", root / "run", "train.steps_per_epoch=80")
+    words = ("train.steps_per_epoch=40", "model.encoder=resnet18")
+    train(root / "data", root / "run", *words)
     return root
 
 
@@ -109,16 +111,19 @@ def test_engines_are_compared_on_one_network(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_folders_volumes_and_cold_starts_are_measured(run: Path) -> None:
-    ((files, _, pace, _, share, peak),) = cells(call("folder.py", str(run), "--files", "30"))
+def test_folders_volumes_and_cold_starts_are_measured(run: Path, tmp_path: Path) -> None:
+    export_model(run, export := tmp_path / "export")
+    words = ("--files", "30", "--seconds", "0.5")
+    ((files, _, pace, _, share, peak),) = cells(call("folder.py", str(export), *words))
     assert files == "30"
     assert float(pace) > 0
     assert share.endswith("%")
     assert 50 < float(peak) < 700
-    text = call("cold_start.py", str(run), "--repeats", "1")
+    text = call("cold_start.py", str(export), "--repeats", "1")
     assert [row[0] for row in cells(text)][:2] == ["one slice", "36 slices"]
     assert text.endswith("modules imported: False.\n")
-    text = call("volume.py", str(run), "--shape", "64", "64", "20")
+    words = ("--shape", "64", "64", "20", "--seconds", "0.5")
+    text = call("volume.py", str(run), *words)  # which exports it
     assert "64 × 64 × 20" in text
     ((_, engine, io, seconds, more, peak),) = cells(text)
     assert float(seconds) > float(engine) + float(io)

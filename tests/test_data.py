@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils, dataloader
 
 from segapp.augment import Augmentation
 from segapp.cases import Case, find_cases
@@ -31,6 +32,14 @@ from segapp.preprocess import Preprocessing
 from segapp.resample import resize
 from segapp.scan import make_classes
 from segapp.settings import AugmentSettings
+
+
+@pytest.fixture(autouse=True)
+def _death_is_soon_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks every five seconds."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    look = dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(look, "__defaults__", (0.3,))
 
 
 @pytest.fixture

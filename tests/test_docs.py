@@ -11,16 +11,18 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from conftest import write_png_dataset
 from packaging.requirements import Requirement
+from test_cli import Result
 from test_cli import run as in_process
 
 from segapp.cases import find_cases
@@ -114,9 +116,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, cwd: Path, typed: str = "", code: int = 0) -> None:
     words = [os.path.expandvars(word) for word in shlex.split(command)]
-    if words[0] == "segapp" and words[1] != "app":
+    if words[0] == "segapp":
         with contextlib.chdir(cwd):
-            done = in_process(*words[1:])
+            done = serve(*words[1:]) if words[1] == "app" else in_process(*words[1:])
         assert done.code == code, f"{command}\n{done.out}{done.err}"
         return
     folder = Path(sys.executable).parent
@@ -124,21 +126,30 @@ def run(command: str, cwd: Path, typed: str = "", code: int = 0) -> None:
     words = [program.get(word, word) for word in words]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SEGAPP_MAX_VOXELS": "500000000"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    if words[1] == "app":
-        words += ["--port", "0"]
-        with subprocess.Popen(words, cwd=cwd, env=environment, **pipes) as app:
-            assert app.stdout
-            said = ""
-            for line in app.stdout:
-                said += line
-                if "segapp is at http" in line:
-                    break
-            app.send_signal(signal.SIGTERM)
-            assert app.wait(60) == code, said
-        return
     pipes |= {"cwd": cwd, "env": environment, "input": typed, "start_new_session": True}
     done = subprocess.run(words, **pipes)
     assert done.returncode == code, f"{command}\n{done.stdout}"
+
+
+def serve(*words: str) -> Result:
+    """The app in this process: it is asked for its page, and stopped."""
+    from segapp.web import app
+
+    begin, answers = app.start, []
+
+    def start(*args: Any) -> app.Service:
+        service = begin(*args)
+        answers.append(httpx.get(service.url.replace("0.0.0.0", "127.0.0.1")).status_code)
+        service.server.should_exit = True
+        return service
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "start", start)
+        patch.setattr(app, "limit_memory", lambda *_: None)  # of this process, also afterwards
+        done = in_process(*words, "--port", "0")
+    assert done.code or answers == [401 if "--auth-file" in words else 200]
+    assert done.code or "segapp is at http" in done.out
+    return done
 
 
 def shorter(command: str) -> str:

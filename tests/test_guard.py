@@ -635,9 +635,9 @@ def test_the_page_in_a_browser(served, tmp_path):
             page.click("#result")
         assert download.value.path().read_text() == "5 bytes"
         page.click("text=Start")
-        page.wait_for_selector(".progress-text")
+        page.wait_for_selector(".progress-level-inner")  # the job's: it is known by its number
         page.click("text=Stop")
-        page.wait_for_selector(".progress-text", state="detached")
+        page.wait_for_selector(".progress-level-inner", state="detached")
         page.goto("about:blank")
         _wait_until(lambda: len(served.unloaded) > ended)
 

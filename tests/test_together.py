@@ -359,24 +359,32 @@ STEPS = {  # float64 is slow; mixing takes two slices a process
 }
 
 
+@pytest.fixture(scope="module")
+def fifty_steps(tmp_path_factory):
+    """By case the losses and the weights' norm of one process, and of two."""
+    root = tmp_path_factory.mktemp("steps")
+    data = write_png_dataset(root / "data", 9)
+    cases = json.dumps({name: [*SMALL, *words] for name, words in STEPS.items()})
+    words = (str(ROOT / "tests" / "rank_steps.py"), str(data), str(root), cases)
+    finish(torchrun(*words, cwd=root, nodes=2), root)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    subprocess.run([sys.executable, *words], cwd=root, env=env, check=True)
+    told = [json.loads((root / f"losses-{n}.json").read_text()) for n in (1, 2)]
+    return {case: [of[case] for of in told] for case in STEPS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
-def test_fifty_steps_have_the_losses_of_one_process(tmp_path, case):
-    data = write_png_dataset(tmp_path / "data", 9)
-    words = (str(data), str(tmp_path), *SMALL, *STEPS[case])
-    script = str(ROOT / "tests" / "rank_steps.py")
-    finish(torchrun(script, *words, cwd=tmp_path, nodes=2), tmp_path)
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    subprocess.run([sys.executable, script, *words], cwd=tmp_path, env=env, check=True)
-    told = [json.loads((tmp_path / f"losses-{n}.json").read_text()) for n in (1, 2)]
-    losses = np.array([of[0] for of in told])
+def test_fifty_steps_have_the_losses_of_one_process(fifty_steps, case):
+    (alone, alone_norm), (shared, shared_norm) = fifty_steps[case]
+    losses = np.array([alone, shared])
     assert losses.shape == (2, 50)
     if "mixup" in case:  # mixed within each process's share: close, not equal
         assert losses[:, -1].max() < losses[:, 0].min()
         return
     assert losses[0, -1] < 0.5 * losses[0, 0]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    assert told[1][1] == pytest.approx(told[0][1], rel=1e-6)
+    assert shared_norm == pytest.approx(alone_norm, rel=1e-6)
 
 
 @pytest.mark.slow
