@@ -4,9 +4,9 @@
 
 RUN, runs/brain unless told, is pruned by `segapp prune`; beside what comes of it stand networks
 trained by the defaults on the same data for as long as RUN: RUN's with a decoder of depthwise
-convolutions, and one over a ResNet18. Each is exported to OpenVINO, as it is and in 8 bits, in a
-temporary folder; all take turns on the same slice of 256 × 256 pixels, one call after another with
-all threads.
+convolutions, and one over a ResNet18, unless RUN's is. Each is exported to OpenVINO, as it is and
+in 8 bits, in a temporary folder; all take turns on the same slice of 256 × 256 pixels, one call
+after another with all threads.
 """
 
 from __future__ import annotations
@@ -42,11 +42,7 @@ def main() -> None:
         }
         folders = {name: Path(p["model"]) for name, p in runs.items()}
         chosen = [name for name, p in runs.items() if p == result["chosen"]]
-        for name, word in (
-            ("separable decoder", "separable=true"),
-            ("ResNet18", "encoder=resnet18"),
-        ):
-            folders[name] = trained(args.run, args.data, folder / word, f"model.{word}")
+        folders |= others(args.run, args.data, folder)
         rows = measured(folders, args.data, folder)
     first = rows["original"]
     cells = [
@@ -71,19 +67,22 @@ def say(what: str) -> None:
     print(f"{what} …", file=sys.stderr, flush=True)
 
 
-def trained(run: Path, data: Path, out: Path, setting: str) -> Path:
-    """Another network, trained for as long as `run`."""
+def others(run: Path, data: Path, folder: Path) -> dict[str, Path]:
+    """Other networks, trained for as long as `run`."""
     from segapp.checkpoint import read_info
 
     info = read_info(run)
-    train = info.settings["train"]
-    say(f"training with {setting}")
-    words = [f"model.encoder={info.architecture.encoder}", setting]
-    words += [f"data.root={data}", f"train.out={out}"]
+    train, encoder = info.settings["train"], info.architecture.encoder
     length = ("budget_minutes",) if train["budget_minutes"] else ("epochs", "steps_per_epoch")
-    words += [f"train.{key}={train[key]}" for key in length]
-    segapp("train", *words, "model.encoder_weights=none")
-    return out
+    same = [f"data.root={data}", "model.encoder_weights=none"]
+    same += [f"train.{key}={train[key]}" for key in length]
+    networks = {"separable decoder": [f"model.encoder={encoder}", "model.separable=true"]}
+    if encoder != "resnet18":
+        networks["ResNet18"] = ["model.encoder=resnet18"]
+    for name, words in networks.items():
+        say(f"training: {name}")
+        segapp("train", *same, *words, f"train.out={folder / name}")
+    return {name: folder / name for name in networks}
 
 
 def measured(folders: dict[str, Path], data: Path, folder: Path) -> dict[str, dict[str, float]]:

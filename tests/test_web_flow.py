@@ -344,7 +344,9 @@ def test_a_batch_in_the_browser(page, scans, root):
     page.locator("#batch-folder input").press("Enter")
     page.locator("#batch-start").click()
     page.locator("#batch-status", has_text="2 ok, 1 failed").wait_for()
-    assert page.locator("#batch-table tbody tr").count() == 3
+    rows = page.locator("#batch-table tbody tr")
+    rows.nth(2).wait_for()
+    assert rows.count() == 3
     take_picture_of(page, "flow-batch")
     with page.expect_download() as download:
         page.locator("#batch-download").click()
@@ -377,10 +379,10 @@ def test_who_waits_sees_it_and_can_leave(tmp_path):
         take_picture_of(second, "flow-queue")
         second.locator("#stop").click()
         second.locator("#stopped", has_text="Stopped.").wait_for()
-        assert not second.locator("#stop").is_visible()
+        second.locator("#stop").wait_for(state="hidden")
         first.locator("#stop").click()
         first.locator("#stopped", has_text="Stopped.").wait_for()
-        assert not first.locator("#status").is_visible()
+        first.locator("#status").wait_for(state="hidden")
         drop(second, image)  # the engine is free
         reader(second, "hand.png")
 
@@ -512,7 +514,9 @@ def test_a_chosen_folder_is_named_and_only_its_scans_are_listed(page, tmp_path):
     chooser.value.set_files(tmp_path / "ward")
     reader(page, "ward/p1/hand.png")
     page.locator("#status", has_text="2 ready, 1 failed").wait_for()
-    names = page.locator("#worklist label").all_inner_texts()
+    labels = page.locator("#worklist label")
+    labels.nth(2).wait_for()
+    names = labels.all_inner_texts()
     assert [name.strip()[2:] for name in names] == [
         "ward/p1/hand.png",
         "ward/p1/head.nii.gz",
