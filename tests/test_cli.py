@@ -518,7 +518,9 @@ def test_errors_are_json_too(trained, tmp_path: Path, monkeypatch) -> None:
     assert run(*words).out == ""
     result = run("predict", "--json", "--no-such-option")
     assert result.code == 2
-    assert "No such option: --no-such-option" in json.loads(result.out)["error"]
+    said = json.loads(result.out)["error"]  # each version of the parser words it its own way
+    assert "No such option" in said
+    assert "--no-such-option" in said
     checked = run("check", tmp_path, "--out", tmp_path / "c", "--json")
     assert checked.code == 2
     assert len(checked.out.splitlines()) == 1, "findings are no error of the command"
