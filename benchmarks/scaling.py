@@ -275,7 +275,10 @@ def pretend(scans: Path, out: Path, rank: float, count: float, slice_s: float) -
     predictor = Predictor(Waiting(), prep, make_classes(["background", "a"], [0, 1]))
     with take_seat(out, Ranks(int(rank), int(count)), [scans]) as seat:
         Path(f"{out}-{rank:g}").touch()
+        until = time.monotonic() + 60
         while len(list(out.parent.glob(f"{out.name}-*"))) < count:
+            if time.monotonic() > until:
+                sys.exit("another of the processes has not come")
             time.sleep(0.01)
         began = time.perf_counter()
         predict_batch(predictor, [] if rank else list_inputs([scans]), out, seat=seat)

@@ -124,7 +124,7 @@ def run(command: str, cwd: Path, typed: str = "", code: int = 0) -> None:
     folder = Path(sys.executable).parent
     program = {"python": sys.executable} | {n: f"{folder}/{n}" for n in ("segapp", "torchrun")}
     words = [program.get(word, word) for word in words]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SEGAPP_MAX_VOXELS": "500000000"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     pipes |= {"cwd": cwd, "env": environment, "input": typed, "start_new_session": True}
     done = subprocess.run(words, **pipes)

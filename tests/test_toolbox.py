@@ -249,8 +249,8 @@ def test_folds_become_one_model_that_averages_them(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = iter(("1 step", "2 steps", "3 steps"))
-    doubts = lambda *_: ["hardly learned", next(steps)]  # noqa: E731
-    monkeypatch.setattr("segapp.kfold.doubts_about", doubts)
+    said = "segapp.kfold.doubts_about"
+    monkeypatch.setattr(said, lambda *_: ["hardly learned", next(steps)])
     out = run(data, tmp_path / "run", "train.folds=3", "train.epochs=1")
     figures = json.loads((out / "metrics.json").read_text())
     each = [json.loads((out / f"fold{n}" / "metrics.json").read_text()) for n in (1, 2, 3)]
