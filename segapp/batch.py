@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from segapp.ahead import in_order
 from segapp.cases import files_hash
 from segapp.earlier import (
     engine_text,
+    is_edited,
     keep_if_other,
     model_key,
     set_aside,
@@ -32,13 +33,14 @@ from segapp.formats import Entry, Format, read_scan, write_segmentation
 from segapp.formats.listing import is_small
 from segapp.formats.source import share_memory
 from segapp.intake import list_inputs as list_inputs
+from segapp.intake import write_left_out
 from segapp.locks import alone_in, at_work, left_of_a_batch
 from segapp.merging import merge_parts
 from segapp.naming import Job, name_jobs
 from segapp.outcomes import Outcome, OutcomeTable, Part, class_sizes, failure, mean_confidence
 from segapp.predict import Predictor
 from segapp.report.overlay import write_overlay
-from segapp.rows import keep_others, part_rows, put_aside, read_rows, waiting_rows
+from segapp.rows import TABLE, keep_others, part_rows, put_aside, read_rows, waiting_rows
 from segapp.scan import Segmentation
 from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remove_shares
 
@@ -87,6 +89,7 @@ def predict_batch(
     overlay: bool = False,
     skip_existing: bool = False,
     allow_gaps: bool = False,
+    left_out: Sequence[tuple[Path, str]] = (),
     on_outcome: Callable[[Outcome], None] = lambda _: None,
     seat: Seat | None = None,
 ) -> Counter[str]:
@@ -95,7 +98,8 @@ def predict_batch(
     A scan that fails is recorded, and the others go on. Never writes over an input, or over the
     result of another scan: a clash of names gets a numbered suffix and a warning. The CSV is
     complete after each scan, also when the run is interrupted or killed. skip_existing: leave the
-    results of an earlier run that still are what it would give (see `earlier.still_good`).
+    results of an earlier run that still are what it would give (see `earlier.still_good`). What
+    somebody edited is never lost. left_out: files among the scans that are none, for left-out.csv.
     on_outcome gets each outcome, in the order of the entries; none is kept. Returns the number of
     scans by status, `review_kept` being those skipped whose result is in doubt. Raises OutputError
     where the CSV can't be written, or three results in a row. allow_gaps: see read_scan. seat: this
@@ -103,7 +107,7 @@ def predict_batch(
     gets those of its share, and the CSV is there at the end; to the others nothing is returned.
     """
     entries = list(entries)
-    path, model = out / "predictions.csv", model_key(predictor, allow_gaps)
+    path, model = out / TABLE, model_key(predictor, allow_gaps)
     judged = bool(predictor.info and predictor.info.quality)
 
     def name(earlier: Mapping[str, Mapping[str, str]]) -> Iterator[Job]:
@@ -111,9 +115,6 @@ def predict_batch(
         return name_jobs(entries, out, earlier, **how)
 
     def work(jobs: Iterable[Job], table: OutcomeTable, earlier: dict[str, dict[str, str]]) -> None:
-        if not skip_existing:  # but go on with what was stopped
-            earlier = {output: row for output, row in earlier.items() if row.get("stopped")}
-
         def tell(outcome: Outcome) -> None:
             counts[outcome.counts_as] += 1
             on_outcome(outcome)
@@ -135,9 +136,10 @@ def predict_batch(
     if seat is None:
         refuse_shared(out)
         with alone_in(out, left_of_a_batch):
+            write_left_out(out, left_out)
             earlier = read_rows(path)
-            if skip_existing and not earlier:
-                warn_of_unknown(out, (job.output for job in name(earlier)))
+            if skip_existing:
+                warn_of_unknown(out, earlier, (job.output for job in name(earlier)))
             with OutcomeTable(path, predictor.classes, earlier, judged, model) as table:
                 remove_shares(out)  # its lines are among the earlier ones
                 work(name(earlier), table, earlier)
@@ -153,11 +155,12 @@ def predict_batch(
         _share_until_done(seat, header, share)
         return Counter()
     with alone_in(out, left_of_a_batch, after=True):
+        write_left_out(out, left_out)
         listed = seat.joined(header)
         if listed is None:
             put_aside(path, earlier := read_rows(path), model, mark)
-            if skip_existing and not earlier:
-                warn_of_unknown(out, (job.output for job in name(earlier)))
+            if skip_existing:
+                warn_of_unknown(out, earlier, (job.output for job in name(earlier)))
             path.unlink(missing_ok=True)
             listed = seat.publish(header, name(earlier))
         before = seat.marks(listed)
@@ -214,8 +217,11 @@ def _work(
                         "sure it can, then go on with the same command and --skip-existing"
                     )
     finally:
-        for outcome in list(done.values()):  # interrupted: what was written has its line
+        left = list(done.values())  # interrupted: what was written has its line
+        for outcome in left:
             table.write(outcome)
+        for outcome in left:
+            tell(outcome)
 
 
 def _share_until_done(
@@ -244,12 +250,14 @@ def _predict_safely(
     kept: bool,
 ) -> Outcome:
     """The outcome of one entry, whatever happens to it. line: that of an earlier result, which may
-    stay. kept: what no line vouches for is not lost either where it has to go."""
+    stay. kept: it stays where it still is good, and what no line vouches for is not lost either.
+    What somebody edited never is."""
     entry, output = job.entry, job.output
+    goes_on = kept or bool(line and line.get("stopped"))
     try:
         scan = _scan_hash(entry)
         stays, doubt, ours = False, "", True
-        if output.is_file():
+        if goes_on and output.is_file():
             stays, doubt, ours = still_good(entry, output, line, model, scan)
         warnings = (*job.clashes, doubt) if doubt else job.clashes
         # an edited result (the doubt) is not written over for the sake of its picture either
@@ -261,7 +269,7 @@ def _predict_safely(
                 outcome.reason = line.get("reason") or ""
             outcome.warnings = warnings
             return outcome
-        aside = set_aside(output) if kept and not ours else None
+        aside = set_aside(output) if is_edited(output, line) or (kept and not ours) else None
         try:
             segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
         finally:

@@ -37,6 +37,10 @@ from segapp.errors import SegappError
 from segapp.machine import end_cleanly
 from segapp.ranks import refuse_several, spoken_by, this_process
 
+_EXIT_CODES = (
+    "Exit codes: 0 all done, 1 some inputs or runs failed, 2 any other error, "
+    "130 stopped by Ctrl-C or SIGTERM (app: 0)."
+)
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -44,8 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a segmentation model on your scans and masks, measure it, use it.\n\n"
     "Start with:  segapp train data.root=DIR  then  segapp predict RUN SCANS --out RESULTS",
-    epilog="Exit codes: 0 all done, 1 some inputs or runs failed, 2 any other error, "
-    "130 stopped by Ctrl-C or SIGTERM (app: 0).",
+    epilog=_EXIT_CODES,
 )
 
 
@@ -241,8 +244,8 @@ def check(
 
 
 for _command in (train, compare, check, predict, evaluate, info, export, prune):
-    app.command()(with_home(_command))
-app.command(name="app")(with_home(web_app))
+    app.command(epilog=_EXIT_CODES)(with_home(_command))
+app.command(name="app", epilog=_EXIT_CODES)(with_home(web_app))
 
 
 def _config_and_words(words: list[str] | None) -> tuple[Path | None, list[str]]:

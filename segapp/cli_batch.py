@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,17 @@ from segapp.checkpoint import read_info
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
 from segapp.formats import Entry
-from segapp.formats.listing import is_small, names_log
+from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
+from segapp.intake import LEFT_OUT
 from segapp.predict import Predictor
 from segapp.progress import batch_bar, log
 from segapp.ranks import this_process
+from segapp.rows import TABLE
 from segapp.shares import take_seat
 
 _LEAST_FREE = 60e6
-_DOUBTED = 5  # scans to review that are named on the screen
+_NAMED = 5  # scans to review, and files left out, that are named on the screen
 
 
 def predict_all(
@@ -34,18 +35,22 @@ def predict_all(
     **options: Any,
 ) -> dict[str, int] | None:
     """`predict_batch` of what is below `inputs`, with a bar and a line for each failed scan; the
-    number of scans by status, and as review_kept that of the skipped whose results are in doubt.
+    number of scans by status, as review_kept that of the skipped whose results are in doubt, and as
+    left_out that of files which are no scans.
     Where a launcher started several processes, they share the work, and the first one alone has the
     result, the others None. max_memory_mb: see bound_memory. options: those of `predict_batch`.
     Raises what it raises."""
     info, ranks = read_info(model), this_process()
-    names_log.setLevel(logging.INFO)
     repeated: Counter[str] = Counter()  # 10,000 scans may have the same warning
     failed = doubted = 0
     with take_seat(out, ranks, inputs) as seat:
         entries: list[Entry] = []
+        left_out: list[tuple[Path, str]] = []
         if ranks.first:
-            entries = list_inputs(inputs, info.preprocessing.channel_files, exclude=out)
+            channel_files = info.preprocessing.channel_files
+            entries = list_inputs(inputs, channel_files, out, lambda *file: left_out.append(file))
+            for file, why in left_out[:_NAMED]:
+                log.info("%s: no scan (%s), left out", file, why)
         single = ranks.count == 1 and len(entries) == 1 and is_small(entries[0].paths)
         predictor = Predictor.load(model, device, engine, single)
         if max_memory_mb:
@@ -63,32 +68,41 @@ def predict_all(
                     log.error("%s: %s", outcome.file, outcome.reason)
                 elif outcome.status == "review":
                     doubted += 1
-                    if doubted <= _DOUBTED:
+                    if doubted <= _NAMED:
                         log.warning("%s: review: %s", outcome.file, outcome.reason)
                 step(failed)
 
-            counts = predict_batch(predictor, entries, out, on_outcome=report, seat=seat, **options)
+            how = {"left_out": left_out, "seat": seat}
+            counts = predict_batch(predictor, entries, out, on_outcome=report, **how, **options)
     for warning, count in repeated.items():
         if count > 1:
-            log.warning("%s: %s", _more_scans(count - 1), warning)
-    if doubted > _DOUBTED:
-        more = _more_scans(doubted - _DOUBTED)
+            log.warning("%s: %s", _things(count - 1, "more scan"), warning)
+    if doubted > _NAMED:
+        more = _things(doubted - _NAMED, "more scan")
         log.warning("%s to review, see predictions.csv", more)
     if not ranks.first:
         return None
     counts["skipped"] += counts["review_kept"]
-    return {s: counts[s] for s in ("ok", "review", "failed", "skipped", "review_kept")}
+    said = {s: counts[s] for s in ("ok", "review", "failed", "skipped", "review_kept")}
+    return said | {"left_out": len(left_out)}
 
 
-def batch_text(counts: dict[str, int]) -> str:
+def batch_text(counts: dict[str, int], out: Path) -> str:
     """What `predict_all` returned, in words."""
-    said = ", ".join(f"{n} {s}" for s, n in counts.items() if n and s != "review_kept")
-    kept = counts["review_kept"]
-    return f"{said}, {kept} of them to review" if kept else said
+    scans = {s: counts[s] for s in ("ok", "review", "failed", "skipped")}
+    found = [f"{n} {s}" for s, n in scans.items() if n]
+    if scans["skipped"]:
+        kept = counts["review_kept"]
+        found[-1] += f" (results were there{f', {kept} of them to review' if kept else ''})"
+    total = sum(scans.values())
+    said = f"{_things(total, 'scan')}: {', '.join(found)}; see {out / TABLE}"
+    if left_out := counts["left_out"]:
+        said += f"\nleft out: {_things(left_out, 'file')}, no scans; see {out / LEFT_OUT}"
+    return said
 
 
-def _more_scans(n: int) -> str:
-    return f"{n} more scan{'' if n == 1 else 's'}"
+def _things(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def bound_memory(most_mb: float, engine: Engine) -> None:

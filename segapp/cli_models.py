@@ -76,13 +76,15 @@ def predict(
     files are grouped into series. Results lie on each scan's own grid and hold the values of the
     training masks. A scan that can't be segmented is named in predictions.csv with the reason; the
     others go on. A result that the model itself has reason to doubt has the status review there.
+    Files of a folder that are no scans are named in left-out.csv. Results of an earlier run are
+    made again, unless --skip-existing is given; one that somebody edited is kept as NAME.bak.
 
     Several processes, also on several machines that share DIR, share the work where a launcher sets
     RANK and WORLD_SIZE, e.g. torchrun --no-python --nproc-per-node 4 segapp predict …
     """
     start_logging()
     with quick_start():
-        from segapp.cli_batch import batch_text, predict_all
+        from segapp.cli_batch import TABLE, batch_text, predict_all
 
     counts = predict_all(
         *(model, inputs, out, device, engine, max_memory_mb),
@@ -93,11 +95,10 @@ def predict(
     )
     if counts is None:  # the first of several processes tells, and fails, for all
         return
-    table = out / "predictions.csv"
     if as_json:
-        typer.echo(json.dumps({**counts, "csv": str(table)}))
+        typer.echo(json.dumps({**counts, "csv": str(out / TABLE)}))
     else:
-        typer.echo(f"{batch_text(counts)}; see {table}")
+        typer.echo(batch_text(counts, out))
     raise typer.Exit(1 if counts["failed"] else 0)
 
 

@@ -81,6 +81,15 @@ def still_good(
     return False, "the earlier result was damaged; written again", False
 
 
+def is_edited(output: Path, line: Mapping[str, str] | None) -> bool:
+    """Whether what is at `output` is not what `line` says was written there; False where no line
+    says, or where another batch that was stopped may have written it. A damaged file is one too."""
+    told = line.get("output_sha256") if line and not line.get("unsure") else None
+    with suppress(OSError):
+        return bool(told) and output.is_file() and sha256(output) != told
+    return False
+
+
 def warn_of_stale(path: Path) -> None:
     """Say, after the batch whose table is at `path`, which results are there of scans that are no
     longer, or that now failed: they lie among the others as if they were of today."""
@@ -140,11 +149,16 @@ def keep_if_other(copy: Path, output: Path) -> tuple[str, ...]:
     return (f"what was there was not of the earlier batch; kept as {copy.name}",)
 
 
-def warn_of_unknown(out: Path, outputs: Iterable[Path]) -> None:
-    """Say, before a batch, how many results are there though no table tells of any."""
+def warn_of_unknown(out: Path, rows: Iterable[str], outputs: Iterable[Path]) -> None:
+    """Say, before a batch, how many results are there though the table tells of none in `out`, but
+    at most of such as lie elsewhere. rows: outputs that it tells of, resolved."""
+    below = f"{os.path.realpath(out)}{os.sep}"
+    if any(row.startswith(below) for row in rows):
+        return
     if count := sum(output.is_file() for output in outputs):
         log.warning(
-            "%s: %d results are there that no predictions.csv tells of (was it removed?); they are "
-            "made again, and where that gives something else, what was there is kept as NAME.bak",
+            "%s: %d results are there that no predictions.csv tells of by this name (was it "
+            "removed, or the folder moved?); they are made again, and where that gives something "
+            "else, what was there is kept as NAME.bak",
             *(out, count),
         )

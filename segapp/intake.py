@@ -9,18 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segapp.errors import DataError, ScanError
+from segapp.files import write_text
 from segapp.formats import Entry, find_scans, stem
-from segapp.formats.listing import FORMATS, is_readable_zip, known_suffix
+from segapp.formats.listing import FORMATS, LeftOut, is_readable_zip, known_suffix
 from segapp.naming import resolver
-from segapp.rows import read_rows
+from segapp.rows import TABLE, csv_text, read_rows
 
 log = logging.getLogger("segapp")
 
 _PICTURE, _COPY = re.compile(r"(.+)_overlay(_\d+)?\.png"), re.compile(r"(.+)\.bak\d*")
 
 
+LEFT_OUT = "left-out.csv"
+
+
 def list_inputs(
-    inputs: Sequence[Path], channel_files: int = 1, exclude: Path | None = None
+    inputs: Sequence[Path],
+    channel_files: int = 1,
+    exclude: Path | None = None,
+    on_left_out: LeftOut = lambda *_: None,
 ) -> list[Entry]:
     """Entries of files, folders and zip archives, in the order given.
 
@@ -29,14 +36,23 @@ def list_inputs(
     `exclude` inside it, where the outputs go. Where inputs lie in `exclude` themselves, the results
     that its predictions.csv lists are none, nor are their pictures and copies. Of
     several inputs one without scans is a warning, and one that can't be listed an entry that fails.
+    on_left_out gets each file of a folder or archive that is no scan, and why, but not a batch's
+    tables.
     Raises DataError for a path that doesn't exist, and where no input holds anything.
     """
+    out = None if exclude is None else exclude.resolve()
+    tables = () if out is None else (out / TABLE, out / LEFT_OUT)
+
+    def left_out(path: Path, why: str) -> None:
+        if path.resolve() not in tables:
+            on_left_out(path, why)
+
     entries: list[Entry] = []
     problems: list[DataError] = []
     for path in inputs:
         if path.is_dir() or (path.suffix.lower() == ".zip" and is_readable_zip(path)):
             try:
-                found = find_scans(path, channel_files)
+                found = find_scans(path, channel_files, left_out)
             except ScanError as error:
                 problems.append(error)
                 found = [Entry(stem(path), (path,))]  # which fails, and says why
@@ -57,6 +73,17 @@ def list_inputs(
     return _without_results(entries, exclude) if exclude is not None else entries
 
 
+def write_left_out(out: Path, files: Sequence[tuple[Path, str]]) -> None:
+    """Write out/left-out.csv: each file that was found among the scans and is none, why. Without
+    any the table of an earlier batch is removed. Raises OutputError."""
+    path = out / LEFT_OUT
+    if files:
+        text = csv_text(["file", "reason"], ({"file": f, "reason": r} for f, r in files), True)
+        write_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _below(entry: Entry, folder: Path) -> bool:
     return entry.paths[0].resolve().is_relative_to(folder.resolve())
 
@@ -68,7 +95,7 @@ def _without_results(entries: list[Entry], out: Path) -> list[Entry]:
     places = [resolve(entry.paths[0]) for entry in entries]
     if not any(place.startswith(below) for place in places):
         return entries
-    rows = read_rows(out / "predictions.csv")
+    rows = read_rows(out / TABLE)
     scans = {resolve(row["file"]) for row in rows.values()} - rows.keys()
     bases = {output[: len(output) - len(known_suffix(output))] for output in rows}
 

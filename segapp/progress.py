@@ -26,7 +26,7 @@ from segapp.ranks import spoken_by, this_process
 console = Console(stderr=True)
 log = logging.getLogger("segapp")
 T = TypeVar("T")
-_LINE_S = 30.0  # between lines of progress where there is no bar
+_FIRST_S, _LINE_S = 5.0, 30.0  # until the first line of progress, and between, without a bar
 _GO_ON = "with the same command and --skip-existing"
 
 
@@ -99,7 +99,7 @@ def batch_bar(total: int) -> Iterator[Callable[[int], None]]:
     with _bar(*columns) as bar:
         task = bar.add_task("segmenting", total=total, said="")
         began, done = time.perf_counter(), 0
-        told = began
+        told = began - _LINE_S + _FIRST_S
 
         def step(failed: int) -> None:
             nonlocal done, told

@@ -13,6 +13,7 @@ from pathlib import Path
 from segapp.errors import OutputError
 from segapp.files import write_text
 
+TABLE = "predictions.csv"
 SHARES = ".shares"  # folder beside the table, of a batch that several processes share
 
 

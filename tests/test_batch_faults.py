@@ -106,6 +106,31 @@ def test_an_edited_result_stays_where_a_picture_is_missing(done):
     assert (out / "0.png").read_bytes() == edited
 
 
+def test_an_edited_result_is_not_lost_where_all_are_made_again(done):
+    scans, out = done
+    good = (out / "0.png").read_bytes()
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / "0.png")
+    edited = (out / "0.png").read_bytes()
+    rows = run([scans], out)
+    assert statuses(rows) == ["ok"] * 3
+    said = "what was there was not of the earlier batch; kept as 0.png.bak"
+    assert [row["warnings"] for row in rows] == [said, "", ""]
+    assert (out / "0.png").read_bytes() == good
+    assert (out / "0.png.bak").read_bytes() == edited
+    assert [p.name for p in out.glob("*.bak*")] == ["0.png.bak"]
+
+
+def test_results_in_a_folder_that_was_renamed_are_said_to_be_unknown(done, caplog):
+    scans, out = done
+    moved = out.rename(out.with_name("moved"))
+    assert statuses(again(scans, moved)) == ["ok"] * 3
+    assert "3 results are there that no predictions.csv tells of by this name" in caplog.text
+    assert not list(moved.glob("*.bak*")), "the same came out"
+    caplog.clear()
+    assert statuses(again(scans, moved)) == ["skipped"] * 3
+    assert "no predictions.csv tells" not in caplog.text
+
+
 @pytest.mark.parametrize("size", [(20, 30), (30, 20)], ids=["cut off", "of another size"])
 def test_a_damaged_result_is_made_again(done, size):
     scans, out = done
@@ -211,6 +236,25 @@ def test_a_rerun_that_is_stopped_loses_no_earlier_line(done, options):
     assert statuses(rows) == ["skipped"] * 3
     assert [row["bright_voxels"] for row in rows] == [r["bright_voxels"] for r in first.values()]
     assert files(out) == ["0.png", "1.png", "2.png", "predictions.csv"]
+
+
+def test_each_line_of_a_batch_that_is_stopped_was_told_of(tmp_path):
+    """Also those of scans that several threads finished meanwhile."""
+    for n in range(12):
+        save_png(tmp_path / "in" / f"{n:02}.png", n)
+    told = []
+
+    def stop(outcome):
+        told.append(outcome.file.name)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        entries = list_inputs([tmp_path / "in"])
+        predict_batch(brightness(2, 3), entries, tmp_path / "out", on_outcome=stop)
+    lines = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
+    assert sorted(told) == sorted(Path(line["file"]).name for line in lines)
+    assert len(told) > 1, "or nothing was to be seen here"
 
 
 @pytest.mark.parametrize("cut", [2, 10, 70, 150])

@@ -461,17 +461,21 @@ def test_predict_writes_every_scan(trained, tmp_path: Path) -> None:
     table = tmp_path / "o" / "predictions.csv"
     counts = json.loads(result.out)
     assert counts.pop("ok") + counts.pop("review") == 6
-    assert counts == {"failed": 0, "skipped": 0, "review_kept": 0, "csv": str(table)}
+    assert counts == {
+        **{"failed": 0, "skipped": 0, "review_kept": 0, "left_out": 0},
+        "csv": str(table),
+    }
     assert len(result.out.splitlines()) == 1
     assert sorted(p.name for p in (tmp_path / "o").glob("*.png")) == [
         f"case{n}.png" for n in range(6)
     ]
+    said = f"6 scans: 6 skipped (results were there, {{}} of them to review); see {table}\n"
     again = run("predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing")
-    assert (again.code, again.out) == (0, f"6 skipped, 6 of them to review; see {table}\n")
+    assert (again.code, again.out) == (0, said.format(6))
     text = table.read_text().replace(",review,", ",skipped,", 2)
     table.write_text(text)  # as if the model had doubted only four of them
     words = ["predict", model, data / "images", "--out", tmp_path / "o", "--skip-existing"]
-    assert run(*words).out == f"6 skipped, 4 of them to review; see {table}\n"
+    assert run(*words).out == said.format(4)
     counts = json.loads(run(*words, "--json").out)
     assert (counts["skipped"], counts["review"], counts["review_kept"]) == (6, 0, 4)
 
@@ -489,7 +493,9 @@ def test_one_bad_scan_among_good_ones_exits_with_1(trained, tmp_path: Path) -> N
     (scans / "case4.png").write_bytes(b"")
     result = run("predict", model / "model.safetensors", scans, "--out", tmp_path / "o")
     assert result.code == 1
-    assert "4 review, 2 failed" in result.out, "one validation case is no ground to say ok"
+    assert "6 scans: 4 review, 2 failed; see " in result.out, (
+        "one validation case is no ground to say ok"
+    )
     assert "Traceback" not in result.err
     for name in ("case2.png", "case4.png"):
         assert any(str(scans / name) in line for line in result.err.splitlines())
@@ -504,9 +510,17 @@ def test_files_that_are_no_scans_are_named(trained, tmp_path: Path) -> None:
     (scans / "sub").mkdir()
     for name in ("sub/a.txt", "b.pdf", *(f"c{n}.log" for n in range(5))):
         (scans / name).write_text("no scan")
-    err = run("predict", model, scans, "--out", tmp_path / "o").err
-    assert f"{scans}: left out files that are no scans: 7 of another format" in err
-    assert f"{scans}: of another format: b.pdf, c0.log, c1.log, c2.log, c3.log, …" in err
+    result = run("predict", model, scans, "--out", tmp_path / "o")
+    assert f"{scans}: left out files that are no scans: 7 of another format" in result.err
+    assert f"{scans / 'b.pdf'}: no scan (of another format), left out" in result.err
+    table = tmp_path / "o" / "left-out.csv"
+    assert result.out.endswith(f"\nleft out: 7 files, no scans; see {table}\n")
+    left_out = sorted(Path(row["file"]).relative_to(scans).as_posix() for row in rows(table))
+    assert left_out == ["b.pdf", *(f"c{n}.log" for n in range(5)), "sub/a.txt"]
+    assert {row["reason"] for row in rows(table)} == {"of another format"}
+    words = ["predict", model, scans / "case0.png", "--out", tmp_path / "o", "--json"]
+    assert json.loads(run(*words).out)["left_out"] == 0
+    assert not table.exists(), "this batch left out nothing"
 
 
 def test_errors_are_json_too(trained, tmp_path: Path, monkeypatch) -> None:

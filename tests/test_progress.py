@@ -15,6 +15,7 @@ def told(caplog):
 def test_lines_tell_the_progress_where_there_is_no_terminal(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "segapp")
     monkeypatch.setattr(progress, "_LINE_S", 0.0)
+    monkeypatch.setattr(progress, "_FIRST_S", 0.0)
     with progress.batch_bar(3) as step:
         step(0)
         step(1)

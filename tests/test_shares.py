@@ -553,7 +553,7 @@ def test_two_commands_are_as_one_and_a_killed_one_goes_on(scans, tmp_path):
     assert (again.returncode, ranks[0].returncode) == (0, 1), complained
     assert said == ""
     assert json.loads(first) == {
-        **{"ok": 23, "review": 0, "failed": 1, "skipped": 0, "review_kept": 0},
+        **{"ok": 23, "review": 0, "failed": 1, "skipped": 0, "review_kept": 0, "left_out": 0},
         "csv": str(out / "predictions.csv"),
     }
     assert all(line.startswith("rank 1: ") for line in complained.splitlines())

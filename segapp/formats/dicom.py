@@ -48,8 +48,8 @@ class Series:
     unreadable: bool = False
 
 
-def group_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
-    """DICOM files as scans, and the kinds of other objects among them.
+def group_series(files: Sequence[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
+    """DICOM files as scans, and the other objects among them with their kinds.
 
     Slices belong together that share patient, study, series, frame of reference, size, orientation
     and pixel spacing (and echo, time point and b-value, where given). Images without a position,
@@ -59,13 +59,13 @@ def group_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     found: list[Series] = []
     stacks: dict[Any, list[tuple[Plane, Series]]] = {}
     placeless: Counter[str] = Counter()
-    others: list[str] = []
+    others: list[tuple[Path, str]] = []
     for file in files:
         try:
             with sober(file):
                 header = read_header(file, _HEADER_TAGS)
                 if not is_image(header):
-                    others.append(describe(header))
+                    others.append((file, describe(header)))
                     continue
                 plane, key = find_plane(file, header), _series_key(header)
                 number = _whole(header.get("SeriesNumber"))

@@ -8,7 +8,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from segapp.errors import ScanError
 from segapp.formats.source import head, is_zip, members, open_binary, size
 
 log = logging.getLogger("segapp")
-names_log = logging.getLogger("segapp.names")
-names_log.setLevel(logging.WARNING)  # a name may be a patient's: only predict tells it
 
 FORMATS = "NIfTI, DICOM, NRRD, MetaImage, PNG, JPEG, BMP or TIFF"
 # Suffixes of each kind; those read by name alone are refused by their reader with a reason.
@@ -37,7 +35,8 @@ _MARKS = {
     b"NRRD0": "nrrd",
 }
 _PACKED, _SMALL_BYTES = (".gz", ".nrrd", ".mha", ".nhdr", ".mhd"), 1 << 20
-_NAMED = 5  # files left out that the log names
+_ODD = "of another format"
+LeftOut = Callable[[Path, str], None]  # gets a file that is no scan, and why
 _METAIMAGE = re.compile(rb"(?m)^(ObjectType|NDims)[ \t]*=")
 
 
@@ -97,20 +96,27 @@ def file_kind(path: Path) -> str:
     return next((kind for kind, group in SUFFIXES.items() if known_suffix(path) in group), "")
 
 
-def find_scans(folder: Path, channel_files: int = 1) -> list[Entry]:
+def find_scans(
+    folder: Path, channel_files: int = 1, on_left_out: LeftOut = lambda *_: None
+) -> list[Entry]:
     """The scans in `folder` (or zip archive) and below, sorted by name; empty where there are none.
 
     Files are told by their content. Hidden files and folders are skipped, links are followed, zip
     archives are looked into. DICOM files are grouped by series and place. With `channel_files` =
     C > 1, the files NAME_0000 … of one suffix make one Entry NAME that lists all C paths, so that
     reading an incomplete group says which are missing. What can't be looked at is an Entry, so that
-    reading it says why, a folder below too. Files of other formats are counted in the log,
-    and the first ones named. Raises ScanError where `folder` itself can't be listed.
+    reading it says why, a folder below too. Files that are no scans are counted in the log, and
+    each is handed to `on_left_out`. Raises ScanError where `folder` itself can't be listed.
     """
-    return group_files(list(_walk(folder)), folder, channel_files)
+    return group_files(list(_walk(folder)), folder, channel_files, on_left_out)
 
 
-def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> list[Entry]:
+def group_files(
+    files: Sequence[Path],
+    folder: Path,
+    channel_files: int = 1,
+    on_left_out: LeftOut = lambda *_: None,
+) -> list[Entry]:
     """`files` below `folder` as scans; see `find_scans`. A file that can't be opened is an Entry of
     its own, so that reading it says why."""
     voxels = detached(files)
@@ -132,13 +138,14 @@ def group_files(files: Sequence[Path], folder: Path, channel_files: int = 1) -> 
         name = (_below(path.parent, folder) / base).as_posix()
         groups[name, paths] = Entry(name, paths)
     found, others = _series_entries(dicom, damaged, folder)
-    left_out = Counter(f"DICOM {kind}" for kind in others)
-    left_out["of another format"] = len(unknown) - len(damaged)
-    if said := ", ".join(f"{count} {what}" for what, count in left_out.items() if count > 0):
+    left_out = {path: f"DICOM {kind}" for path, kind in others}
+    left_out |= dict.fromkeys(sorted(set(unknown) - set(damaged)), _ODD)
+    if left_out:
+        counts = Counter(left_out.values()).items()
+        said = ", ".join(f"{count} {what}" for what, count in counts)
         log.info("%s: left out files that are no scans: %s", folder, said)
-    if odd := sorted(_below(path, folder).as_posix() for path in set(unknown) - set(damaged)):
-        more = ", …" if len(odd) > _NAMED else ""
-        names_log.info("%s: of another format: %s%s", folder, ", ".join(odd[:_NAMED]), more)
+    for path, why in left_out.items():
+        on_left_out(path, why)
     return sorted([*groups.values(), *found], key=lambda entry: (entry.name, entry.paths))
 
 
@@ -170,8 +177,8 @@ def _kind_or_unreadable(path: Path) -> str:
 
 def _series_entries(
     files: list[Path], damaged: Sequence[Path], folder: Path
-) -> tuple[list[Entry], list[str]]:
-    """DICOM files as scans, and the kinds of other DICOM objects."""
+) -> tuple[list[Entry], list[tuple[Path, str]]]:
+    """DICOM files as scans, and other DICOM objects with their kinds."""
     if not files:
         return [], []
     from segapp.formats import dicom
