@@ -46,6 +46,7 @@ from segapp.shares import LEASE_S, Listed, Seat, read_jobs, refuse_shared, remov
 
 log = logging.getLogger("segapp")
 
+_SEEN = "the model was trained on this very scan; the result says little about new ones"
 _MOST_UNWRITTEN = 3  # results in a row, after which nobody waits for the other 9,997
 
 
@@ -55,19 +56,23 @@ def predict_entry(
     output: Path,
     on_slab: Callable[[int, int, np.ndarray], None] = lambda *_: None,
     allow_gaps: bool = False,
+    scan_hash: str | None = None,
 ) -> tuple[Segmentation, Outcome]:
     """Segment one scan and write the result to `output`. Raises ScanError, OutputError.
 
-    on_slab: see Predictor. allow_gaps: see read_scan.
+    on_slab: see Predictor. allow_gaps: see read_scan. scan_hash: of its files, where it is known.
     """
     began = time.perf_counter()
+    scan_hash = _scan_hash(entry) if scan_hash is None else scan_hash
     scan = read_scan(entry.paths, allow_gaps)
     segmentation = predictor(scan, on_slab)
     write_segmentation(segmentation, output)
+    seen = (_SEEN,) if scan_hash in predictor.learned else ()
     outcome = Outcome(
         file=entry.source,
         output=output,
-        warnings=(*entry.doubts, *segmentation.warnings),
+        warnings=(*entry.doubts, *segmentation.warnings, *seen),
+        scan_sha256=scan_hash,
         mean_confidence=mean_confidence(segmentation),
         sizes=class_sizes(segmentation),
     )
@@ -271,12 +276,13 @@ def _predict_safely(
             return outcome
         aside = set_aside(output) if is_edited(output, line) or (kept and not ours) else None
         try:
-            segmentation, outcome = predict_entry(predictor, entry, output, allow_gaps=allow_gaps)
+            how = {"allow_gaps": allow_gaps, "scan_hash": scan}
+            segmentation, outcome = predict_entry(predictor, entry, output, **how)
         finally:
             if aside:
                 warnings += keep_if_other(aside, output)
         outcome.warnings = (*outcome.warnings, *warnings)
-        outcome.model, outcome.scan_sha256, outcome.output_sha256 = model, scan, sha256(output)
+        outcome.model, outcome.output_sha256 = model, sha256(output)
         if job.picture:
             try:
                 write_overlay(segmentation, predictor.preprocessing.slice_axis, job.picture)

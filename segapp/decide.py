@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from segapp.contradictions import RESIDUAL_DECODERS
+from segapp.declared import declared_modality
 from segapp.errors import ScanError
 from segapp.finding import Finding, finding_of, sinking
 from segapp.fingerprint import CaseFacts, fit_preprocessing, sides_that_flips_swap
 from segapp.inherit import inherit_network, inherit_preprocessing
 from segapp.layout import Dataset
+from segapp.modality import UNKNOWN, common
 from segapp.patches import choose_depth, choose_foreground, choose_patch, network_size
 from segapp.policies import resolved as resolved_policy
 from segapp.preprocess import Preprocessing
@@ -86,6 +88,10 @@ def _decide(
     resolved.data.classes = [c.name for c in classes]
     resolved.data.ignore = ignore
     resolved.data.context_slices = preprocessing.context
+    if resolved.data.modality == "auto":
+        resolved.data.modality, why = _choose_modality(training, preprocessing, dataset)
+        if why:
+            reasons.append(f"modality: {resolved.data.modality}, as {why}")
     if resolved.model.residual == "auto":
         resolved.model.residual = resolved.model.architecture in RESIDUAL_DECODERS
     if resolved.model.full_resolution == "auto":
@@ -126,3 +132,16 @@ def _decide(
         names = " and ".join(c.name for c in classes if c.value in swapped)
         reasons.append(f"flips: off, {names} lie on opposite sides and would be swapped")
     return resolved, preprocessing, reasons
+
+
+def _choose_modality(
+    facts: Sequence[CaseFacts], preprocessing: Preprocessing, dataset: Dataset
+) -> tuple[str, str]:
+    """What took the scans, and how that is known: "unknown" and "" where it isn't."""
+    if found := common([f.modality for f in facts]):
+        return found, "their headers say"
+    if found := declared_modality(dataset.root):
+        return found, "dataset.json calls the channels"
+    if preprocessing.normalisation == "ct":
+        return "CT", "values are as low as air in CT"
+    return UNKNOWN, ""

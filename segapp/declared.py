@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segapp.errors import ScanError
+from segapp.modality import of_channels
 
 Names = dict[str, int | None]  # class name → mask value, None where only names are declared
 _KIND = "classes"
@@ -34,11 +35,21 @@ def dataset_json(folder: Path, root: Path) -> tuple[Path, dict[str, Any]]:
 
 def channel_count(path: Path, info: dict[str, Any]) -> int:
     """The number of channels that dataset.json lists, 1 where it lists none. Raises ScanError."""
-    channels = info.get("channel_names") or info.get("modality") or {"0": "image"}
+    return len(_channels(path, info)) or 1
+
+
+def declared_modality(root: Path) -> str:
+    """What took the scans, by what dataset.json calls their channels: "MR" of "T1", "" of what is
+    not known. Raises ScanError."""
+    return of_channels(_channels(*dataset_json(root, root)))
+
+
+def _channels(path: Path, info: dict[str, Any]) -> list[Any]:
+    channels = info.get("channel_names") or info.get("modality") or []
     if not isinstance(channels, dict | list):
         problem = 'channel_names should be like {"0": "CT"}'
         raise ScanError(path, problem, "dataset-json", "list every channel by its number")
-    return len(channels)
+    return list(channels.values() if isinstance(channels, dict) else channels)
 
 
 def declared_classes(root: Path) -> tuple[Names | None, int | None, Path]:

@@ -48,7 +48,7 @@ class CaseFacts:
     these slices, rows and columns (None where unknown); `percentiles`: see `percentiles`;
     `spreads`: mean and standard deviation of each channel, over its non-zero voxels (True) or all
     (False); `sides`: where each foreground value lies across the columns, -1 first … 1 last of all
-    foreground; `widths` and `detail`: see `class_widths`, `lost_detail`."""
+    foreground; `widths` and `detail`: see `class_widths`, `lost_detail`; `modality`: see Scan."""
 
     case: Case
     shape: tuple[int, int, int]
@@ -68,6 +68,7 @@ class CaseFacts:
     widths: dict[SliceAxis, dict[int, float]]
     detail: dict[SliceAxis, float]
     samples: np.ndarray
+    modality: str = ""
 
 
 def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None) -> CaseFacts:
@@ -101,6 +102,7 @@ def measure(case: Case, scan: Scan, mask: np.ndarray, ignore: int | None = None)
         widths={axis: class_widths(mask, scan, axis, ignore) for axis in get_args(SliceAxis)},
         detail={axis: lost_detail(scan, axis) for axis in get_args(SliceAxis)},
         samples=scan.voxels.reshape(scan.channels, -1)[:, inside].T.astype(np.float32),
+        modality=scan.modality,
     )
 
 

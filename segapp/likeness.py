@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from segapp.fingerprint import CaseFacts, percentiles
+from segapp.modality import UNKNOWN
 from segapp.preprocess import Prepared, Preprocessing, SliceAxis, slice_spacing, thickest_axis
 
 # A scan is unlike the training scans where …
@@ -32,16 +33,20 @@ class TrainingRange(BaseModel):
     intensities: tuple[tuple[float, float], ...]  # per channel, see `fingerprint.percentiles`
     narrowest: tuple[float, ...]  # per channel, the smallest range of a single case
     highest_low: tuple[float, ...]  # per channel, the highest of the cases' lower ends
+    modality: str = UNKNOWN  # what took them, see `modality`
 
     def __str__(self) -> str:
         ranges = ", ".join(low_high(pair, "…") for pair in self.intensities)
-        said = [", ".join(self.dtypes), f"intensities {ranges}"]
+        said = [] if self.modality == UNKNOWN else [self.modality]
+        said += [", ".join(self.dtypes), f"intensities {ranges}"]
         said += [f"pixels of {low_high(self.pixel_mm)} mm"] if self.pixel_mm else []
         said += [f"slices {low_high(self.slice_mm)} mm apart"] if self.slice_mm else []
         return "; ".join(said)
 
 
-def training_range(facts: Sequence[CaseFacts], preprocessing: Preprocessing) -> TrainingRange:
+def training_range(
+    facts: Sequence[CaseFacts], preprocessing: Preprocessing, modality: str = UNKNOWN
+) -> TrainingRange:
     """The ranges over the training cases that `preprocessing` was fitted to."""
     axis = preprocessing.slice_axis
     known = [(f, mm) for f in facts if (mm := f.slice_spacings[axis])]
@@ -59,6 +64,7 @@ def training_range(facts: Sequence[CaseFacts], preprocessing: Preprocessing) -> 
         intensities=tuple(zip(ranges[..., 0].min(0), ranges[..., 1].max(0), strict=True)),
         narrowest=tuple((ranges[..., 1] - ranges[..., 0]).min(0)),
         highest_low=tuple(ranges[..., 0].max(0)),
+        modality=modality,
     )
 
 

@@ -157,7 +157,7 @@ def make_plan(
         ignore=ignore,
         merged=merged,
         preprocessing=preprocessing,
-        training=training_range(training, preprocessing),
+        training=training_range(training, preprocessing, resolved.data.modality),
         record=record,
         reasons=(*dataset.notes, *reasons),
         warnings=tuple(warnings),

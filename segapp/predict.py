@@ -14,9 +14,10 @@ from segapp.checkpoint import ModelInfo, read_info
 from segapp.engines import Engine, EngineChoice, load_engine, slices_at_once
 from segapp.errors import ScanError
 from segapp.likeness import unlike
+from segapp.modality import mismatch
 from segapp.novelty import features, looked_at, own_slice
 from segapp.preprocess import Flip, Prepared, Preprocessing, from_slices
-from segapp.quality import assess
+from segapp.quality import assess, doubted
 from segapp.resample import padded_size
 from segapp.scan import Scan, SegClass, Segmentation
 from segapp.tiles import in_tiles
@@ -35,12 +36,15 @@ class Predictor:
         flips: tuple[Flip, ...] = (),
     ):
         """flips: probabilities are averaged over the slices as they are and flipped so (and, for
-        two flips, both ways at once): test-time augmentation."""
+        two flips, both ways at once): test-time augmentation. Hashes of the scans that it was
+        trained on are `learned`."""
         self.engine = engine
         self.preprocessing = preprocessing
         self.classes = classes
         self.temperature = temperature
         self.info = info
+        data = info.data if info else None
+        self.learned = frozenset((*data.images.get("train", ()), *data.earlier) if data else ())
         axes = [{"vertical": 2, "horizontal": 3}[flip] for flip in flips]
         self._views = [c for n in range(len(axes) + 1) for c in combinations(axes, n)]
 
@@ -101,7 +105,8 @@ class Predictor:
     ) -> Segmentation:
         """Segment a scan on its own grid, with the confidence of every voxel.
 
-        Its warnings also say where the scan is unlike the training scans, if the model file knows.
+        Its warnings also say where the scan is unlike the training scans, if the model file knows,
+        and its assessment asks for a look where it is of another modality, or coloured.
 
         on_slab(done, total, probabilities) is called after each slab, for progress and for whoever
         needs the probabilities. Raises ScanError where the scan's channels don't fit the model, or
@@ -110,6 +115,8 @@ class Predictor:
         prepared = self.preprocessing.prepare(scan)
         known = self.info.training if self.info else None
         unusual = unlike(prepared, known) if known else ()
+        strange = mismatch(scan.modality, known.modality) if known else ""
+        doubts = (*([strange] if strange else ()), *prepared.doubts)
         total, _, height, width = prepared.slices.shape
         labels = np.empty((total, 1, height, width), np.uint8)
         confidence = np.empty((total, 1, height, width), np.float16)
@@ -132,6 +139,7 @@ class Predictor:
             soft += soft_counts(slab, labels[start:stop, 0], best)
             on_slab(stop, total, slab)
         back = (scan.affine, prepared.axis)
+        judged = assess(quality, soft, [looks[k] for k in chosen]) if quality else None
         return Segmentation(
             labels=from_slices(labels, *back)[0],
             scan=scan,
@@ -139,7 +147,7 @@ class Predictor:
             confidence=from_slices(confidence, *back)[0],
             warnings=(*scan.warnings, *prepared.warnings, *unusual),
             soft=soft,
-            assessment=assess(quality, soft, [looks[k] for k in chosen]) if quality else None,
+            assessment=doubted(judged, doubts, len(self.classes)),
         )
 
 

@@ -111,6 +111,7 @@ class Prepared:
     slices: (K, C, H, W), contiguous, so that no result depends on the file's axis order.
     target: (rows, columns) that slices are resized to for the network, before padding.
     shift, scale: (K or 1, C, 1, 1) float32; clip: (low, high) of the same shape or None.
+    doubts: why somebody should look at the result, whatever the network makes of it.
     """
 
     scan: Scan
@@ -122,6 +123,7 @@ class Prepared:
     scale: np.ndarray
     clip: tuple[np.ndarray, np.ndarray] | None
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -197,6 +199,7 @@ class Preprocessing(BaseModel):
         slices would become too large.
         """
         stored = scan.voxels.dtype  # luminance is a float, its white still the file's
+        doubts = colour_doubt(scan.voxels) if self.channels == 1 else ()
         scan, warnings = adapt_channels(scan, self.channels, self.channel_files)
         axis = scan_axis(scan.shape, scan.affine, self.slice_axis)
         slices = np.ascontiguousarray(to_slices(scan.voxels, scan.affine, axis))
@@ -212,7 +215,7 @@ class Preprocessing(BaseModel):
             warnings += (f"spacing unknown {taken}: no areas or volumes",)
         target = self.target_size(slices.shape[2:], mm, scan.source)
         shift, scale, clip = self._statistics(slices, stored, scan.source)
-        return Prepared(scan, slices, target, axis, self, shift, scale, clip, warnings)
+        return Prepared(scan, slices, target, axis, self, shift, scale, clip, warnings, doubts)
 
     def target_size(
         self, size: tuple[int, ...], mm: tuple[float, ...] | None, source: Path
@@ -277,6 +280,20 @@ class Preprocessing(BaseModel):
 
 def _per_channel(values) -> np.ndarray:
     return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
+
+def colour_doubt(voxels: np.ndarray) -> tuple[str, ...]:
+    """A reason to look at what a grey model makes of (3, I, J, K) red, green and blue: where they
+    differ by more than a tenth of their range in more than 1 % of the pixels, these are colours,
+    and not how a grey image was saved. () for other numbers of channels."""
+    if len(voxels) != 3:
+        return ()
+    highest, lowest = voxels.max(axis=0).astype(np.float32), voxels.min(axis=0).astype(np.float32)
+    span = float(np.iinfo(voxels.dtype).max) if voxels.dtype.kind == "u" else float(np.ptp(voxels))
+    coloured = float(np.mean(highest - lowest > 0.1 * span))
+    if coloured <= 0.01:
+        return ()
+    return (f"{coloured:.0%} of its pixels are coloured, and the model was trained on grey images",)
 
 
 def adapt_channels(

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,14 @@ def conformal_quantile(
     weights = np.array([1 / ((n + 1) * counts[patients[i]]) for i in order])
     reached = np.flatnonzero(weights.cumsum() >= promised - 1e-9)
     return float(scores[order[reached[0]]]), promised
+
+
+def doubted(found: Assessment | None, reasons: Sequence[str], classes: int) -> Assessment | None:
+    """An assessment (None: of a model that judges nothing) with further reasons to look."""
+    if not reasons:
+        return found
+    found = found or Assessment(None, None, (), (None,) * classes)
+    return replace(found, review=(*reasons, *found.review))
 
 
 def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ()) -> Assessment:

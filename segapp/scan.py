@@ -33,6 +33,7 @@ class Scan:
     affine: (4, 4) voxel (i, j, k) → RAS+ mm; None where the file has no geometry.
     source: the file or folder it came from.
     files: the files of a DICOM series in the order of k; () for every other scan.
+    modality: what DICOM says took it (CT, MR, …); "" for every other scan.
     warnings: what the reader had to assume or repair, for the log, the CSV and the screen.
     """
 
@@ -41,6 +42,7 @@ class Scan:
     source: Path
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    modality: str = ""
 
     @property
     def channels(self) -> int:

@@ -69,6 +69,11 @@ class DataSettings(_Section):
         "A first try on less: a share (0.1) or a number (20) of the training cases, without test; "
         "or the names of the classes to learn (liver,tumour); all others become background.",
     )
+    modality: Auto | Literal["unknown"] | Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")] = _set(
+        "auto",
+        "What took the scans, in DICOM's words (CT, MR, …): predict marks scans whose header says "
+        "otherwise. auto: as headers, dataset.json or values as low as air in CT tell.",
+    )
     slice_axis: Auto | Literal["axial", "coronal", "sagittal"] = _set(
         "auto", "Anatomical direction along which volumes are cut; auto: thickest."
     )

@@ -249,8 +249,8 @@ def test_each_line_of_a_batch_that_is_stopped_was_told_of(tmp_path):
         if len(told) == 1:
             raise KeyboardInterrupt
 
+    entries = list_inputs([tmp_path / "in"])
     with pytest.raises(KeyboardInterrupt):
-        entries = list_inputs([tmp_path / "in"])
         predict_batch(brightness(2, 3), entries, tmp_path / "out", on_outcome=stop)
     lines = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
     assert sorted(told) == sorted(Path(line["file"]).name for line in lines)

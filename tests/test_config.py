@@ -332,6 +332,7 @@ OTHERS: dict[str, object] = {
     "data.classes": ["no", "1", "Läsion", "a: b"],
     "data.ignore": 255,
     "data.limit": ["liver", "1"],
+    "data.modality": "PT",
     "data.slice_axis": "coronal",
     "data.context_slices": 2,
     "data.val_share": 0.35,

@@ -26,7 +26,7 @@ ORDER = [
         "reference",
         "variants",
     ),
-    *("finding", "declared", "files", "locks", "progress", "scan", "ahead"),
+    *("finding", "modality", "declared", "files", "locks", "progress", "scan", "ahead"),
     *("formats.source", "formats.listing", "formats"),
     *("layout", "cases", "selection", "resample", "spread", "preprocess", "shapes", "fingerprint"),
     *(

@@ -108,7 +108,7 @@ def read(path: Path, labels: bool, allow_gaps: bool = False) -> Scan:
         elif dataset.get("PixelSpacing"):
             affine, note = assumed_affine(path, dataset)
             warnings.append(note)
-    return Scan(_voxels(pixels), affine, path, tuple(warnings), (path,))
+    return Scan(_voxels(pixels), affine, path, tuple(warnings), (path,), _modality(dataset))
 
 
 def read_series(files: Sequence[Path], source: Path, allow_gaps: bool = False) -> Scan:
@@ -146,7 +146,8 @@ def read_series(files: Sequence[Path], source: Path, allow_gaps: bool = False) -
     volume = on_even_grid(np.stack(slices), stack)
     affine = make_affine(planes[stack.order[0]], stack.step)
     ordered = tuple(files[n] for n in stack.order)
-    return Scan(_voxels(volume), affine, source, (*warnings, *stack.warnings), ordered)
+    warnings += stack.warnings
+    return Scan(_voxels(volume), affine, source, tuple(warnings), ordered, _modality(headers[0]))
 
 
 def _multi_frame(
@@ -156,7 +157,7 @@ def _multi_frame(
     warnings: list[str],
     allow_gaps: bool,
 ) -> Scan:
-    headers = frame_headers(dataset)
+    headers, modality = frame_headers(dataset), _modality(dataset)
     warnings += _doubts(dataset)
     if len(headers) != len(pixels):
         headers = [pydicom.Dataset() for _ in pixels]
@@ -168,14 +169,15 @@ def _multi_frame(
     found = [plane for plane in planes if plane is not None]
     if len(found) < len(planes):
         warnings.append("frames without positions; each is segmented for itself, spacing unknown")
-        return Scan(_voxels(np.stack(frames)), None, path, tuple(warnings), (path,))
+        return Scan(_voxels(np.stack(frames)), None, path, tuple(warnings), (path,), modality)
     if not all(found[0].parallel(plane) for plane in found):
         raise ScanError(path, "its frames have different orientations; export one stack")
     names = [f"frame {n + 1}" for n in range(len(found))]
     stack = arrange(path, found, allow_gaps, names)
     affine = make_affine(found[stack.order[0]], stack.step)
     volume = on_even_grid(np.stack([frames[n] for n in stack.order]), stack)
-    return Scan(_voxels(volume), affine, path, (*warnings, *stack.warnings), (path,))
+    warnings += stack.warnings
+    return Scan(_voxels(volume), affine, path, tuple(warnings), (path,), modality)
 
 
 def _voxels(pixels: np.ndarray) -> np.ndarray:
@@ -214,6 +216,10 @@ def _doubts(dataset: pydicom.Dataset) -> list[str]:
     if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
         return []
     return ["CT without RescaleSlope and RescaleIntercept: values may not be HU"]
+
+
+def _modality(header: pydicom.Dataset) -> str:
+    return str(header.get("Modality") or "").strip()
 
 
 def _series_key(header: pydicom.Dataset) -> Any:
