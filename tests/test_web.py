@@ -27,6 +27,8 @@ from web import CLASSES, Bands, bands, last, request, write_scans
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo
 from segapp.errors import ConfigError, ScanError
 from segapp.formats import Entry, read_scan
+from segapp.likeness import TrainingRange
+from segapp.predict import Predictor
 from segapp.web.app import _sweep, launch, start
 from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
@@ -401,6 +403,56 @@ def test_without_a_model_scans_are_only_shown(sessions, tmp_path):
         last(handlers.segment([str(hand)], "", request("a")))
     page = build_page(handlers, FolderHandlers(handlers, []))
     assert "segapp train data.root=DIR" in str(page.get_config_file())
+
+
+def trained_on(predictor, training: TrainingRange | None, **prepared) -> Predictor:
+    """The same with a record of its training."""
+    preprocessing = predictor.preprocessing.model_copy(update=prepared)
+    known = {"training": training, "preprocessing": preprocessing}
+    predictor.info = SimpleNamespace(**known)  # type: ignore[assignment]
+    return predictor
+
+
+CT = TrainingRange(
+    dtypes=("int16",),
+    pixel_mm=(0.6, 0.9),
+    slice_mm=(5, 5),
+    thickest=("axial",),
+    intensities=((-1000, 1500),),
+    narrowest=(900,),
+    highest_low=(-900,),
+)
+
+
+def test_the_page_says_what_the_model_was_trained_on(sessions):
+    def shown(**models: Predictor) -> str:
+        handlers = Handlers(models, [], sessions)
+        return str(build_page(handlers, FolderHandlers(handlers, [])).get_config_file())
+
+    ct = trained_on(bands(), CT, normalisation="ct")
+    said = "Trained on axial CT slices, pixels of 0.6–0.9 mm, slices 5 mm apart, "
+    said += "intensities -1000 to 1500 HU"
+    assert f"<p>Finds bone, skin</p><p>{said}</p>" in shown(hands=ct)
+    assert f"<p>hands finds bone, skin. {said}</p><p>feet finds" in shown(hands=ct, feet=bands())
+    for unknown in (bands(), trained_on(bands(), None)):
+        assert "Trained on" not in shown(hands=unknown)
+    images = CT.model_copy(
+        update={"pixel_mm": None, "slice_mm": None, "intensities": ((0, 9),) * 3}
+    )
+    photos = trained_on(bands(), images, channels=3)
+    assert "<p>Trained on images, 3 channels</p>" in shown(hands=photos)
+    split = trained_on(bands(), images, channels=3, channel_files=3, context=1)
+    assert "Trained on axial slices, 3 files to a scan, one a channel</p>" in shown(hands=split)
+
+
+def test_examples_are_spoken_of_where_there_are_some(sessions, tmp_path):
+    entry = Entry("hand", (write_scans(tmp_path)[0],))
+    for examples in ([], [("hands", entry)]):
+        handlers = Handlers({"hands": bands()}, examples, sessions)
+        page = build_page(handlers, FolderHandlers(handlers, []))
+        for said in (str(page.get_config_file()), handlers.clear(request("a"))[-1]):
+            assert "Drop scans on the left" in said
+            assert ("choose an example" in said) == bool(examples)
 
 
 def test_two_models_are_told_apart(sessions, tmp_path):

@@ -161,7 +161,7 @@ class Handlers:
             hidden,
             hidden,
             gr.Radio(choices=[], value=None, visible=False),
-            reader_html(None, 0),
+            self.reader_html(None, None),
         )
 
     def show(self, index: int | None, request: gr.Request) -> str:
@@ -171,7 +171,10 @@ class Handlers:
             raise error("This result is no longer kept. Drop the scan again.")
         if session is not None:
             session.chosen = index
-        return reader_html(session, index)
+        return self.reader_html(session, index)
+
+    def reader_html(self, session: Session | None, index: int | None) -> str:
+        return reader_html(session, index, bool(self.examples))
 
     def relist(self, request: gr.Request):
         """The worklist, after a scan in it was corrected."""

@@ -10,10 +10,11 @@ import gradio as gr
 from gradio.themes import Base
 
 from segapp.formats.listing import FORMATS
+from segapp.web.expects import expected_scans
 from segapp.web.folders import FolderHandlers
 from segapp.web.handlers import Handlers
 from segapp.web.inputs import shown_name
-from segapp.web.view import DROP, EMPTY
+from segapp.web.view import EMPTY
 
 HERE = Path(__file__).parent
 WAITING = 200  # jobs in the queue; the next one is asked to come later
@@ -60,15 +61,13 @@ def build_page(handlers: Handlers, folders: FolderHandlers) -> gr.Blocks:
 def _found(handlers: Handlers) -> str:
     if not handlers.models:
         return _HOW_TO_TRAIN
-    if len(handlers.models) == 1:
-        (predictor,) = handlers.models.values()
-        names = ", ".join(escape(c.name) for c in predictor.classes[1:])
-        return f"<p>Finds {names}</p>"
-    found = (
-        f"{escape(name)} finds {', '.join(escape(c.name) for c in predictor.classes[1:])}"
-        for name, predictor in handlers.models.items()
-    )
-    return f"<p>{'; '.join(found)}</p>"
+    lines = []
+    for name, predictor in handlers.models.items():
+        finds = "Finds" if len(handlers.models) == 1 else f"{name} finds"
+        said = [f"{finds} {', '.join(c.name for c in predictor.classes[1:])}"]
+        said += filter(None, [expected_scans(predictor.info)])
+        lines += said if len(handlers.models) == 1 else [". ".join(said)]
+    return f"<div>{''.join(f'<p>{escape(line)}</p>' for line in lines)}</div>"
 
 
 def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
@@ -99,7 +98,7 @@ def _read_tab(handlers: Handlers, model: gr.Dropdown) -> None:
             clear = gr.Button("Clear the list", visible=False, size="sm", elem_id="clear")
             relist = gr.Button("Renew the list", elem_id="relist")  # clicked by page.js, not shown
         with gr.Column(scale=5, min_width=480):
-            view = gr.HTML(EMPTY.format(DROP), elem_id="view")
+            view = gr.HTML(handlers.reader_html(None, None), elem_id="view")
 
     after = [files, folder, status, stop, clear, worklist, view]
     events = []

@@ -16,7 +16,8 @@ _SMALLEST, _LARGEST = 768, 1536
 MARKS = {"ok": "✓", "review": "⚠", "failed": "✗"}
 
 EMPTY = '<div class="sa-empty"><p>{}</p></div>'
-DROP = "Drop scans on the left<br>or choose an example to read it here."
+DROP = "Drop scans on the left to read them here."
+DROP_OR_CHOOSE = "Drop scans on the left<br>or choose an example to read it here."
 
 
 def draw(result: Result, number: int, opacity: float) -> np.ndarray:
@@ -72,10 +73,11 @@ def choices(session: Session | None) -> list[tuple[str, int]]:
     return found
 
 
-def reader_html(session: Session | None, index: int | None) -> str:
-    """What stands where a scan is read: the reader's page in a frame, or why there is none."""
+def reader_html(session: Session | None, index: int | None, examples: bool = False) -> str:
+    """What stands where a scan is read: the reader's page in a frame, or why there is none.
+    examples: whether there are some to choose."""
     if session is None or index is None or not 0 <= index < len(session.results):
-        return EMPTY.format(DROP)
+        return EMPTY.format(DROP_OR_CHOOSE if examples else DROP)
     result = session.results[index]
     if not result.ok:
         why = f"<strong>{escape(result.name)}</strong>: {escape(result.outcome.reason)}"
