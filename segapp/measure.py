@@ -19,6 +19,7 @@ from segapp.scan import Scan, Segmentation, planes
 
 _PIECE = 1 << 22  # voxels whose pieces are numbered at once
 _COLUMNS = ("class", "voxels", "size", "unit", "low", "high", "components", "mean_intensity")
+_COLUMNS += ("at_edge",)
 _QUALITY = ("status", "reason", "mean_confidence", "estimated_dice", "unlikeness")
 _QUALITY += ("range_coverage", "warnings", "corrected_voxels")
 
@@ -31,7 +32,9 @@ class ClassMeasure:
     low, high: the range that the true size is in, in `unit`, or in voxels without one; None where
     nothing can be promised. components: its separate regions, joined by faces in volumes and by
     edges in images, 0 where it is empty. mean_intensity: of the scan's first channel (of the
-    luminance where there are three) in the file's units; None where the class is empty.
+    luminance where there are three) in the file's units; None where the class is empty. at_edge:
+    whether it reaches an outermost plane of a volume, so that some of it may lie outside of what
+    was scanned; None for images, slices, and volumes without a place in space.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ClassMeasure:
     high: float | None
     components: int
     mean_intensity: float | None
+    at_edge: bool | None = None
 
 
 def measure(segmentation: Segmentation) -> list[ClassMeasure]:
@@ -51,6 +55,7 @@ def measure(segmentation: Segmentation) -> list[ClassMeasure]:
     known = unit if unit != "voxels" else None
     boxes = ndimage.find_objects(segmentation.labels, len(segmentation.classes) - 1)
     means = _mean_intensities(segmentation)
+    placed = segmentation.scan.affine is not None and 1 not in segmentation.scan.shape
     found = []
     for index, c in enumerate(segmentation.classes[1:], 1):
         box = boxes[index - 1]
@@ -65,9 +70,17 @@ def measure(segmentation: Segmentation) -> list[ClassMeasure]:
                 high=sizes.get(f"{c.name}_{unit}_high"),
                 components=0 if inside is None else count_components(inside, index),
                 mean_intensity=means[index],
+                at_edge=_at_edge(box, segmentation.labels.shape) if placed else None,
             )
         )
     return found
+
+
+def _at_edge(box: tuple[slice, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Whether the box around a class reaches a side of its volume: any of them, as which way the
+    slices of a volume were taken is not always known."""
+    sides = zip(box, shape, strict=True) if box else ()
+    return any(side.start == 0 or side.stop == length for side, length in sides)
 
 
 def count_components(labels: np.ndarray, index: int) -> int:
@@ -130,7 +143,12 @@ def write_measures(
     if outcome is not None:
         same |= {column: getattr(outcome, column) for column in _QUALITY[:-2]}
         same["warnings"] = "; ".join(outcome.warnings)
-    lines = [{"class": r.name, **{c: getattr(r, c) for c in _COLUMNS[1:]}, **same} for r in rows]
+    said = {True: "yes", False: "no", None: None}
+    lines = [
+        {"class": r.name, **{c: getattr(r, c) for c in _COLUMNS[1:-1]}, **same}
+        | {"at_edge": said[r.at_edge]}
+        for r in rows
+    ]
     columns = [*_COLUMNS, *(_QUALITY if outcome is not None else _QUALITY[-1:])]
     if scan is not None:
         columns, lines = ["scan", *columns], [{"scan": scan, **line} for line in lines]
@@ -144,11 +162,12 @@ def measures_json(
     unit = rows[0].unit if rows else None
     note = None
     if range_coverage and any(r.low is not None for r in rows):
-        share = f"about {range_coverage:.0%} of scans like the training's"
-        note = f"Small: a range that holds the true size in {share}."
+        share = f"about {range_coverage:.0%} of scans like those that the model was trained on"
+        note = f"Below each size: the range in which the true size should lie. It does in {share}."
     return {
         "unit": unit_sign(unit),
         "note": note,
+        "edge_note": _edge_note([r.name for r in rows if r.at_edge]),
         "classes": [
             {
                 "name": r.name,
@@ -162,6 +181,15 @@ def measures_json(
             for r in rows
         ],
     }
+
+
+def _edge_note(names: Sequence[str]) -> str | None:
+    """That the sizes of these classes are not those of the whole organ."""
+    if not names:
+        return None
+    reach, sizes = ("reaches", "its size is") if len(names) == 1 else ("reach", "their sizes are")
+    where = "the edge of the scan (its first or last slice, or a border of its slices)"
+    return f"{', '.join(names)} {reach} {where}: {sizes} of the part that was scanned."
 
 
 def unit_sign(unit: str | None) -> str | None:

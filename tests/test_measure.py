@@ -86,6 +86,37 @@ def test_ranges_are_those_of_the_table_of_results():
     assert (measure(unplaced)[0].low, measure(unplaced)[0].high) == (7, 12)  # in voxels
 
 
+@pytest.mark.parametrize("place", [(4, 2, 0), (4, 2, 6), (0, 2, 3), (4, 5, 3)])
+def test_sizes_of_what_reaches_the_edge_are_told_to_be_those_of_a_part(place, tmp_path):
+    labels = np.zeros((8, 6, 7), np.uint8)
+    labels[1:-1, 1:-1, 1:-1] = 1
+    labels[place] = 2
+    scan = Scan(np.ones((1, *labels.shape), np.float32), MM, Path("a.nii"))
+    found = measure(Segmentation(labels, scan, CLASSES))
+    assert [m.at_edge for m in found] == [False, True, False]
+    said = measures_json(found)["edge_note"]
+    assert said.startswith(f"{CLASSES[2].name} reaches the edge of the scan")
+    assert said.endswith("its size is of the part that was scanned.")
+    write_measures(found, tmp_path / "m.csv")
+    with (tmp_path / "m.csv").open(newline="") as file:
+        assert [row["at_edge"] for row in csv.DictReader(file)] == ["no", "yes", "no"]
+    labels[0, 0, 0] = 1
+    said = measures_json(measure(Segmentation(labels, scan, CLASSES)))["edge_note"]
+    assert said.startswith(f"{CLASSES[1].name}, {CLASSES[2].name} reach the edge")
+
+
+def test_an_image_and_a_volume_without_a_place_have_no_edge(tmp_path):
+    labels = np.ones((8, 6, 7), np.uint8)
+    for there, affine in ((labels, None), (labels[:, :, :1], MM), (labels[:1], MM)):
+        scan = Scan(np.ones((1, *there.shape), np.float32), affine, Path("a.nii"))
+        found = measure(Segmentation(there, scan, CLASSES))
+        assert {m.at_edge for m in found} == {None}
+        assert measures_json(found)["edge_note"] is None
+        write_measures(found, tmp_path / "m.csv")
+        with (tmp_path / "m.csv").open(newline="") as file:
+            assert {row["at_edge"] for row in csv.DictReader(file)} == {""}
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_pieces_are_the_same_slab_by_slab(monkeypatch, order):
     rng = np.random.default_rng(0)
