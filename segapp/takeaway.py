@@ -1,4 +1,4 @@
-"""What can be taken away of a result: masks in several formats, measures, a report."""
+"""What can be downloaded of a result: masks in several formats, measures, a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMATS = {
     ".png": "PNG",
     ".tif": "TIFF",
     ".nii.gz": "NIfTI",
-    ".nii": "NIfTI, not compressed",
+    ".nii": "uncompressed NIfTI",
     ".nrrd": "NRRD",
     ".mha": "MetaImage",
     ".dcm": "DICOM segmentation",
@@ -29,17 +29,19 @@ _FORMATS = {
 _OTHERS: dict[str, tuple[str, str]] = {
     "csv": ("_measures.csv", "Measurements (CSV)"),
     "report": ("_report.html", "Report (HTML)"),
-    "zip": ("_result.zip", "Mask, measurements and report (ZIP)"),
+    "zip": ("_result.zip", "Mask as {}, measurements and report (ZIP)"),
 }
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on offer. name: what it is called; label: what it is, for people."""
+    """A file on offer. name: what it is called; label: what it is, for people; note: what they
+    should know of it before, or ""."""
 
     kind: Kind
     name: str
     label: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ def downloads(entry: Entry, segmentation: Segmentation) -> list[Download]:
         offered.append("png")
     if scan.files and (scan.affine is not None or scan.shape[2] == 1):
         offered.append("dicomseg")
+    values = ", ".join(f"{c.value} {c.name}" for c in segmentation.classes)
+    notes: dict[str, str] = {"same": f"Values in a mask: {values}"}
+    if "dicomseg" in offered:
+        notes["dicomseg"] = "Identifies the patient: it holds the name and ID that the scan holds."
+        notes["zip"] = "The DICOM segmentation is not in it."
     always: list[Kind] = ["csv", "report", "zip"]
+    same = _FORMATS[_named("same", entry)[0]]
     found = []
     for kind in offered + always:
         suffix, label = _named(kind, entry)
-        name = f"{_stem(entry)}{suffix}"
-        found.append(Download(kind, name, label or f"{name} ({_FORMATS[suffix]})"))
+        label = label.format(same) or f"Mask ({_FORMATS[suffix]})"
+        found.append(Download(kind, f"{_stem(entry)}{suffix}", label, notes.get(kind, "")))
     return found
 
 

@@ -87,7 +87,14 @@ def test_every_download_on_offer_can_be_had(read_back, tmp_path, name):
     r = read_back(name)
     offered = downloads(r.entry, r.segmentation)
     assert [d.kind for d in offered] == [*SOURCES[name], "csv", "report", "zip"]
-    assert len({d.name for d in offered}) == len(offered)
+    assert len({d.name for d in offered}) == len({d.label for d in offered}) == len(offered)
+    masks = [d for d in offered if d.kind not in ("csv", "report", "zip")]
+    assert all(re.fullmatch(r"Mask \(.+\)", d.label) for d in masks)
+    assert masks[0].note == f"Values in a mask: 0 background, 100 bone, 200 {HOSTILE}"
+    assert masks[0].label[6:-1] in offered[-1].label  # what the archive's mask is
+    named = [d.kind for d in offered if "Identifies the patient" in d.note]
+    assert named == [kind for kind in SOURCES[name] if kind == "dicomseg"]
+    assert ("not in it" in offered[-1].note) == bool(named)
     for d in offered:
         path = write_download(d.kind, r, tmp_path / "taken")
         assert path == tmp_path / "taken" / d.name

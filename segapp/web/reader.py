@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def reader_routes(sessions: Sessions, keepers: Mapping[str, Keeper]) -> APIRoute
     @router.get("/{token}/{index}/meta.json")
     def meta(request: Request, token: str, index: int) -> Response:
         _, result = find(request, token, index)
-        return JSONResponse(meta_of(result, keepers.get(result.model)))
+        said = meta_of(result, keepers.get(result.model))
+        return JSONResponse(said | {"models": len(keepers)})
 
     @router.get("/{token}/{index}/{name}.bin")
     def voxels(request: Request, token: str, index: int, name: str) -> Response:
@@ -199,7 +200,7 @@ def meta_of(result: Result, keeper: Keeper | None) -> dict[str, Any]:
         "facts": describe(result),
         "corrected": result.corrected,
         "has_confidence": bool(result.classes),
-        "downloads": [{"kind": d.kind, "label": d.label} for d in result.downloads],
+        "downloads": [asdict(download) for download in result.downloads],
         "can_keep": can_keep,
         "keep_note": keeper.note if keeper else "",
     }
@@ -281,7 +282,7 @@ def _kept(result: Result, keeper: Keeper) -> dict[str, Any]:
 
 
 def _written(session: Session, result: Result, kind: str) -> Path:
-    """A file to take away, in a folder of its own."""
+    """A file to download, in a folder of its own."""
     if kind not in {d.kind for d in result.downloads}:
         raise HTTPException(404, "There is no such file of this result.")
     if kind == "same" and not result.corrected:
