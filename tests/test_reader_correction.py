@@ -154,7 +154,7 @@ def test_a_correction_that_is_only_saved_is_not_left_without_asking():
         page.reload()
         page.wait_for_selector("html[data-complete=true]", state="attached")
         correct("csv", "same")
-        assert page.locator("#dirty").inner_text() == "Saved, and taken away or kept."
+        assert page.locator("#dirty").inner_text() == "Saved, and downloaded or kept."
         page.reload()
         assert asked == ["beforeunload"]
 
@@ -201,6 +201,22 @@ def test_a_correction_is_discarded_kept_and_refused_in_words():
         assert page.locator("#kept code").inner_text().startswith("segapp train")
 
 
+def test_a_result_that_nobody_corrected_is_kept_only_where_it_is_said_to_be_right():
+    fake = two_classes()
+    with reader(fake) as page:
+        page.get_by_text("Correct", exact=True).click()
+        keep = page.get_by_role("button", name="Keep as training case")
+        keep.click()
+        assert "Nothing was corrected" in page.locator("#ask-text").inner_text()
+        page.keyboard.press("Enter")  # on Cancel
+        page.wait_for_selector("#keep:enabled")
+        assert fake.posted == []
+        keep.click()
+        page.get_by_role("button", name="It is right: keep it").click()
+        page.wait_for_selector("#kept code")
+        assert fake.posted == [("POST case", b"")]
+
+
 def test_a_mask_is_compared_voxel_by_voxel():
     fake = two_classes()
     fake.reference[3, 4:8, 2:6] = BONE
@@ -221,6 +237,15 @@ def test_a_mask_is_compared_voxel_by_voxel():
         assert near(view.colour(0, 0), (100, 100, 100))
         page.locator("#compare-class").select_option(label="bone")
         assert near(view.colour(3, 9), (100, 100, 100))
+        note = page.locator("#overlay-note")
+        assert "in place of the classes" in note.inner_text()
+        assert page.get_by_label("Show bone").is_disabled()
+        page.keyboard.press("c")  # where it is unsure, instead
+        assert not page.get_by_label("Show the comparison").is_checked()
+        assert page.get_by_label("Show bone").is_enabled()
+        page.get_by_label("Show the comparison").check()
+        assert not page.locator("#heat").is_checked()
+        assert near(view.colour(3, 9), (100, 100, 100))
         dice = page.locator("#dice tr").all_inner_texts()
         assert [row.split("\t") for row in dice] == [
             ["bone", "0.500"],
@@ -228,6 +253,7 @@ def test_a_mask_is_compared_voxel_by_voxel():
         ]
         page.get_by_label("Show the comparison").uncheck()
         assert near(view.colour(3, 3), (255, 0, 0))
+        assert note.is_hidden()
 
 
 def test_whoever_paints_sees_it():

@@ -195,6 +195,14 @@ def test_unsure_voxels_light_up():
         assert near(view.colour(3, 3), (253, 231, 37), 6)  # half unsure: the scale's bright end
         assert near(view.colour(3, 4), (100, 100, 100))
         assert page.locator("#heat-legend").is_visible()
+        assert near(view.colour(3, 1.5), (255, 0, 0), 90), "the class stays, as an outline"
+        assert "as outlines" in page.locator("#overlay-note").inner_text()
+        assert page.locator("#style").is_disabled()
+        page.get_by_label("Show bone").uncheck()
+        assert near(view.colour(3, 1.5), (100, 100, 100))
+        page.keyboard.press("c")
+        assert page.locator("#style").is_enabled()
+        assert page.locator("#overlay-note").is_hidden()
 
 
 def test_the_readout_tells_what_the_file_holds_at_that_voxel():
@@ -280,6 +288,53 @@ def test_what_a_file_says_is_shown_as_text():
         link = page.get_by_role("link", name="Measurements (CSV)")
         assert link.get_attribute("href") == "download/csv"
         assert page.title() == "Reader"
+
+
+def test_downloads_say_what_they_are_and_are_one_click_away():
+    fake = two_classes()
+    note = "Values: 0 background, 100 <b>bone</b>"
+    mask = {"kind": "same", "name": "scan.nii.gz", "label": "Mask (NIfTI)", "note": note}
+    fake.meta["downloads"] = [mask, {"kind": "csv", "name": "s.csv", "label": "CSV", "note": ""}]
+    fake.meta["warnings"] = ["long " * 200]
+    with reader(fake, width=1100, height=740) as page:
+        link = page.get_by_role("link", name="Mask (NIfTI)")
+        assert link.get_attribute("download") == "scan.nii.gz"
+        assert page.locator("#about-same").inner_text() == note
+        assert page.locator("#downloads p").count() == 1
+        side = page.locator("#side").bounding_box()
+        bottom = side["y"] + side["height"]
+        assert link.bounding_box()["y"] > bottom
+        button = page.get_by_role("button", name="Download").bounding_box()
+        assert button["y"] + button["height"] < bottom
+        page.locator("#download").evaluate("d => d.open = false")
+        page.get_by_role("button", name="Download").click()
+        settle(page)
+        assert link.bounding_box()["y"] < bottom
+        assert link.evaluate("e => e === document.activeElement")
+
+
+def test_figures_are_explained_where_they_stand():
+    fake = two_classes()
+    fake.meta["facts"] = [["Size", "6"], ["Model's own estimated Dice", "0.9"]]
+    edge = "bone reaches the edge"
+    fake.measures = lambda own=fake.measures: own() | {"edge_note": edge}  # type: ignore
+    with reader(fake) as page:
+        meanings = page.locator("#meanings")
+        meanings.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert meanings.locator("dt").all_inner_texts() == ["Model's own estimated Dice"]
+        assert "expert" in meanings.locator("dd").inner_text()
+        assert page.locator("#edge-note").inner_text() == edge
+        page.locator("#classes .help summary").click()
+        assert "do not touch" in page.locator("#classes .help dd").first.inner_text()
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, ""), (2, "Model: brain")])
+def test_the_model_is_named_where_there_are_several(count, said):
+    fake = two_classes()
+    fake.meta["models"] = count
+    with reader(fake) as page:
+        assert page.locator("#model").inner_text() == said
 
 
 @pytest.mark.slow

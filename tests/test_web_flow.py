@@ -208,7 +208,9 @@ def test_the_whole_way(kind, page, scans, from_command_line, root, tmp_path):
         assert value == scan.voxels[0][voxel]
         assert said == next(c.name for c in CLASSES if c.value == predicted[voxel])
 
-    frame.locator("#take-away").evaluate("d => d.open = true")
+    frame.locator("#download").evaluate("d => d.open = true")
+    assert frame.locator("#downloads a[href$=same]").get_attribute("download") == written
+    assert frame.locator("#model").inner_text() == ""  # the page's title names it
     with page.expect_download() as download:
         frame.locator("#downloads a[href$=same]").click()
     assert download.value.suggested_filename == written
@@ -470,7 +472,7 @@ def test_a_saved_correction_is_marked_and_the_list_is_not_cleared_without_asking
     said: list[str] = []
     answer(page, said, yes=False)
     page.locator("#clear").click()
-    assert "neither taken away nor kept" in said[0]
+    assert "neither downloaded nor kept" in said[0]
     answer(page, said, yes=True)
     page.locator("#clear").click()
     marked.wait_for(state="detached")

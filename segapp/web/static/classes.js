@@ -35,13 +35,23 @@ export function buildClasses(reader) {
     heat.checked = reader.heat;
     byId("heat-row").hidden = !reader.confidence;
     byId("heat-legend").hidden = !reader.heat;
+    style.disabled = reader.heat || reader.comparing;
+    byId("overlay-note").textContent = overlayNote(reader);
     rows.forEach((row, label) => {
       row.box.checked = reader.shown[label];
+      row.box.disabled = reader.comparing;
       row.colour.value = reader.colours[label];
     });
   };
   reader.on("overlay", follow);
   follow();
+}
+
+/** What is drawn otherwise than the boxes and the style say. */
+function overlayNote({ heat, comparing, overlay }) {
+  if (!overlay) return "";
+  if (comparing) return "The comparison with the mask is drawn in place of the classes.";
+  return heat ? "Classes are drawn as outlines while it shows where the model is unsure." : "";
 }
 
 function classRow(reader, { name }, label) {
@@ -86,6 +96,7 @@ function fillMeasures(rows, measures, counted) {
     row.more.textContent = more.join(" · ");
   });
   byId("measures-note").textContent = measures.note ?? "";
+  byId("edge-note").textContent = measures.edge_note ?? "";
 }
 
 /** Asks for the measures in the background; the pictures need none. */

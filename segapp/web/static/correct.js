@@ -6,7 +6,15 @@ import { byId, make, problem } from "./dom.js";
 import { setTool } from "./state.js";
 
 const SAVED =
-  "Saved until this page closes: take it away below, or keep it as a training case.";
+  "Saved until this page closes: download it below, or keep it as a training case.";
+
+const DISCARD = ["Discard the correction and go back to the model's result?", "Discard"];
+// Models that learn from their own mistakes keep them.
+const UNCORRECTED = [
+  "Nothing was corrected. Is the model's result right as it is? Kept, it counts as correct, and a "
+    + "model trained on it learns its mistakes as well.",
+  "It is right: keep it",
+];
 
 /** The page around marks the scan in its list, and asks before it leaves what is only saved. */
 function tellPage({ untaken = false, corrected }) {
@@ -23,7 +31,7 @@ export function buildCorrect(reader) {
   byId("redo").addEventListener("click", () => redo(reader));
   byId("save").addEventListener("click", () => work(reader, "The correction was not saved", save));
   byId("discard").addEventListener("click", async () => {
-    if (await confirmed()) work(reader, "The correction was not discarded", discard);
+    if (await confirmed(...DISCARD)) work(reader, "The correction was not discarded", discard);
   });
   byId("keep").addEventListener("click", () => work(reader, "The case was not kept", keep));
   byId("keep-note").textContent = reader.meta.keep_note ?? "";
@@ -79,7 +87,7 @@ function showState(reader) {
   byId("save").disabled = busy || !dirty;
   byId("discard").disabled = busy || !(dirty || corrected);
   byId("keep").disabled = busy || !reader.meta.can_keep;
-  const there = reader.untaken === false ? "Saved, and taken away or kept." : SAVED;
+  const there = reader.untaken === false ? "Saved, and downloaded or kept." : SAVED;
   const saved = corrected ? there : "The model's own result.";
   const unsaved = "Changed, not saved yet. Sizes are those before the change.";
   byId("dirty").textContent = busy ? "Working…" : dirty ? unsaved : saved;
@@ -129,6 +137,7 @@ async function discard(reader) {
 
 async function keep(reader) {
   if (reader.dirty) await save(reader);
+  if (!reader.corrected && !(await confirmed(...UNCORRECTED))) return;
   const kept = await send("case", "POST");
   reader.tell("taken");
   const count = `${kept.cases} ${kept.cases === 1 ? "case" : "cases"} there now`;
@@ -158,9 +167,10 @@ async function copied(code) {
   }
 }
 
-function confirmed() {
+function confirmed(question, yes) {
   const dialog = byId("ask");
-  byId("ask-text").textContent = "Discard the correction and go back to the model's result?";
+  byId("ask-text").textContent = question;
+  byId("ask-yes").textContent = yes;
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((done) => {

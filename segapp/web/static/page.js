@@ -37,7 +37,7 @@ function questionOf(place) {
   const dirty = reader?.documentElement.dataset.dirty === "true";
   if (dirty) return "The correction of this scan is not saved. Go on without it?";
   if (place.id !== "clear" || !untaken.size) return "";
-  return "A saved correction was neither taken away nor kept; it is lost with the list. Clear it?";
+  return "A saved correction was neither downloaded nor kept; it is lost with the list. Clear it?";
 }
 
 // Corrections that are saved on the server, where they end with this page, and nowhere else.

@@ -9,10 +9,24 @@ import { setSlice, sliceCount, sliceOf } from "./state.js";
 
 const MASKS = new Set(["same", "nifti", "png", "dicomseg", "zip"]); // what holds a correction
 
+// What stands in a fact's name → what it means.
+const MEANINGS = {
+  "mean confidence":
+    "How sure the model is of the classes it chose, on average. A sure model can still be wrong.",
+  "estimated dice":
+    "How well the model expects its mask to agree with an expert's: 1 is full agreement, 0 none. "
+    + "It is the model's own guess; nobody has measured it on this scan.",
+  unlikeness:
+    "How different the scan is from those that the model was trained on. Above 1 it is unusual, "
+    + "and the mask needs a closer look, however sure the model is.",
+};
+
 export function buildAbout(reader) {
   const { meta } = reader;
   byId("name").textContent = meta.name;
-  byId("model").textContent = meta.model ? `Model: ${meta.model}` : "No model: the scan alone.";
+  // Where there is but one, the page around is called by its name.
+  const model = meta.models === 1 ? "" : `Model: ${meta.model}`;
+  byId("model").textContent = meta.model ? model : "No model: the scan alone.";
   showJudgement(meta);
   // Once it is corrected, what the model thinks is of its own result: the server's words say so.
   reader.on("saved", async () => {
@@ -38,14 +52,30 @@ function showJudgement({ status, reason, warnings, facts }) {
     make("dt", { textContent: term }), make("dd", { textContent: value }),
   ]);
   byId("facts").replaceChildren(...rows);
+  const explained = Object.entries(MEANINGS).flatMap(([name, text]) => {
+    const fact = facts.find(([term]) => term.toLowerCase().includes(name));
+    return fact ? [make("dt", { textContent: fact[0] }), make("dd", { textContent: text })] : [];
+  });
+  byId("meanings").hidden = !explained.length;
+  byId("meanings").querySelector("dl").replaceChildren(...explained);
   byId("about").hidden = !facts.length;
 }
 
-export function buildTakeAway(reader) {
-  const links = reader.meta.downloads.map(({ kind, label }) => {
+export function buildDownloads(reader) {
+  const section = byId("download");
+  byId("to-downloads").addEventListener("click", () => {
+    section.open = true;
+    section.scrollIntoView({ block: "nearest" });
+    section.querySelector("a, button").focus({ preventScroll: true });
+  });
+  const links = reader.meta.downloads.map(({ kind, name, label, note }) => {
     const href = `download/${encodeURIComponent(kind)}`;
-    const link = make("a", { href, download: "", textContent: label, "data-kind": kind });
-    return make("li", {}, link);
+    const told = { download: name ?? "", title: name ?? "", textContent: label, "data-kind": kind };
+    const link = make("a", { href, ...told });
+    if (!note) return make("li", {}, link);
+    link.setAttribute("aria-describedby", `about-${kind}`);
+    const about = { className: "quiet", id: `about-${kind}`, textContent: note };
+    return make("li", {}, link, make("p", about));
   });
   byId("downloads").append(...links);
   byId("downloads").addEventListener("click", (event) => {

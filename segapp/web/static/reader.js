@@ -8,7 +8,7 @@ import { byId, problem } from "./dom.js";
 import { startDrawing } from "./draw.js";
 import { resetViews, watchKeys } from "./keys.js";
 import { fitPane, makePane } from "./pane.js";
-import { buildAbout, buildReadout, buildSlider, buildTakeAway } from "./panel.js";
+import { buildAbout, buildDownloads, buildReadout, buildSlider } from "./panel.js";
 import { watchPane } from "./pointer.js";
 import { buildRuler } from "./ruler.js";
 import { makeReader, setTool, toggleCrosshair } from "./state.js";
@@ -79,7 +79,7 @@ function build(reader) {
     buildCompare(reader);
   }
   buildAbout(reader);
-  buildTakeAway(reader);
+  buildDownloads(reader);
   buildWindowing(reader);
   buildSlider(reader);
   buildReadout(reader);

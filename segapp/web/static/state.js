@@ -88,6 +88,8 @@ export function setMain(reader, name) {
 /** Changes any of overlay, opacity, style, heat, comparing, compareLabel. */
 export function setOverlay(reader, changes) {
   Object.assign(reader, changes);
+  if (changes.comparing) reader.heat = false; // one of the two can be drawn
+  if (changes.heat) reader.comparing = false;
   const { opacity, style } = reader;
   if ("opacity" in changes || "style" in changes) preferences.write({ opacity, style });
   reader.tell("overlay");
