@@ -421,6 +421,7 @@ CT = TrainingRange(
     intensities=((-1000, 1500),),
     narrowest=(900,),
     highest_low=(-900,),
+    modality="CT",
 )
 
 
@@ -438,7 +439,11 @@ def test_the_page_says_what_the_model_was_trained_on(sessions):
         assert "Trained on" not in shown(hands=unknown)
     images = CT.model_copy(
         update={"pixel_mm": None, "slice_mm": None, "intensities": ((0, 9),) * 3}
+        | {"modality": "unknown"}
     )
+    mr = trained_on(bands(), CT.model_copy(update={"modality": "MR"}))
+    assert "<p>Trained on axial MR slices, " in shown(hands=mr)
+    assert "HU" not in shown(hands=mr)
     photos = trained_on(bands(), images, channels=3)
     assert "<p>Trained on images, 3 channels</p>" in shown(hands=photos)
     split = trained_on(bands(), images, channels=3, channel_files=3, context=1)

@@ -341,11 +341,12 @@ def test_one_of_two_models_is_chosen(model, scans):
 def test_a_batch_in_the_browser(page, scans, root):
     folder = root / "study"
     write_scans(folder)
+    (folder / "notes.txt").write_text("no scan")
     page.get_by_role("tab", name="Batch").click()
     page.locator("#batch-folder input").fill(str(folder))
     page.locator("#batch-folder input").press("Enter")
     page.locator("#batch-start").click()
-    page.locator("#batch-status", has_text="2 ok, 1 failed").wait_for()
+    page.locator("#batch-status", has_text="2 ok, 1 failed; left out: 1 file, no scans").wait_for()
     rows = page.locator("#batch-table tbody tr")
     rows.nth(2).wait_for()
     assert rows.count() == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segapp.checkpoint import ModelInfo
 from segapp.likeness import low_high
+from segapp.modality import UNKNOWN
 
 
 def expected_scans(info: ModelInfo | None) -> str:
@@ -11,9 +12,9 @@ def expected_scans(info: ModelInfo | None) -> str:
     if info is None or info.training is None:
         return ""
     known, prepared = info.training, info.preprocessing
-    is_ct = prepared.normalisation == "ct"
+    modality = "" if known.modality == UNKNOWN else known.modality
     volumes = bool(known.slice_mm or prepared.context)  # else nobody knows which way images lie
-    kind = [prepared.slice_axis if volumes else "", "CT" if is_ct else ""]
+    kind = [prepared.slice_axis if volumes else "", modality]
     said = [" ".join(filter(None, [*kind, "slices" if volumes else "images"]))]
     if prepared.channel_files > 1:
         said.append(f"{prepared.channel_files} files to a scan, one a channel")
@@ -24,6 +25,6 @@ def expected_scans(info: ModelInfo | None) -> str:
     if known.slice_mm:
         said.append(f"slices {low_high(known.slice_mm)} mm apart")
     if len(known.intensities) == 1:  # of several channels it would be no short line
-        unit = " HU" if is_ct else ""
+        unit = " HU" if modality == "CT" and prepared.normalisation == "ct" else ""
         said.append(f"intensities {low_high(known.intensities[0], ' to ')}{unit}")
     return f"Trained on {', '.join(said)}"

@@ -39,8 +39,12 @@ class Job:
     rows: list[dict[str, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     total: int = 0
+    left_out: int = 0  # files of a folder that are no scans
     zip: Path | None = None
     ended: threading.Event = field(default_factory=threading.Event)
+
+    def leave_out(self, *_: object) -> None:
+        self.left_out += 1
 
     def add(self, outcome: Outcome) -> None:
         self.counts[outcome.status] += 1
@@ -135,7 +139,7 @@ class FolderHandlers:
         def work(report: Report, stop: threading.Event) -> None:
             try:
                 if place:
-                    entries = list_inputs([base], channel_files, exclude=self.kept)
+                    entries = list_inputs([base], channel_files, self.kept, job.leave_out)
                 else:
                     entries = session.gather([Path(f) for f in files or []], channel_files)
                     job.base = uploads_base(entries[0]) if entries else base
@@ -184,6 +188,8 @@ def _final(job: Job, stopped: bool) -> tuple[str, tuple[Any, ...]]:
     left = job.total - sum(job.counts.values())
     if stopped:
         said = f"Stopped with {left} of {job.total} left. {said}"
+    if job.left_out:
+        said += f"; left out: {job.left_out} file{'' if job.left_out == 1 else 's'}, no scans"
     rows = sorted(job.rows, key=lambda row: _ORDER.index(row["status"]))
     button = gr.DownloadButton(value=str(job.zip) if job.zip else None, visible=job.zip is not None)
     return said, (gr.Button(visible=False), table_html(rows), button)
