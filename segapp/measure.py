@@ -167,7 +167,7 @@ def measures_json(
     return {
         "unit": unit_sign(unit),
         "note": note,
-        "edge_note": _edge_note([r.name for r in rows if r.at_edge]),
+        "edge_note": edge_note(rows),
         "classes": [
             {
                 "name": r.name,
@@ -183,8 +183,9 @@ def measures_json(
     }
 
 
-def _edge_note(names: Sequence[str]) -> str | None:
-    """That the sizes of these classes are not those of the whole organ."""
+def edge_note(rows: Sequence[ClassMeasure]) -> str | None:
+    """That the sizes of some classes may not be those of the whole organ; None where all are."""
+    names = [r.name for r in rows if r.at_edge]
     if not names:
         return None
     reach, sizes = ("reaches", "its size is") if len(names) == 1 else ("reach", "their sizes are")

@@ -141,6 +141,7 @@ def test_the_report_shows_three_planes_and_measures(read_back, tmp_path):
     assert "not a medical device" in text
     assert "Corrected by hand" not in text
     assert "Review this result" not in text
+    assert "of the part that was scanned" in text
     assert "<script" not in text
     assert "&lt;script&gt;" in text  # a class is called so
     assert re.search(r"bone</th><td class=\"n strong\">0\.2\d", text)  # 36 voxels of 6.1 mm³
@@ -155,6 +156,7 @@ def test_the_report_of_an_image_shows_it_once(read_back, tmp_path):
     text = page(write_download("report", read_back("a.png"), tmp_path / "taken"))
     assert len(re.findall("<img ", text)) == 2
     assert "no areas or volumes" in text
+    assert "of the part that was scanned" not in text
 
 
 def test_the_report_says_what_is_in_doubt_and_what_was_corrected(read_back, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segapp.measure import ClassMeasure, unit_sign
+from segapp.measure import ClassMeasure, edge_note, unit_sign
 from segapp.outcomes import Outcome
 from segapp.preprocess import SliceAxis, scan_axis, slice_spacing
 from segapp.report.evaluation import count
@@ -70,6 +70,7 @@ def write_reading(
             (css(c.colour), m, "–" if m.size is None else _rounded(m.size), _range_text(m))
             for c, m in zip(segmentation.classes[1:], measures, strict=True)
         ],
+        edge_note=edge_note(measures),
         unit=unit_sign(measures[0].unit) if measures else None,
         counted="voxels" if _is_placed(segmentation.scan) else "pixels",
         coverage=outcome.range_coverage if any(m.low is not None for m in measures) else None,
