@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segapp.checkpoint import ModelInfo
+from segapp.finding import counted
 from segapp.quality import distrust, review_limit
 
 _MOST_NAMED = 8
@@ -106,7 +107,8 @@ def _judges(info: ModelInfo) -> Section:
     if quality.patients == quality.cases:
         guessed = ", each case counted as a patient of its own"
     guessed = "" if quality.patients_declared else guessed
-    by = f"from {quality.cases} validation cases of {quality.patients} patients{guessed}"
+    by = f"from {counted(quality.cases, 'validation case')} of "
+    by += f"{counted(quality.patients, 'patient')}{guessed}"
     facts = [
         ("Temperature", f"{info.temperature:.2f} divides its logits, so that they say how sure.")
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from segapp import metrics
+from segapp.finding import counted
 from segapp.scan import SegClass
 
 _SQUARE = np.ones((1, 3, 3), bool)  # within a slice: slices may be thick
@@ -40,7 +41,7 @@ def reason(
     if gain > _GAIN:
         before = metrics.mean_dice(matrix)
         return f"{change} would raise Dice from {before:.2f} to {before + gain:.2f}"
-    unit = "pixels" if len(truth) == 1 else "voxels"
+    unit = "pixel" if len(truth) == 1 else "voxel"
     said, told = [], -1
     off = matrix * (1 - np.eye(len(classes), dtype=np.int64))
     piece = piece_at(truth, labels, len(classes), around)
@@ -49,11 +50,11 @@ def reason(
         told = int(pairs.argmax())
         is_hole = told < len(classes) and _is_enclosed(piece, truth, len(classes))
         hole = " (a hole?)" if is_hole else ""
-        said.append(f"{_pair(told, classes)}: {piece.sum()} {unit} in one piece{hole}")
+        said.append(f"{_pair(told, classes)}: {counted(piece.sum(), unit)} in one piece{hole}")
         off = off - pairs
     for index in np.argsort(-off, axis=None, kind="stable")[: 2 - len(said)].tolist():
         if count := off.flat[index]:
-            of_another = f"{_pair(index, classes)}: {count} {unit}"
+            of_another = f"{_pair(index, classes)}: {counted(count, unit)}"
             said.append(f"{count} elsewhere" if index == told else of_another)
     return "; ".join(said)
 

@@ -161,7 +161,8 @@ def _flipped_masks(
     if flips and not is_sure:
         ways = Counter(flips.values()).most_common(3)
         said = ", ".join(f"{count} {how}" for how, count in ways)
-        problem = f"{len(flips)} of {len(fits)} masks fit their images better when flipped ({said}"
+        fit = "fits its image" if len(flips) == 1 else "fit their images"
+        problem = f"{len(flips)} of {len(fits)} masks {fit} better when flipped ({said}"
         problem += f"; such as {facts[min(flips)].case.mask}), the others do not"
         remedy = "look at some of both, and export all as the images lie"
         return [Finding("warning", "flipped-mask", root, problem, remedy)]

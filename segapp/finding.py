@@ -53,6 +53,11 @@ def warning_of(path: Path, text: str) -> Finding:
     return Finding("warning", "reader", path, text, "make sure that this is what you want")
 
 
+def counted(n: int, what: str) -> str:
+    """ "1 error", "2 errors"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def refuse(findings: Iterable[Finding], more: str = "more problems") -> None:
     """Raise DataError for the first finding that sinks a training, counting the others."""
     found = [f for f in findings if f.sinks]

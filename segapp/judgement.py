@@ -10,6 +10,7 @@ import numpy as np
 from segapp import metrics
 from segapp.calibration import BINS, calibration_error, judged_pixels, reliability, tempered
 from segapp.cases import Case
+from segapp.finding import counted
 from segapp.figures import CaseResult, Evaluation, number
 from segapp.quality import Quality
 
@@ -78,7 +79,9 @@ def size_coverage(quality: Quality, done: list[CaseResult], k: int) -> dict[str,
     a part are left out: their true sizes are not known."""
     margin = quality.margins[k]
     if margin.factor is None:
-        return {"why_not": f"{margin.patients} patient(s) in validation can promise nothing"}
+        return {
+            "why_not": f"{counted(margin.patients, 'patient')} in validation can promise nothing"
+        }
     covered = n = 0
     for r in done:
         ends = r.ranges()[k]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from segapp.evidence import near_pairs
-from segapp.finding import Finding
+from segapp.finding import Finding, counted
 from segapp.layout import SPLITS, Case, Dataset
 
 _SHOWN = 3
@@ -55,7 +55,9 @@ def guessed_in_two_splits(dataset: Dataset) -> list[Finding]:
     for a, b in combinations(SPLITS, 2):
         if both := sorted(owners[a] & owners[b]):
             names = ", ".join(both[:_SHOWN]) + (", …" if len(both) > _SHOWN else "")
-            problem = f"{len(both)} names that may mean patients are in {a} and in {b} ({names})"
+            which = "name that may mean a patient is"
+            which = which if len(both) == 1 else "names that may mean patients are"
+            problem = f"{len(both)} {which} in {a} and in {b} ({names})"
             remedy = f"if they are the same patients, {_REMEDY}; else all is well"
             found.append(Finding("warning", "leakage-guessed", dataset.root, problem, remedy))
     return found
@@ -132,8 +134,9 @@ def near_images(prints: Sequence[Print], but: Collection[Path]) -> list[Finding]
                 f"{left[i][0].name} and {right[j][0].name} ({bits} of 256 bits apart)"
                 for bits, i, j in nearest
             )
-            many = "1 pair" if count == 1 else f"{count} pairs"
-            problem = f"{many} of pictures in {a} and {b} are nearly the same: {shown}"
+            are = "is" if count == 1 else "are"
+            problem = f"{counted(count, 'pair')} of pictures in {a} and {b} {are} nearly the same"
+            problem += f": {shown}"
             path = right[nearest[0][2]][0].images[0]
             found.append(Finding("warning", "near-duplicate", path, problem, _REMEDY))
     return found

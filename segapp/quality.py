@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from segapp.finding import counted
 from segapp.metrics import mean_of_known, ratio
 from segapp.novelty import Novelty
 from segapp.scan import Assessment
@@ -138,7 +139,7 @@ def fit_quality(
 def distrust(quality: Quality) -> str:
     """Why no estimate of this model's Dice can be believed, "" where they can: it was judged by
     fewer than five cases, or its results were far worse than its probabilities made expect."""
-    many = f"{quality.cases} case{'' if quality.cases == 1 else 's'}"
+    many = counted(quality.cases, "case")
     said = f"this model was validated on {many}"
     if quality.dice is not None:
         said = f"this model reached a mean Dice of {quality.dice:.2f} in validation, on {many}"

@@ -73,7 +73,7 @@ def seen_text(seen: int, count: int, which: str = "this") -> str:
     """That so many of the cases measured are no new ones to a model, and what to do about it."""
     said = f"used to train or choose {which} model; its figures on them say little about new scans"
     if seen < count:
-        return f"{seen} of these {count} cases were {said}"
+        return f"{seen} of these {count} cases {'was' if seen == 1 else 'were'} {said}"
     who = f"all {count} cases were" if count > 1 else "the only case was"
     how = "by test in the split column of a cases.csv, or in a test/ folder"
     return f"{who} {said}: keep some patients apart ({how}), and train again"

@@ -257,7 +257,8 @@ def mixed_cases(facts: Sequence[CaseFacts]) -> list[Finding]:
     known = [(_pixel_mm(f), f.case.images[0]) for f in facts if f.spacing_mm]
     if known and len(known) < len(facts):
         path = next(f.case.images[0] for f in facts if not f.spacing_mm)
-        problem = f"{len(facts) - len(known)} of {len(facts)} images have no spacing"
+        count = len(facts) - len(known)
+        problem = f"{count} of {len(facts)} images {'has' if count == 1 else 'have'} no spacing"
         remedy = "use a format that holds it, e.g. NIfTI"
         found.append(Finding("warning", "spacing-mixed", path, problem, remedy))
     if known and max(known)[0] > _SPACING_FACTOR * min(known)[0]:

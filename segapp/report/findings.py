@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segapp.files import write_table, write_text
-from segapp.finding import Finding
+from segapp.finding import Finding, counted
 
 _COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
 _PER_KIND = 10
@@ -119,8 +119,3 @@ def _seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.{1 if seconds < 10 else 2}g} s"
     return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
-
-
-def counted(n: int, what: str) -> str:
-    """ "1 error", "2 errors"."""
-    return f"{n} {what}{'' if n == 1 else 's'}"

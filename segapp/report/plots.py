@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from segapp.figures import PER_CASE, CaseResult, Evaluation
+from segapp.finding import counted
 from segapp.report.page import ACCENT, INK, LINE, SECOND, SOFT, drawing, number, svg
 from segapp.report.pictures import score
 from segapp.scan import css
@@ -131,7 +132,8 @@ def estimates(done: Sequence[CaseResult]) -> Markup | None:
         axes.grid()
         figure.legend(loc="outside upper left", ncols=2)
         marked = int(points[:, 2].sum())
-        alt = f"Estimated against true Dice of {len(points)} cases, {marked} marked for review"
+        alt = f"Estimated against true Dice of {counted(len(points), 'case')}, "
+        alt += f"{marked} marked for review"
         return svg(figure, "estimates", alt)
 
 

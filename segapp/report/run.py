@@ -9,6 +9,7 @@ from typing import Any
 from segapp.card import model_card, structures
 from segapp.cases import Case
 from segapp.checkpoint import ModelInfo, current_versions
+from segapp.finding import counted
 from segapp.layout import SPLITS
 from segapp.plan import Plan
 from segapp.quality import distrust
@@ -110,7 +111,7 @@ def _common(plan: Plan, info: ModelInfo) -> dict[str, Any]:
 
 def _notices(figures: Mapping[str, Any], info: ModelInfo) -> list[str]:
     n = figures["val"].get("n", 0)
-    few = f"Validation has {n} case{'' if n == 1 else 's'}: its figures may be luck."
+    few = f"Validation has {counted(n, 'case')}: its figures may be luck."
     return [*([few] if n < 5 else []), *_doubt(info)]
 
 
@@ -123,7 +124,9 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, note)"""
     val, minutes = figures["val"], figures["seconds"] / 60
     every = val.get("every", 1)
-    on = f"validation, {val.get('n', 0)} cases" + (f", 1 in {every}" if every > 1 else "")
+    on = f"validation, {counted(val.get('n', 0), 'case')}" + (
+        f", 1 in {every}" if every > 1 else ""
+    )
     taken = f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     return [
         ("Mean IoU", number(val.get("miou")), on),

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageFont
 
 from segapp.errors import ScanError
-from segapp.finding import Finding
+from segapp.finding import Finding, counted
 from segapp.formats import read_labels, read_scan
 from segapp.layout import SPLITS, Case, Dataset
 from segapp.preprocess import scan_axis, thickest_axis, to_slices
@@ -28,7 +28,7 @@ from segapp.report.board import (
     fitted,
     headed_page,
 )
-from segapp.report.findings import counted, share_text
+from segapp.report.findings import share_text
 from segapp.report.overlay import (
     busiest_slice,
     display_window,

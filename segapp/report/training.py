@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from segapp.cases import Case
 from segapp.files import atomic_path
+from segapp.finding import counted
 from segapp.preprocess import SliceAxis
 from segapp.report.overlay import (
     busiest_slice,
@@ -52,7 +53,8 @@ def curves_for_page(rows: Sequence[dict[str, Any]], classes: Sequence[SegClass])
         figure = Figure(figsize=(9.2, 3.1), layout="constrained")
         _draw_curves(figure, rows, classes)
         last = rows[-1]["epoch"] if rows else 0
-        return svg(figure, "curves", f"Loss, validation IoU and learning rate over {last} epochs")
+        over = f"over {counted(last, 'epoch')}"
+        return svg(figure, "curves", f"Loss, validation IoU and learning rate {over}")
 
 
 def _draw_curves(figure: Any, rows: Sequence[dict[str, Any]], classes: Sequence[SegClass]) -> None:
