@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from segapp.augment import Augmentation
 from segapp.checkpoint import Architecture, Pruned, model_path, read_info, read_weights
 from segapp.contradictions import refuse_contradictions
 from segapp.data import Samples, SliceCache, make_batches, pass_length, scaled_patch
+from segapp.decide import steps_of_epoch
 from segapp.engines.torch import choose_device, choose_precision
 from segapp.errors import ConfigError
 from segapp.files import sha256
@@ -28,9 +28,6 @@ from segapp.together import ALONE, Together
 from segapp.weights import hold_zeros, load_encoder_weights, transfer
 
 log = logging.getLogger("segapp")
-
-_LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
-_MOST_STEPS = 250  # nnU-Net's; after longer ones a crash would cost too much, and models are few
 
 
 @dataclass(frozen=True)
@@ -145,9 +142,7 @@ def _resolve(plan: Plan, cache: SliceCache, device: torch.device) -> None:
         # On a CPU the step needs every core, and a sample costs less than a hundredth of it.
         s.data.workers = 0 if device.type == "cpu" else min(8, max(1, processors() - 1))
     if s.train.steps_per_epoch == "auto":
-        one_step = int(s.optim.batch_size) * s.optim.accumulate
-        steps = math.ceil(pass_length(cache.empty) / one_step)
-        s.train.steps_per_epoch = min(max(_LEAST_STEPS, steps), _MOST_STEPS)
+        s.train.steps_per_epoch = steps_of_epoch(pass_length(cache.empty), s)
     log.info(
         "training: %d slices, batches of %s, %s steps an epoch, %s on %s",
         *(len(cache), s.optim.batch_size, s.train.steps_per_epoch, s.train.precision, device),

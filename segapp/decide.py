@@ -24,6 +24,8 @@ from segapp.settings import WARM_UP, Settings
 from segapp.verdicts import judge_classes, nothing_counted, other_channels
 
 _BATCH_SIZE = 8
+_LEAST_STEPS = 40  # an epoch of fewer steps validates more than it trains
+_MOST_STEPS = 250  # nnU-Net's; after longer ones a crash would cost too much, and models are few
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,10 @@ def _choose_modality(
     if preprocessing.normalisation == "ct":
         return "CT", "values are as low as air in CT"
     return UNKNOWN, ""
+
+
+def steps_of_epoch(samples: int, settings: Settings) -> int:
+    """What train.steps_per_epoch=auto becomes. samples: in one pass over the training slices;
+    settings: with optim.batch_size decided."""
+    steps = -(-samples // (int(settings.optim.batch_size) * settings.optim.accumulate))
+    return min(max(_LEAST_STEPS, steps), _MOST_STEPS)

@@ -17,7 +17,7 @@ import numpy as np
 
 from segapp.cases import image_hash, list_cases, with_val_split
 from segapp.check import survey
-from segapp.decide import judge
+from segapp.decide import judge, steps_of_epoch
 from segapp.errors import ScanError
 from segapp.estimate import training_cost
 from segapp.evidence import explained, flipped, picture_hash
@@ -31,6 +31,7 @@ from segapp.leakage import (
     guessed_in_two_splits,
     names_alike,
     near_images,
+    patients_by_name,
     patients_from,
     same_images,
 )
@@ -41,7 +42,14 @@ from segapp.report.findings import facts_text, findings_text, report_of, write_r
 from segapp.report.sheet import write_sheet
 from segapp.scan import Scan, SegClass
 from segapp.settings import Settings
-from segapp.verdicts import empty_cases, few_patients, frequencies, mixed_cases
+from segapp.verdicts import (
+    empty_cases,
+    few_patients,
+    few_to_measure,
+    frequencies,
+    mixed_cases,
+    never_without,
+)
 
 _NO_TEST = (
     "no test split: figures will be of val, which training also chooses by; for figures on new "
@@ -139,12 +147,13 @@ def diagnose(root: Path, progress: Callable[[Iterable[Case]], Iterable[Case]] = 
     findings += names_alike(dataset)
     findings += near_images(prints, {f.path for f in same})
     findings += mixed_cases(facts)
-    findings += few_patients(dataset) if set_aside else []
+    findings += few_patients(dataset, set_aside)
     verdict = judge(dataset, facts, settings)
     findings += verdict.findings
     described = _describe(dataset, facts)
     if verdict.in_code:
         described["classes"] = frequencies(verdict.in_code, verdict.classes)
+        described["notes"] += never_without(verdict.in_code, verdict.classes)
     if verdict.decided:
         resolved, preprocessing, described["preprocessing"] = verdict.decided
         described["training"] = _cost(verdict.in_code, resolved, preprocessing)
@@ -184,17 +193,19 @@ def _cost(
     axis = preprocessing.slice_axis
     slices = [(int(np.prod(f.shape) / np.prod(f.slice_sizes[axis])), *size) for f, size in sizes]
     batch, patch = int(settings.optim.batch_size), int(settings.optim.patch)
-    return training_cost(slices, preprocessing.channels, batch, patch)
+    steps = steps_of_epoch(sum(count for count, _, _ in slices), settings)
+    return training_cost(slices, preprocessing.channels, batch, patch, steps)
 
 
 def _describe(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
     splits = Counter(c.split for c in dataset.cases)
-    notes = [*dataset.notes, *([] if splits["test"] else [_NO_TEST])]
+    notes = [*dataset.notes, *([] if splits["test"] else [_NO_TEST]), *few_to_measure(dataset)]
     described: dict[str, Any] = {
         "cases": {s: splits[s] for s in SPLITS},
         "patients": len({c.patient for c in dataset.cases}),
         "patients_declared": all(c.declared for c in dataset.cases),
         "patients_from": patients_from(dataset.cases),
+        "patients_by_name": len(patients_by_name(dataset)) or None,
         "notes": notes,
     }
     if not facts:

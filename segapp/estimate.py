@@ -18,20 +18,24 @@ _SIDE = 1024
 
 
 def training_cost(
-    slices: Sequence[tuple[int, int, int]], channels: int, batch: int, patch: int
+    slices: Sequence[tuple[int, int, int]], channels: int, batch: int, patch: int, steps: int
 ) -> dict[str, float]:
-    """Seconds for one pass over the slices on the CPU, peak memory and disk space in MB.
+    """Seconds for one pass over the slices on the CPU and for an epoch, peak memory and disk space
+    in MB.
 
-    slices: (number, rows, columns) of each training case, as the network sees them. An estimate,
-    good within a factor of two.
+    slices: (number, rows, columns) of each training case, as the network sees them; steps: of an
+    epoch. An estimate, good within a factor of two.
     """
     count = sum(n for n, _, _ in slices)
     pixels = sum(n * rows * columns for n, rows, columns in slices)
     speed = matmul_flops()
     per_pixel = _FLOP_PER_PIXEL_BF16 if has_bf16() else _FLOP_PER_PIXEL
+    seconds = (per_pixel * patch**2 + _FLOP_PER_IMAGE) / speed  # for one patch
     return {
         "slices": count,
-        "seconds_per_pass": count * (per_pixel * patch**2 + _FLOP_PER_IMAGE) / speed,
+        "seconds_per_pass": count * seconds,
+        "steps_per_epoch": steps,
+        "seconds_per_epoch": steps * batch * seconds,
         "memory_mb": _MB_BASE + _MB_PER_PIXEL * batch * patch**2,
         "disk_mb": _MB_RUN + pixels * (2 * channels + 1) / 1e6,  # float16 images, uint8 masks
         "gflops": speed / 1e9,

@@ -11,6 +11,7 @@ import numpy as np
 
 from segapp.cases import Case, Dataset
 from segapp.errors import ConfigError, ScanError
+from segapp.finding import counted
 from segapp.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -199,7 +200,7 @@ def fit_preprocessing(
     rgb = channels == 3 and channel_files == 1 and all(f.dtype == "uint8" for f in facts)
     if kind == "auto":
         kind = "ct" if minimum < _AIR_HU else "imagenet" if rgb else "zscore"
-        why = f"median minimum {minimum:g}, {channels} channel(s) of {facts[0].dtype}"
+        why = f"median minimum {minimum:g}, {counted(channels, 'channel')} of {facts[0].dtype}"
         reasons.append(f"normalisation: {kind} ({why})")
     over = "slice" if all(f.shape[2] == 1 for f in facts) else "scan"
     context = settings.data.context_slices

@@ -10,8 +10,8 @@ import numpy as np
 from segapp import metrics
 from segapp.calibration import BINS, calibration_error, judged_pixels, reliability, tempered
 from segapp.cases import Case
-from segapp.finding import counted
 from segapp.figures import CaseResult, Evaluation, number
+from segapp.finding import counted
 from segapp.quality import Quality
 
 _LEAST_CASES = 5  # for a rank correlation

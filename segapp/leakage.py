@@ -72,21 +72,29 @@ def patients_from(cases: Sequence[Case]) -> str:
     return "one_a_case" if open_ones else "declared"
 
 
-def names_alike(dataset: Dataset) -> list[Finding]:
-    """The warning that images which each count as a patient of their own look by their names like
-    those of fewer: "012_a" and "012_b". What "_a" means only their owner knows (in "001_01" the
-    number may be a site's), so no rule takes it for granted."""
+def patients_by_name(dataset: Dataset) -> list[list[str]]:
+    """The patients that images which each count as one of their own look by their names like, each
+    with its names: "012_a" and "012_b". [] where these are not clearly fewer."""
     alone = [c for c in dataset.cases if not c.declared and c.name.endswith(c.patient)]
     groups: dict[str, list[str]] = {}
     for case in alone:
         prefix = re.split(r"[_-][^_-]*$", case.patient)[0]
         key = prefix if any(map(str.isdigit, prefix)) else case.patient
         groups.setdefault(key, []).append(case.patient)
-    if not 2 <= len(groups) <= _CLEARLY_FEWER * len(alone):
+    is_clear = 2 <= len(groups) <= _CLEARLY_FEWER * len(alone)
+    return list(groups.values()) if is_clear else []
+
+
+def names_alike(dataset: Dataset) -> list[Finding]:
+    """The warning that there may be fewer patients, see `patients_by_name`. What "_a" means only
+    the images' owner knows (in "001_01" the number may be a site's), so no rule takes it for
+    granted."""
+    groups = patients_by_name(dataset)
+    if not groups:
         return []
-    first = max(groups.values(), key=len)[:2]
+    first = max(groups, key=len)[:2]
     problem = f"the names look like {len(groups)} patients ({', '.join(first)}, …), but each image "
-    problem += f"counts as a patient of its own, {len(alone)} in all"
+    problem += f"counts as a patient of its own, {sum(map(len, groups))} in all"
     remedy = "if they are fewer, write a cases.csv (image,mask,patient,split), or figures on val "
     remedy += "and test will be too good"
     return [Finding("warning", "patients-alike", dataset.root, problem, remedy)]

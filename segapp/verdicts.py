@@ -18,12 +18,14 @@ from segapp.cases import (
     place_of_names,
 )
 from segapp.errors import ScanError
-from segapp.finding import Finding, finding_of, sinking
+from segapp.finding import Finding, counted, finding_of, sinking
 from segapp.fingerprint import CaseFacts
+from segapp.intervals import LEAST_PATIENTS
 from segapp.layout import Dataset
+from segapp.quality import LEAST_CASES
 from segapp.scan import SegClass
 
-_FEW_PATIENTS = 5
+_NAMED = 4  # classes in a note
 _RARE_SHARE, _RARE_CASES = 1e-4, 3
 _MANY_VALUES = 32
 _SPACING_FACTOR = 1.5
@@ -218,7 +220,7 @@ def other_channels(facts: Sequence[CaseFacts], channels: int, channel_files: int
         sinking(
             "channels-differ",
             f.case.images[0],
-            f"has {f.channels} channel(s), most training images {channels}",
+            f"has {counted(f.channels, 'channel')}, most training images {channels}",
             "bring all images to the same channels",
         )
         for f in facts
@@ -274,11 +276,43 @@ def _pixel_mm(f: CaseFacts) -> float:
     return float(np.sqrt(mm[1] * mm[2])) if mm else 0.0
 
 
-def few_patients(dataset: Dataset) -> list[Finding]:
-    """The finding that too few are left to set a val split aside, if that is so."""
+def few_patients(dataset: Dataset, set_aside: bool) -> list[Finding]:
+    """The finding that val is too small for its figures, or for the model to judge results by, if
+    that is so. set_aside: training has drawn it itself."""
     patients = {c.patient for c in dataset.cases if c.split in ("train", "val")}
-    if not 2 <= len(patients) < _FEW_PATIENTS:
+    count = len(dataset.split("val"))
+    if set_aside and 2 <= len(patients) < LEAST_PATIENTS:
+        problem = f"no val split, and {len(patients)} patients to set one aside from"
+        remedy = "its figures will say little; add cases"
+    elif 0 < count < LEAST_CASES:
+        problem = f"val holds {counted(count, 'case')}; with fewer than {LEAST_CASES} a model does "
+        problem += "not judge its results, and marks every one for review"
+        remedy = "add patients, or train with train.folds=5, where all cases count"
+    else:
         return []
-    problem = f"no val split, and {len(patients)} patients to set one aside from"
-    remedy = "its figures will say little; add cases"
     return [Finding("warning", "few-patients", dataset.root, problem, remedy)]
+
+
+def few_to_measure(dataset: Dataset) -> list[str]:
+    """The note that what `segapp evaluate` will measure has too few patients for intervals, if that
+    is so."""
+    split = "test" if dataset.split("test") else "val"
+    patients = len({c.patient for c in dataset.split(split)})
+    if not 0 < patients < LEAST_PATIENTS:
+        return []
+    said = f"{split} holds {counted(patients, 'patient')}: evaluate gives no intervals for fewer "
+    said += f"than {LEAST_PATIENTS}; add some to it (a cases.csv has a split column), or quote a "
+    return [said + "cross-validation (train.folds=5), which measures all patients of train and val"]
+
+
+def never_without(facts: Sequence[CaseFacts], classes: Sequence[SegClass]) -> list[str]:
+    """The note that no training image lacks some of the classes, if that is so. Of volumes nothing
+    is said: they have slices without."""
+    training = [f for f in facts if f.case.split == "train"]
+    always = [c.name for c in classes[1:] if all(c.value in f.mask_counts for f in training)]
+    if not always or len(training) < 2 or any(1 not in f.shape for f in training):
+        return []
+    names = ", ".join(always[:_NAMED]) + (", …" if len(always) > _NAMED else "")
+    which = "it" if len(always) == 1 else "one of them"
+    said = f"every training image holds {names}: results on images without {which} can't be "
+    return [said + "vouched for; if such images will come, add some to the data"]

@@ -22,7 +22,8 @@ from PIL import Image
 from segapp.doctor import diagnose, report_on
 from segapp.errors import DataError, OutputError
 from segapp.finding import Finding
-from segapp.layout import Dataset
+from segapp.formats import read_labels
+from segapp.layout import Dataset, list_cases
 from segapp.plan import make_plan
 from segapp.report.board import headed_page
 from segapp.report.findings import facts_text
@@ -81,7 +82,9 @@ def test_the_brain_data_are_clean() -> None:
     diagnosis = diagnose(BRAIN)
     assert diagnosis.findings == ()
     facts = diagnosis.facts
-    assert facts["notes"] == []
+    few, always = facts["notes"]
+    assert few.startswith("test holds 3 patients: evaluate gives no intervals for fewer than 5")
+    assert always.startswith("every training image holds csf, grey_matter, white_matter: ")
     assert facts["cases"] == {"train": 70, "val": 14, "test": 24}
     assert (facts["patients"], facts["patients_declared"]) == (13, True)
     assert [c["cases"] for c in facts["classes"]] == [108] * 4
@@ -95,7 +98,10 @@ def test_the_brain_data_are_clean() -> None:
     cost = facts["training"]
     assert cost["slices"] == 70
     assert cost["disk_mb"] == pytest.approx(150 + 70 * 197 * 233 * 3 / 1e6)
-    assert cost["seconds_per_pass"] == pytest.approx(70 * (160**2 * 0.72e6 + 0.3e9) / 1e11)
+    patch = (160**2 * 0.72e6 + 0.3e9) / 1e11
+    assert cost["seconds_per_pass"] == pytest.approx(70 * patch)
+    assert cost["seconds_per_epoch"] == pytest.approx(40 * 8 * patch)
+    assert any("; an epoch (40 steps) takes about 60 s on" in line for line in facts_text(facts))
 
 
 def plant_faults(root: Path) -> set[tuple[str, str]]:
@@ -223,7 +229,7 @@ def declare(names: str) -> Callable[[Path], object]:
 def test_one_fault_is_one_finding(
     tmp_path: Path, plant: Callable[[Path], object], level: str, kind: str, path: str
 ) -> None:
-    root = write_png_dataset(tmp_path / "data", 12)
+    root = write_png_dataset(tmp_path / "data", 25)
     assert diagnose(root).findings == ()
     plant(root)
     findings = [f for f in diagnose(root).findings if f.level == level]
@@ -239,20 +245,20 @@ def test_one_fault_is_one_finding(
 def test_files_that_may_not_be_read_are_named_and_the_others_checked(
     tmp_path: Path, forbid: Callable[..., None]
 ) -> None:
-    root = write_png_dataset(tmp_path / "data", 12)
+    root = write_png_dataset(tmp_path / "data", 25)
     forbid(root / "images" / "case2.png", root / "masks" / "case4.png")
     result = diagnose(root)
     assert {(f.path.relative_to(root).as_posix(), f.message) for f in result.findings} == {
         (name, "can't be read (Permission denied)")
         for name in ("images/case2.png", "masks/case4.png")
     }
-    assert result.facts["sizes"] == {"64×48": 10}
+    assert result.facts["sizes"] == {"64×48": 23}
 
 
 def test_a_file_that_is_gone_before_its_checksum_is_taken_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = write_png_dataset(tmp_path / "data", 12)
+    root = write_png_dataset(tmp_path / "data", 25)
 
     def gone(path: Path) -> str:
         if path.name == "case3.png":
@@ -269,7 +275,7 @@ def test_a_file_that_is_gone_before_its_checksum_is_taken_is_named(
 def test_a_series_folder_that_can_not_be_listed_is_one_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = write_png_dataset(tmp_path / "data", 12)
+    root = write_png_dataset(tmp_path / "data", 25)
     (root / "images" / "series").mkdir()
     pairs = [(f"images/case{n}.png", f"masks/case{n}.png") for n in range(12)]
     lines = [f"{image},{mask}\n" for image, mask in [*pairs, ("images/series", pairs[0][1])]]
@@ -311,7 +317,7 @@ def test_masks_of_grey_levels_are_doubted(tmp_path: Path) -> None:
 
 
 def test_masks_of_0_and_255_are_fine(tmp_path: Path) -> None:
-    assert diagnose(write_png_dataset(tmp_path, values=(0, 255, 255))).findings == ()
+    assert diagnose(write_png_dataset(tmp_path, 25, values=(0, 255, 255))).findings == ()
 
 
 def write_splits(root: Path, **cases: int) -> Path:
@@ -326,7 +332,7 @@ def write_splits(root: Path, **cases: int) -> Path:
 
 
 def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2, test=2)
+    root = write_splits(tmp_path, train=6, val=5, test=2)
     assert diagnose(root).findings == ()
     for part in ("images", "masks"):
         shutil.copy(root / "train" / part / "train3.png", root / "test" / part / "test1.png")
@@ -335,7 +341,7 @@ def test_the_same_image_in_two_splits(tmp_path: Path) -> None:
 
 
 def test_a_copied_case_of_one_patient_is_one_error(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2, test=2)
+    root = write_splits(tmp_path, train=6, val=5, test=2)
     lines = [
         f"{image},{image.replace('images', 'masks')},{Path(image).stem},{image.split('/')[0]}"
         for path in sorted(root.rglob("images/*.png"))
@@ -356,7 +362,7 @@ def test_a_copied_case_of_one_patient_is_one_error(tmp_path: Path) -> None:
 
 
 def test_the_same_picture_saved_again(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2)
+    root = write_splits(tmp_path, train=6, val=5)
     for path in root.rglob("images/*.png"):  # smooth pictures, which JPEG changes little
         edit(path, lambda i: cv2.GaussianBlur(cv2.equalizeHist(i), (0, 0), 3))
     assert found(root, "warning") == set()
@@ -368,7 +374,7 @@ def test_the_same_picture_saved_again(tmp_path: Path) -> None:
 
 
 def test_black_slices_are_no_duplicates(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2)
+    root = write_splits(tmp_path, train=6, val=5)
     for path in ("train/images/train0.png", "val/images/val0.png"):
         edit(root / path, lambda i: i * 0)
         edit(root / path.replace("images", "masks"), lambda m: m * 0)
@@ -380,7 +386,7 @@ def test_black_slices_are_no_duplicates(tmp_path: Path) -> None:
 def test_a_declared_patient_in_two_splits_is_an_error_a_guessed_one_a_warning(
     tmp_path: Path,
 ) -> None:
-    root = write_splits(tmp_path, train=6, val=2)
+    root = write_splits(tmp_path, train=6, val=5)
     for part in ("images", "masks"):
         for n in (0, 1):
             name = root / "train" / part
@@ -407,6 +413,29 @@ def test_one_warning_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert said == [f"{tmp_path.name}: 0 cases, 0 errors, 1 warning"]
 
 
+def test_the_sheet_says_which_cases_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    page = "segapp.report.sheet.headed_page"
+    monkeypatch.setattr(page, lambda *args: (said.append(args[2]), headed_page(*args))[1])
+    drawn: list[str] = []
+    read = "segapp.report.sheet.read_labels"
+    monkeypatch.setattr(read, lambda path: (drawn.append(path.stem), read_labels(path))[1])
+    dataset = list_cases(write_splits(tmp_path / "d", train=24, val=2))
+    odd = Finding("warning", "x", dataset.cases[-1].mask, "odd")
+    for findings in ([], [odd]):
+        write_sheet(dataset, findings, (), (), tmp_path / "sheet.png")
+    assert said == [
+        "d: 24 of 26 cases (evenly spread over each split), 0 errors, 0 warnings",
+        "d: 24 of 26 cases (those with findings first, then evenly spread over each split), "
+        "0 errors, 1 warning",
+    ]
+    assert len(drawn) == 48
+    assert drawn[0] == "train0"
+    assert drawn[21:25] == ["train23", "val0", "val1", "val1"]
+
+
 @pytest.mark.parametrize(
     ("names", "patients", "like"),
     [
@@ -429,6 +458,7 @@ def test_names_that_look_like_fewer_patients(tmp_path, names, patients, like) ->
     assert len(told) == bool(like)
     assert all(f"look like {like}" in text for text in told)
     origin = "guessed from names" if patients == 2 else "each image counted as a patient of its own"
+    origin += f", but the names look like {like[0]}: see patients-alike below" if like else ""
     assert f"patients:     {patients}, {origin}" in facts_text(result.facts)
     assert any(note.startswith("no test split: ") for note in result.facts["notes"])
     settings = Settings(data={"root": tmp_path}, train={"out": tmp_path / "run"})
@@ -471,7 +501,7 @@ def test_a_dicom_patient_in_two_splits_is_found_and_not_named(tmp_path: Path) ->
 
 
 def test_spacings_that_differ_widely(tmp_path: Path) -> None:
-    for n in range(8):
+    for n in range(25):
         image, mask = draw_case(n)
         mm = 0.4 if n == 5 else 1
         for part, array in (("images", image), ("masks", mask)):
@@ -497,6 +527,39 @@ def test_channels_that_do_not_go_together(tmp_path: Path) -> None:
     assert ("channel-missing", "imagesTr/5_0000.png") in found(tmp_path)
 
 
+@pytest.mark.parametrize(("val", "told"), [(4, True), (5, False)])
+def test_too_small_a_val_split_for_the_model_to_judge_by(
+    tmp_path: Path, val: int, told: bool
+) -> None:
+    root = write_splits(tmp_path, train=6, val=val, test=5)
+    assert (found(root, "warning") == {("few-patients", ".")}) == told
+    assert not any("intervals" in note for note in diagnose(root).facts["notes"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"val": 5, "test": 1}, "test holds 1 patient: evaluate gives no intervals for fewer than"),
+        ({"val": 5, "test": 4}, "test holds 4 patients: "),
+        ({"val": 4}, "val holds 4 patients: "),
+    ],
+)
+def test_too_few_patients_for_intervals(tmp_path: Path, splits: dict[str, int], said: str) -> None:
+    notes = diagnose(write_splits(tmp_path, train=6, **splits)).facts["notes"]
+    assert [note.startswith(said) for note in notes if "intervals" in note] == [True]
+
+
+def test_what_every_training_image_holds(tmp_path: Path) -> None:
+    root = write_splits(tmp_path, train=6, val=5, test=5)
+    (note,) = diagnose(root).facts["notes"]
+    assert note.startswith("every training image holds class_1, class_2: results on images without")
+    edit(root / "train/masks/train2.png", lambda m: m * (m == 2))
+    (note,) = diagnose(root).facts["notes"]
+    assert note.startswith("every training image holds class_2: results on images without it")
+    edit(root / "train/masks/train3.png", lambda m: m * (m == 1))
+    assert diagnose(root).facts["notes"] == []
+
+
 @pytest.mark.parametrize(
     ("count", "level", "kind"),
     [(1, "error", "val-split"), (3, "warning", "few-patients")],
@@ -506,7 +569,7 @@ def test_too_few_patients(tmp_path: Path, count: int, level: str, kind: str) -> 
 
 
 def test_no_foreground_at_all(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2)
+    root = write_splits(tmp_path, train=6, val=5)
     for path in root.rglob("train/masks/*.png"):
         edit(path, lambda m: m * 0)
     assert found(root) == {("class-missing", ".")}
@@ -518,7 +581,7 @@ def test_nothing_to_train_on(tmp_path: Path, splits: dict[str, int]) -> None:
 
 
 def test_training_images_that_can_not_be_read_are_all_there_is_to_say(tmp_path: Path) -> None:
-    root = write_splits(tmp_path, train=6, val=2)
+    root = write_splits(tmp_path, train=6, val=5)
     for path in root.glob("train/images/*"):
         path.write_bytes(path.read_bytes()[:40])
     assert {kind for kind, _ in found(root)} == {"unreadable"}
@@ -536,12 +599,12 @@ def test_a_wrong_word_for_a_split_has_no_consequences(tmp_path: Path) -> None:
 
 
 def test_some_masks_flipped_and_no_majority(tmp_path: Path) -> None:
-    root = write_png_dataset(tmp_path, 12)
-    for n in range(0, 12, 3):
+    root = write_png_dataset(tmp_path, 25)
+    for n in range(0, 24, 3):
         edit(root / f"masks/case{n}.png", lambda m: m[::-1])
     (finding,) = diagnose(root).findings
     assert (finding.level, finding.kind, finding.path) == ("warning", "flipped-mask", root)
-    assert finding.message.startswith("4 of 12 masks fit their images better when flipped (4 top")
+    assert finding.message.startswith("8 of 25 masks fit their images better when flipped (8 top")
     assert "case0.png), the others do not" in finding.message
 
 

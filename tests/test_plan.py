@@ -205,7 +205,7 @@ def test_other_channels_are_found_in_every_split(tmp_path: Path, name: str) -> N
     write_nnunet(tmp_path, {name: 1})
     for seed in range(3):  # in train or in val
         path = tmp_path / f"images{name}.nii.gz"
-        assert refused(tmp_path, f"train.seed={seed}").startswith(f"{path}: has 1 channel(s)")
+        assert refused(tmp_path, f"train.seed={seed}").startswith(f"{path}: has 1 channel,")
 
 
 def test_grey_among_rgb_is_no_error(png_dataset: Path) -> None:

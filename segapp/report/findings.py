@@ -14,7 +14,7 @@ from segapp.finding import Finding, counted
 
 _COLUMNS = ["level", "kind", "path", "message", "remedy", "sinks"]
 _PER_KIND = 10
-_ORIGINS = {  # see `patients_from`
+ORIGINS = {  # see `patients_from`
     "declared": "as declared",
     "guessed": "guessed from names",
     "one_a_case": "each image counted as a patient of its own",
@@ -68,7 +68,10 @@ def facts_text(facts: dict[str, Any]) -> Iterator[str]:
 def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     cases = facts["cases"]
     yield "cases", [", ".join(f"{n} {split}" for split, n in cases.items())]
-    yield "patients", [f"{facts['patients']}, {_ORIGINS[facts['patients_from']]}"]
+    said = f"{facts['patients']}, {ORIGINS[facts['patients_from']]}"
+    if fewer := facts["patients_by_name"]:  # beside what it calls in question
+        said += f", but the names look like {fewer}: see patients-alike below"
+    yield "patients", [said]
     if facts["notes"]:
         yield "notes", facts["notes"]
     if "sizes" not in facts:
@@ -85,7 +88,8 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     said += (
         f"{i['percentile_99.5']:.4g}, {i['zero_share']:.0%} zeros; {commonest(facts['dtypes'])}, "
     )
-    yield "intensities", [f"{said}{commonest(facts['channels'])} channel(s)"]
+    channels = commonest(facts["channels"])
+    yield "intensities", [f"{said}{channels} channel{'' if channels == '1' else 's'}"]
     if classes := facts.get("classes"):
         names = [f"{c['value']} {c['name']}" for c in classes]
         width = max(map(len, names))
@@ -96,8 +100,9 @@ def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if "preprocessing" in facts:
         yield "preparation", facts["preprocessing"]
     if cost := facts.get("training"):
-        said = f"{cost['slices']} slices; about {_seconds(cost['seconds_per_pass'])} for one pass "
-        said += f"over them on this CPU, {cost['memory_mb'] / 1000:.1f} GB of memory, "
+        said = f"{counted(cost['slices'], 'slice')}; an epoch ({cost['steps_per_epoch']} steps) "
+        said += f"takes about {_seconds(cost['seconds_per_epoch'])} on this CPU, "
+        said += f"{cost['memory_mb'] / 1000:.1f} GB of memory, "
         said += f"{cost['disk_mb'] / 1000:.1f} GB of disk"
         yield "training", [said, "(the default network; estimated within a factor of two)"]
 

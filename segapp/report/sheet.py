@@ -37,6 +37,7 @@ from segapp.report.overlay import (
     save_png,
 )
 from segapp.scan import Scan, SegClass
+from segapp.selection import spread_over
 
 _MOST, _WITH_PROBLEMS, _COLUMNS = 24, 18, 6
 _CAPTION = 40
@@ -74,7 +75,7 @@ def write_sheet(
     width = 2 * MARGIN + _COLUMNS * (SIDE + GAP) - GAP
     height = HEADER + 2 * MARGIN + rows * (SIDE + _CAPTION + GAP) - GAP
     counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
-    heading = f"{dataset.root.name}: {counted(len(dataset.cases), 'case')}"
+    heading = f"{dataset.root.name}: {_shown_of(dataset, tiles)}"
     heading += f", {counted(counts[0], 'error')}, {counted(counts[1], 'warning')}"
     entries = [
         (c.name if share is None else f"{c.name} {share_text(share)}", c.colour)
@@ -101,6 +102,16 @@ def write_sheet(
     save_png(np.asarray(sheet), path)
 
 
+def _shown_of(dataset: Dataset, tiles: Sequence[_Tile]) -> str:
+    """How many cases there are; where not all are shown also which."""
+    count = counted(len(dataset.cases), "case")
+    shown = len({t.name for t in tiles} & {c.name for c in dataset.cases})
+    if shown == len(dataset.cases):
+        return count
+    first = "those with findings first, then " if any(t.level for t in tiles) else ""
+    return f"{shown} of {count} ({first}evenly spread over each split)"
+
+
 def _choose(dataset: Dataset, findings: Iterable[Finding]) -> list[_Tile]:
     """Files that findings name, of each kind in turn, then cases of each split in turn."""
     owner = {path: c for c in dataset.cases for path in (*c.images, c.mask)}
@@ -121,9 +132,8 @@ def _choose(dataset: Dataset, findings: Iterable[Finding]) -> list[_Tile]:
         kinds.setdefault(kind, []).append(tile)
     tiles = _in_turn(list(kinds.values()), _WITH_PROBLEMS)
     sound = [[c for c in dataset.split(s) if c not in told] for s in SPLITS]
-    room = _MOST - len(tiles)
-    spread = [c[:: -(-len(c) // room)] for c in sound if c]
-    cases = sorted(_in_turn(spread, room), key=lambda c: SPLITS.index(c.split))
+    shares = _in_turn([[n] * len(of) for n, of in enumerate(sound)], _MOST - len(tiles))
+    cases = [c for n, of in enumerate(sound) for c in spread_over(of, shares.count(n))]
     return tiles + [_Tile(c.images, c.mask, c.split, c.name, "") for c in cases]
 
 
