@@ -50,7 +50,8 @@ class Architecture(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """Which data the model saw: file hashes by split, so that evaluation can tell what is new.
+    """Which data the model saw: file hashes by split, so that evaluation can tell what is new, and
+    how many patients.
 
     No file names: they may name patients, and the model file travels.
     """
@@ -59,6 +60,7 @@ class DataRecord(BaseModel):
     images: dict[str, list[str]] = Field(default_factory=dict)  # split → SHA-256 of each case
     masks: dict[str, list[str]] = Field(default_factory=dict)
     earlier: list[str] = Field(default_factory=list)  # of the model it went on from, and so on
+    patients: dict[str, int] = Field(default_factory=dict)  # split → number; {}: not recorded
 
 
 def record_of(dataset: Dataset, earlier: list[str]) -> DataRecord:
@@ -67,6 +69,8 @@ def record_of(dataset: Dataset, earlier: list[str]) -> DataRecord:
     for case in dataset.cases:
         record.images.setdefault(case.split, []).append(image_hash(case))
         record.masks.setdefault(case.split, []).append(file_hash(case.mask))
+    for split in record.images:
+        record.patients[split] = len({c.patient for c in dataset.split(split)})
     return record
 
 

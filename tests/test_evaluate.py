@@ -189,7 +189,11 @@ def model(monkeypatch, tmp_path):
         settings={},
         metrics={},
         starting_weights="none",
-        data=DataRecord(root="x", images={"train": [sha256(seen)], "test": ["0"]}),
+        data=DataRecord(
+            root="x",
+            images={"train": [sha256(seen)], "test": ["0"]},
+            patients={"train": 13},
+        ),
     )
     monkeypatch.setattr(evaluate.Predictor, "load", lambda model, device: predictor)
     return Path("model.safetensors")
@@ -213,6 +217,8 @@ def test_a_page_shows_the_cases_and_the_command(two_cases, tmp_path, model):
     assert "segapp evaluate model &#39;a &lt;b&gt;&#39; --out out" in page
     assert page.count('class="panels"') == 2
     assert '<th scope="row">size in voxels</th><td>4 × 1</td>' in page
+    patients = "<td>2, each image counted as a patient of its own</td><td>13</td>"
+    assert f'<th scope="row">patients</th>{patients}' in page
     assert before == sorted(p.name for p in two_cases.rglob("*"))
 
 
@@ -220,7 +226,7 @@ def test_cases_seen_in_training_are_counted(two_cases, tmp_path, model, caplog):
     add_case(two_cases, "renamed", [[0, 200]], [[0, 255]])
     found = evaluate_model(model, two_cases, None, tmp_path / "out")
     assert found["n_seen_in_training"] == 1
-    assert "1 of these 3 cases were used to train" in caplog.text
+    assert "1 of these 3 cases was used to train" in caplog.text
 
 
 def test_twins_of_training_images_are_not_new(two_cases, tmp_path, model, caplog):

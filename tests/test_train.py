@@ -97,6 +97,7 @@ def test_a_run_leaves_what_the_contract_names(png_dataset: Path, tmp_path: Path)
     assert info.training is not None
     assert info.training.dtypes == ("uint8",)
     assert {s: len(cases) for s, cases in info.data.images.items()} == {"train": 5, "val": 1}
+    assert info.data.patients == {"train": 5, "val": 1}
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["steps"] == 6
     chosen = rows[figures["best_epoch"] - 1]
@@ -336,7 +337,8 @@ def test_png_slices_and_the_volumes_they_came_from_both_train(tmp_path: Path) ->
             nib.save(nib.Nifti1Image(np.stack(slices, 2), affine), nifti / part / f"p{n}.nii.gz")
     from_png = run(png, tmp_path / "run_png")
     from_nifti = run(nifti, tmp_path / "run_nifti")
-    assert len(read_info(from_png).data.images["val"]) == 2, "both slices of one patient"
+    data = read_info(from_png).data
+    assert (len(data.images["val"]), data.patients["val"]) == (2, 1), "both slices of one patient"
     for model in (from_png, from_nifti):
         assert read_info(model).preprocessing.slice_axis == "axial"
         result = evaluate_model(model, nifti, "all", tmp_path / f"{model.name}_evaluation")

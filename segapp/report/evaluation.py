@@ -16,6 +16,7 @@ from segapp.checkpoint import ModelInfo, current_versions
 from segapp.figures import PER_CASE, CaseResult, Evaluation
 from segapp.quality import scaling_text
 from segapp.report import plots
+from segapp.report.findings import ORIGINS
 from segapp.report.page import number, p_value, signed, write_page
 from segapp.report.pictures import (
     INVENTED,
@@ -81,6 +82,7 @@ def write_report(
         notices=_notices(result),
         tiles=_tiles(result),
         sentence=_sentence(result),
+        origin=ORIGINS[result["patients"]],
         classes=_class_rows(evaluation, result),
         spread=plots.spread_of_cases(evaluation),
         groups=_groups(evaluation, material.pictures),
