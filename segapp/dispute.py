@@ -12,6 +12,7 @@ from segapp import metrics
 from segapp.finding import counted
 from segapp.scan import SegClass
 
+NO_DIFFERENCE = "no difference"
 _SQUARE = np.ones((1, 3, 3), bool)  # within a slice: slices may be thick
 _GAIN = 0.1  # of Dice, that a shift or a swap must bring to be named
 _ENCLOSED = 0.8  # of a piece's neighbours, that are foreground around a hole
@@ -25,7 +26,7 @@ def reason(
     around: tuple[slice, slice, slice],
     look_for_shift: bool = False,
 ) -> str:
-    """What is different, in words; "no difference" where there is none.
+    """What is different, in words; NO_DIFFERENCE where there is none.
 
     truth, labels: (K, H, W) class indices of the mask and of the model's result; the mask's ignored
     voxels count nowhere. around: the most suspect place, which is spoken of first. look_for_shift:
@@ -34,7 +35,7 @@ def reason(
     matrix = metrics.confusion(truth, labels, len(classes))
     disputed = int(matrix.sum() - np.trace(matrix))
     if not disputed:
-        return "no difference"
+        return NO_DIFFERENCE
     changes = [_swap(matrix, classes)]
     changes += [_shift(truth, labels, matrix)] if look_for_shift else []
     gain, change = max(changes)

@@ -18,12 +18,13 @@ import numpy as np
 
 from segapp.cases import Case, list_cases
 from segapp.checkpoint import MODEL_NAME, ModelInfo, read_info
-from segapp.dispute import reason
+from segapp.dispute import NO_DIFFERENCE, reason
 from segapp.doctor import report_on
 from segapp.errors import DataError
 from segapp.evaluate import evaluate_cases
 from segapp.figures import number
 from segapp.files import require_writable, write_table
+from segapp.finding import counted
 from segapp.layout import Dataset
 from segapp.predict import Predictor
 from segapp.progress import track
@@ -37,9 +38,9 @@ log = logging.getLogger("segapp")
 
 _ON_SCREEN = 10
 _SEEN = (
-    "%d of %d masks were used to train their judge, which agrees too readily with what it learned: "
-    "they are ranked apart, after the others. A model trained with train.folds=5 judges each mask "
-    "by a fold that did not learn from it"
+    "the model that judges %d of %s was trained on them, and agrees too readily with what it "
+    "learned: they are ranked apart, after the others. A model trained with train.folds=5 judges "
+    "each mask by a fold that did not learn from it"
 )
 _COLUMNS = ["rank", "case", "mask", "score", "dice", "expected_dice", "seen", "reason", "model"]
 OnSlab = Callable[[Case, np.ndarray, np.ndarray], None]
@@ -133,11 +134,12 @@ def judge_cases(
 def review(
     dataset: Dataset, judges: Sequence[Judge], out: Path, device: str = "auto"
 ) -> dict[str, Any]:
-    """Rank a data set's masks; write out/suspects.csv and out/suspects.png.
+    """Rank a data set's masks; write out/suspects.csv and, of those that differ from the model's
+    results, out/suspects.png, which is removed where none does.
 
     Returns what --json holds: counts, and a row for each mask, as in the table. A case that can't
-    be judged comes last, with its reason. Raises DataError where the masks are of other classes
-    than the model's, ModelFileError, ConfigError, OutputError.
+    be judged comes last, with its reason. sheet: None where there is no picture. Raises DataError
+    where the masks are of other classes than the model's, ModelFileError, ConfigError, OutputError.
     """
     require_writable(out)
     suspects = assign(dataset.cases, judges, hashes_of(dataset.cases))
@@ -151,7 +153,8 @@ def review(
     def look(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
         suspect = of_case[case.name]
         of_kind = worst[suspect.seen]
-        of_kind.append(suspect)
+        if _differs(suspect):
+            of_kind.append(suspect)
         of_kind.sort(key=_badness)
         for dropped in of_kind[MOST:]:
             dropped.pair = None
@@ -160,18 +163,26 @@ def review(
 
     judge_cases(suspects, add, look, device)
     _require_fitting(dataset.root, suspects)
-    ranked = sorted((s for s in suspects if not s.error), key=lambda s: (s.seen, _badness(s)))
+    done = [s for s in suspects if not s.error]
+    ranked = sorted(done, key=lambda s: (s.seen, not _differs(s), _badness(s)))
     failed = [s for s in suspects if s.error]
     rows = [_row(n, s) for n, s in enumerate(ranked, 1)] + [_row(None, s) for s in failed]
     write_table(out / "suspects.csv", _COLUMNS, rows)
     sheet = out / "suspects.png"
-    heading = f"{dataset.root.name}: the most suspect of {len(ranked)} masks"
-    write_pairs(heading, _shown(ranked), judges[0].info.classes, sheet)
+    sheet.unlink(missing_ok=True)  # an older one would belie the table
+    if shown := _shown(ranked):
+        heading = f"{dataset.root.name}: the most suspect of {counted(len(ranked), 'mask')}"
+        write_pairs(heading, shown, judges[0].info.classes, sheet)
     n_seen = sum(s.seen for s in ranked)
     if n_seen:
-        log.warning(_SEEN, n_seen, len(ranked))
+        log.warning(_SEEN, n_seen, counted(len(ranked), "mask"))
     counts = {"n": len(ranked), "n_seen": n_seen, "n_failed": len(failed)}
-    return {**counts, "csv": str(out / "suspects.csv"), "sheet": str(sheet), "masks": rows}
+    files = {"csv": str(out / "suspects.csv"), "sheet": str(sheet) if shown else None}
+    return {**counts, **files, "masks": rows}
+
+
+def _differs(suspect: Suspect) -> bool:
+    return bool(suspect.tally and suspect.tally.differs)
 
 
 def _badness(suspect: Suspect) -> tuple[float, str]:
@@ -274,8 +285,15 @@ def suspects_text(found: dict[str, Any]) -> Iterator[str]:
     for rows, judge in ((new, "a model that was not"), (seen, "a model that was")):
         if not rows:
             continue
-        yield f"{len(rows)} masks, each judged by {judge} trained on it, most suspect first:"
-        shown = rows[:_ON_SCREEN]
+        differing = [row for row in rows if row["reason"] != NO_DIFFERENCE]
+        each = ", each" if len(rows) > 1 else ""
+        said = f"{counted(len(rows), 'mask')}{each} judged by {judge} trained on it"
+        if not differing:
+            yield f"{said}: nothing suspicious, not a pixel differs from the model's results"
+            continue
+        some = f"; {len(differing)} differ{'s' if len(differing) == 1 else ''} from its results"
+        yield f"{said}{some if len(differing) < len(rows) else ''}, most suspect first:"
+        shown = differing[:_ON_SCREEN]
         width = max(len(row["case"]) for row in shown)
         yield f"{'rank':>4}  {'score':>6}  {'Dice':>4}  {'expected':>8}  {'case':<{width}}  reason"
         for row in shown:
@@ -287,4 +305,5 @@ def suspects_text(found: dict[str, Any]) -> Iterator[str]:
     for row in found["masks"]:
         if not row["rank"]:
             yield f"not judged: {row['reason']}"
-    yield f"pictures: {found['sheet']}   all masks: {found['csv']}"
+    pictures = f"pictures: {found['sheet']}   " if found["sheet"] else ""
+    yield f"{pictures}all masks: {found['csv']}"

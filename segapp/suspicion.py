@@ -51,6 +51,11 @@ class Tally:
         )
 
     @property
+    def differs(self) -> bool:
+        """Whether the model's result is another than the mask, be it in one pixel."""
+        return bool(self.matrix.sum() > np.trace(self.matrix))
+
+    @property
     def dice(self) -> float:
         """Mean over the foreground classes that mask or result holds; NaN without any."""
         return metrics.mean_dice(self.matrix)

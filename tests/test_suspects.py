@@ -8,6 +8,7 @@ import logging
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +22,10 @@ from segapp.cases import Case, list_cases
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo, save_model
 from segapp.errors import DataError, ModelFileError
 from segapp.files import sha256
+from segapp.report.pairs import Shown
 from segapp.scan import Segmentation
 from segapp.seen import hashes_of
-from segapp.suspects import Judge, assign, find_judges, judge_cases, review
+from segapp.suspects import Judge, assign, find_judges, judge_cases, review, suspects_text
 from segapp.suspicion import tally
 
 VALUES = np.array([0, 100, 255], np.uint8)  # of the masks, by class
@@ -107,7 +109,7 @@ def test_the_mask_with_a_hole_comes_first(data: Path, tmp_path: Path, loaded: li
     assert (rows[0]["case"], rows[0]["mask"]) == ("case3", str(data / "masks/case3.png"))
     assert rows[0]["reason"].startswith("background where the model sees grey: 48 pixels in one")
     assert "(a hole?)" in rows[0]["reason"]
-    assert rows[1]["reason"] == "no difference"
+    assert {row["reason"] for row in rows[1:]} == {"no difference"}
     grey = 20 * 22 - 64
     assert float(rows[0]["dice"]) == pytest.approx((2 * (grey - 48) / (2 * grey - 48) + 1) / 2)
     assert float(rows[0]["expected_dice"]) == pytest.approx(1, abs=1e-3)
@@ -164,7 +166,7 @@ def test_what_a_model_learned_is_ranked_apart(
     assert [r["seen"] for r in rows] == ["no"] * 3 + ["yes"] * 2
     assert rows[3]["case"] == "case3"
     assert found["n_seen"] == 2
-    assert "2 of 5 masks were used to train their judge" in caplog.text
+    assert "the model that judges 2 of 5 masks was trained on them" in caplog.text
 
 
 def test_images_in_an_archive_are_known_by_their_hashes(data: Path, loaded: list[str]) -> None:
@@ -285,8 +287,46 @@ def test_no_case_at_all(tmp_path: Path, loaded: list[str]) -> None:
     Image.fromarray(picture()).save(tmp_path / "data/images/alone.png")
     model = write_model(tmp_path / "run", info_of([]))
     found = review(list_cases(tmp_path / "data"), find_judges(model), tmp_path / "out")
-    assert (found["n"], found["masks"]) == (0, [])
-    assert (tmp_path / "out" / "suspects.png").is_file()
+    assert (found["n"], found["masks"], found["sheet"]) == (0, [], None)
+
+
+def test_masks_without_a_difference_are_no_suspects(
+    data: Path, tmp_path: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the model is less sure of them than of what it contradicts."""
+    model, out = write_model(tmp_path / "run", info_of([image(data, 4)])), tmp_path / "out"
+    tallied = suspects.tally
+    monkeypatch.setattr(
+        suspects,
+        "tally",
+        lambda *arrays: replace(t := tallied(*arrays), score=t.score if t.differs else 9.0),
+    )
+    drawn: list[str] = []
+    draw = suspects.write_pairs
+
+    def write(heading: str, shown: list[Shown], *more: Any) -> None:
+        drawn.extend(item.title for item in shown)
+        draw(heading, shown, *more)
+
+    monkeypatch.setattr(suspects, "write_pairs", write)
+    found = review(list_cases(data), find_judges(model), out)
+    assert drawn == ["1  case3"]
+    assert (found["masks"][0]["case"], found["masks"][1]["score"]) == ("case3", 9)
+    lines = list(suspects_text(found))
+    assert [line.split()[0] for line in lines if "case" in line] == ["rank", "1"]
+    assert lines[-2].startswith("1 mask judged by a model that was trained on it: nothing su")
+    Image.fromarray(VALUES[picture()]).save(data / "masks/case3.png")
+    found = review(list_cases(data), find_judges(model), out)
+    assert found["sheet"] is None
+    assert not (out / "suspects.png").exists(), "that of the run before"
+    assert len(rows_of(out)) == 5
+    nothing = "nothing suspicious, not a pixel differs from the model's results"
+    assert list(suspects_text(found)) == [
+        "",
+        f"4 masks, each judged by a model that was not trained on it: {nothing}",
+        f"1 mask judged by a model that was trained on it: {nothing}",
+        f"all masks: {out / 'suspects.csv'}",
+    ]
 
 
 # The command
@@ -298,7 +338,10 @@ def test_the_command(data: Path, tmp_path: Path, loaded: list[str]) -> None:
     result = run("check", data, "--model", model, "--out", out)
     assert result.code == plain.code, "review never changes the exit code"
     assert f"pictures: {out / 'sheet.png'}" in result.out
-    assert "5 masks, each judged by a model that was not trained on it, most suspect" in result.out
+    said = (
+        "5 masks, each judged by a model that was not trained on it; 1 differs from its results, "
+    )
+    assert said in result.out
     assert "\n   1   " in result.out
     assert f"pictures: {out / 'suspects.png'}   all masks: {out / 'suspects.csv'}" in result.out
     assert "suspects" not in plain.out
