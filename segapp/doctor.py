@@ -170,8 +170,9 @@ def _flipped_masks(
     if flips and not is_sure:
         ways = Counter(flips.values()).most_common(3)
         said = ", ".join(f"{count} {how}" for how, count in ways)
-        fit = "fits its image" if len(flips) == 1 else "fit their images"
-        problem = f"{len(flips)} of {len(fits)} masks {fit} better when flipped ({said}"
+        fit = "fit their images better when flipped"
+        fit = "fits its image better when flipped" if len(flips) == 1 else fit
+        problem = f"{len(flips)} of {len(fits)} masks {fit} ({said}"
         problem += f"; such as {facts[min(flips)].case.mask}), the others do not"
         remedy = "look at some of both, and export all as the images lie"
         return [Finding("warning", "flipped-mask", root, problem, remedy)]

@@ -43,7 +43,7 @@ def test_a_hole() -> None:
     assert reason(truth, square()) == said + "; 5 elsewhere"
     truth[0, 5, 5] = 1
     truth[0, 10, 10:15] = 1
-    more = "; liver where the model sees background: 1 pixels"
+    more = "; liver where the model sees background: 1 pixel"
     assert reason(truth, square()) == said + more
 
 

@@ -163,7 +163,7 @@ def test_calibration_gate_and_size_intervals(tmp_path):
         write(found, tmp_path, calibration=worse, gate=gate, classes=classes)[0], "calibration"
     )
     said = section(page, "review")
-    assert "1 of 30 cases are marked for review" in said
+    assert "1 of 30 cases is marked for review" in said
     assert "case0001 0.600" in said
     assert "a low estimate" in said
     assert "case0002" not in said
@@ -189,7 +189,7 @@ def test_a_second_model(tmp_path):
     assert f"Mean IoU {signed(against['miou']['difference'])}" in said
     assert p_value(against["miou"]["p"]) in said
     assert "smallest detectable" in said
-    assert "1 of these cases were used" in said
+    assert "1 of these cases was used" in said
     few = {"model": "runs/old", **comparison(evaluation(3), evaluation(3)), "n_seen_in_training": 0}
     assert "Too few patients" in section(write(ours, tmp_path, against=few)[0], "against")
 
