@@ -11,6 +11,7 @@ from segapp.batch import list_inputs, predict_batch
 from segapp.checkpoint import read_info
 from segapp.engines import Engine, EngineChoice
 from segapp.errors import ConfigError
+from segapp.finding import counted
 from segapp.formats import Entry
 from segapp.formats.listing import is_small
 from segapp.formats.source import BYTES_PER_PIXEL, limit_memory
@@ -76,9 +77,9 @@ def predict_all(
             counts = predict_batch(predictor, entries, out, on_outcome=report, **how, **options)
     for warning, count in repeated.items():
         if count > 1:
-            log.warning("%s: %s", _things(count - 1, "more scan"), warning)
+            log.warning("%s: %s", counted(count - 1, "more scan"), warning)
     if doubted > _NAMED:
-        more = _things(doubted - _NAMED, "more scan")
+        more = counted(doubted - _NAMED, "more scan")
         log.warning("%s to review, see predictions.csv", more)
     if not ranks.first:
         return None
@@ -95,14 +96,10 @@ def batch_text(counts: dict[str, int], out: Path) -> str:
         kept = counts["review_kept"]
         found[-1] += f" (results were there{f', {kept} of them to review' if kept else ''})"
     total = sum(scans.values())
-    said = f"{_things(total, 'scan')}: {', '.join(found)}; see {out / TABLE}"
+    said = f"{counted(total, 'scan')}: {', '.join(found)}; see {out / TABLE}"
     if left_out := counts["left_out"]:
-        said += f"\nleft out: {_things(left_out, 'file')}, no scans; see {out / LEFT_OUT}"
+        said += f"\nleft out: {counted(left_out, 'file')}, no scans; see {out / LEFT_OUT}"
     return said
-
-
-def _things(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def bound_memory(most_mb: float, engine: Engine) -> None:

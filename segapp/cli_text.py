@@ -9,6 +9,7 @@ from typing import Any
 from segapp.checkpoint import ModelInfo
 from segapp.earlier import file_key
 from segapp.errors import ConfigError
+from segapp.finding import counted
 from segapp.quality import distrust, review_limit, scaling_text
 
 
@@ -59,7 +60,8 @@ def _judging_text(record: ModelInfo) -> str:
         return "no; it was trained before models did, or not to its end"
     guess = " (each counted as one)" if quality.patients == quality.cases else " (guessed)"
     guess = "" if quality.patients_declared else guess
-    said = f"by {quality.cases} validation cases of {quality.patients} patients{guess}"
+    said = f"by {counted(quality.cases, 'validation case')} of "
+    said += f"{counted(quality.patients, 'patient')}{guess}"
     if record.architecture.members == 1:
         said += f"; temperature {record.temperature:.2f}"
     if doubt := distrust(quality):
@@ -145,7 +147,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
     said = {"guessed": " (a guess, from their names)", "one_a_case": " (each counted as one)"}
     guess = said.get(result["patients"], "")
-    count = f"{result['n']} cases of {result['n_patients']} patients{guess}"
+    count = f"{counted(result['n'], 'case')} of {counted(result['n_patients'], 'patient')}{guess}"
     lines.insert(0, f"split {result['split']}: {count}{failed}")
     said = "in brackets 95 % intervals over patients"
     if "why_no_intervals" in result:
@@ -214,8 +216,8 @@ def _against_lines(other: dict[str, Any]) -> list[str]:
     if other["miou"]["p"] is None:
         explained = ["Too few patients for a test."]
     return [
-        f"Difference, this model minus {other['model']}, on {other['n']} cases of "
-        f"{other['n_patients']} patients{failed}:",
+        f"Difference, this model minus {other['model']}, on {counted(other['n'], 'case')} "
+        f"of {counted(other['n_patients'], 'patient')}{failed}:",
         *aligned(rows),
         *explained,
     ]

@@ -190,7 +190,7 @@ def test_a_correction_is_discarded_kept_and_refused_in_words():
         page.evaluate("restore()")
         page.get_by_role("button", name="Discard…").click()
         page.get_by_role("button", name="Discard", exact=True).click()
-        page.wait_for_selector("#discard:disabled")
+        page.locator("#dirty", has_text="The model's own result.").wait_for()
         assert fake.posted[-1][0] == "DELETE labels"
         assert view.hover(8, 8)["class"] == "background"
         page.mouse.click(*view.at(9, 9))

@@ -19,6 +19,7 @@ import gradio as gr
 from segapp.batch import Outcome, list_inputs, predict_batch
 from segapp.errors import SegappError
 from segapp.files import atomic_path, write_text
+from segapp.finding import counted
 from segapp.web.browsers import browser_of
 from segapp.web.handlers import Handlers, error, instead_of_progress
 from segapp.web.inputs import uploads_base
@@ -189,7 +190,7 @@ def _final(job: Job, stopped: bool) -> tuple[str, tuple[Any, ...]]:
     if stopped:
         said = f"Stopped with {left} of {job.total} left. {said}"
     if job.left_out:
-        said += f"; left out: {job.left_out} file{'' if job.left_out == 1 else 's'}, no scans"
+        said += f"; left out: {counted(job.left_out, 'file')}, no scans"
     rows = sorted(job.rows, key=lambda row: _ORDER.index(row["status"]))
     button = gr.DownloadButton(value=str(job.zip) if job.zip else None, visible=job.zip is not None)
     return said, (gr.Button(visible=False), table_html(rows), button)
