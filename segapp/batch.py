@@ -263,7 +263,7 @@ def _predict_safely(
         scan = _scan_hash(entry)
         stays, doubt, ours = False, "", True
         if goes_on and output.is_file():
-            stays, doubt, ours = still_good(entry, output, line, model, scan)
+            stays, doubt, ours = still_good(entry, output, line, model, scan, predictor.classes)
         warnings = (*job.clashes, doubt) if doubt else job.clashes
         # an edited result (the doubt) is not written over for the sake of its picture either
         if stays and (doubt or job.picture is None or job.picture.is_file()):

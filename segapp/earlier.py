@@ -7,9 +7,11 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from segapp.checkpoint import ModelInfo
 from segapp.errors import DataError, OutputError
@@ -17,8 +19,11 @@ from segapp.files import sha256
 from segapp.formats import Entry, read_labels, read_scan
 from segapp.predict import Predictor
 from segapp.rows import waiting_rows
+from segapp.scan import SegClass
 
 log = logging.getLogger("segapp")
+
+_EDITED = "changed since it was written; left as it is, the figures here are of before"
 
 
 def model_key(predictor: Predictor, allow_gaps: bool = False) -> str:
@@ -48,7 +53,12 @@ def engine_text(predictor: Predictor) -> str:
 
 
 def still_good(
-    entry: Entry, output: Path, line: Mapping[str, str] | None, model: str, scan: str
+    entry: Entry,
+    output: Path,
+    line: Mapping[str, str] | None,
+    model: str,
+    scan: str,
+    classes: Sequence[SegClass],
 ) -> tuple[bool, str, bool]:
     """Whether the result of `entry` that is at `output` can stay, a warning or "", and whether it
     is the very file that `line` tells of. One that isn't may be somebody's work.
@@ -56,7 +66,7 @@ def still_good(
     line: of predictions.csv for it; without one nobody knows what it is. model and scan: the key of
     the model, and the checksum of the scan's files. A result that somebody edited stays, whatever
     the model; but where the line is `unsure`, because another model's batch was stopped, it may be
-    that model's.
+    that model's. classes: the model's; a result that holds other values stays with a warning.
     """
     if line is None or not (told := line.get("output_sha256")):
         return False, "", False
@@ -72,12 +82,15 @@ def still_good(
         if line.get("unsure"):
             doubt = "the result may be of another model's stopped batch; written again"
             return False, doubt, False
-        if read_labels(output).shape == read_scan(entry.paths, allow_gaps=True).shape:
+        labels = read_labels(output)
+        if labels.shape == read_scan(entry.paths, allow_gaps=True).shape:
+            strange = sorted({*np.unique(labels.voxels).tolist()} - {c.value for c in classes})
+            odd = f", and holds {strange[0]}, which is no class's value" if strange else ""
             if same_model and same_scan:
-                return True, "changed since it was written; left as it is", False
+                return True, f"{_EDITED}{odd}", False
             other = "the scan changed too" if same_model else "that was by another model"
             doubt = f"{output.name} changed since it was written, and {other}; left as it is: "
-            return True, f"{doubt}remove it to have it made again", False
+            return True, f"{doubt}remove it to have it made again{odd}", False
     return False, "the earlier result was damaged; written again", False
 
 

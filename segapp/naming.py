@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from segapp.cases import files_hash
 from segapp.earlier import is_there
+from segapp.errors import ScanError
 from segapp.formats import Entry, Format, output_suffix, stem
 from segapp.outcomes import reason_of
 
@@ -45,16 +47,15 @@ def name_jobs(
     """
     resolve = resolver()
     taken = {resolve(path) for entry in entries for path in entry.paths}
-    owners = {output: resolve(row["file"] or "") for output, row in earlier.items()}
-    names = _Names(out, taken, owners, kept, resolve)
+    names = _Names(out, taken, earlier, kept, resolve)
     for number, entry in enumerate(entries):
         try:
             suffix = output_suffix(entry.paths[0], output_format)
-            output, clashes = names.take(entry.name, suffix, entry.source)
+            output, clashes = names.take(entry.name, suffix, entry)
             picture = None
             if overlay:
                 name = output.relative_to(out).with_name(f"{stem(output)}_overlay").as_posix()
-                picture, more = names.take(name, ".png", entry.source)
+                picture, more = names.take(name, ".png", entry)
                 clashes += more
             yield Job(number, entry, output, picture, clashes)
         except Exception as error:  # of this entry alone
@@ -79,31 +80,32 @@ def resolver() -> Callable[[str | Path], str]:
 class _Names:
     """Which names below `out` are free.
 
-    taken: resolved paths of all inputs, and of what has been written for them. owners: output →
-    its scan, by an earlier predictions.csv: their names are another scan's, as long as that is
-    there, and with `kept`, where these results stay, also after. Where inputs lie below `out`,
-    files that no table knows are somebody's too. Paths are strings here, which take a quarter
-    of the memory.
+    taken: resolved paths of all inputs, and of what has been written for them. earlier: output →
+    its line in an earlier predictions.csv: their names are another scan's, as long as that is
+    there, and with `kept`, where these results stay, also after; but a scan that was moved, or
+    is named from another working directory, is known by its checksum. Where inputs lie below
+    `out`, files that no table knows are somebody's too. Paths are strings here, which take a
+    quarter of the memory.
     """
 
     def __init__(
         self,
         out: Path,
         taken: set[str],
-        owners: Mapping[str, str],
+        earlier: Mapping[str, Mapping[str, str]],
         kept: bool,
         resolve: Callable[[str | Path], str],
     ):
-        self.out, self.taken, self.owners, self.kept = out, taken, owners, kept
+        self.out, self.taken, self.earlier, self.kept = out, taken, earlier, kept
         self.resolve, below = resolve, f"{out.resolve()}{os.sep}"
         self.shared = any(path.startswith(below) for path in taken)
 
-    def take(self, name: str, suffix: str, source: Path) -> tuple[Path, tuple[str, ...]]:
-        """A free path for a result of `source`, which is then taken, and a warning if it is not
+    def take(self, name: str, suffix: str, entry: Entry) -> tuple[Path, tuple[str, ...]]:
+        """A free path for a result of `entry`, which is then taken, and a warning if it is not
         the first choice."""
         first = candidate = self.out / f"{name}{suffix}"
         number = 1
-        while not self._is_free(resolved := self.resolve(candidate), source):
+        while not self._is_free(resolved := self.resolve(candidate), entry):
             number += 1
             candidate = self.out / f"{name}_{number}{suffix}"
         self.taken.add(resolved)
@@ -111,15 +113,24 @@ class _Names:
             return first, ()
         return candidate, (f"{first.name} is taken; written as {candidate.name}",)
 
-    def _is_free(self, path: str, source: Path) -> bool:
-        owner = self.owners.get(path)
-        if path in self.taken:
+    def _is_free(self, path: str, entry: Entry) -> bool:
+        row = self.earlier.get(path)
+        if path in self.taken or (row and self._is_of_another(row, entry)):
             return False
-        if owner not in (None, self.resolve(source)) and (self.kept or is_there(owner)):
-            return False
-        listed = self.kept or owner is not None
+        listed = self.kept or row is not None
         listed = listed or path.endswith("_overlay.png")  # pictures are in no table
         return listed or not (self.shared and Path(path).exists())
+
+    def _is_of_another(self, row: Mapping[str, str], entry: Entry) -> bool:
+        owner = self.resolve(row["file"])
+        if owner == self.resolve(entry.source):
+            return False
+        if is_there(owner) or not self.kept:
+            return is_there(owner)
+        try:
+            return files_hash(entry.paths) != row.get("scan_sha256")
+        except (ScanError, ValueError):  # reading it will say what is wrong
+            return True
 
 
 def line_of(job: Job) -> bytes:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from segapp.errors import OutputError
-from segapp.files import write_text
+from segapp.files import sha256, write_text
 
 TABLE = "predictions.csv"
 SHARES = ".shares"  # folder beside the table, of a batch that several processes share
@@ -86,7 +87,9 @@ def _rows_of(table: Path) -> dict[str, dict[str, str]]:
         lines = csv.DictReader(io.StringIO(text))
         if text.strip("\0\r\n") and not {"file", "output"} <= set(lines.fieldnames or ()):
             raise csv.Error("its first line names no columns file and output, with commas between")
-        return {os.path.realpath(row["output"]): row for row in lines if _names_files(row)}
+        rows = [row for row in lines if _names_files(row)]
+        place = _placing(table.parent, rows)
+        return {place(row["output"]): row for row in rows}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except csv.Error as error:  # without it nobody knows which results somebody edited
@@ -96,6 +99,27 @@ def _rows_of(table: Path) -> dict[str, dict[str, str]]:
         ) from error
     except OSError as error:  # writing would lose them
         raise OutputError(f"{table}: can't be read ({error.strerror})") from error
+
+
+def _placing(out: Path, rows: Iterable[Mapping[str, str]]) -> Callable[[str], str]:
+    """How to find the results in `out` that lines tell of, resolved. Where the folder was moved, or
+    the working directory is another, the lines say other places: the first result that is found in
+    `out` all the same, by its checksum, tells which folder it was."""
+    below = f"{os.path.realpath(out)}{os.sep}"
+    for row in rows:
+        output = Path(row["output"])
+        if os.path.realpath(output).startswith(below):
+            break
+        for n in range(int(output.is_absolute()), len(output.parts)):
+            found = out.joinpath(*output.parts[n:])
+            if found.is_file() and sha256(found) == row.get("output_sha256"):
+                return partial(_moved, Path(*output.parts[:n]), out)
+    return lambda output: os.path.realpath(output)
+
+
+def _moved(root: Path, out: Path, output: str) -> str:
+    there = Path(output)
+    return os.path.realpath(out / there.relative_to(root) if there.is_relative_to(root) else there)
 
 
 def _names_files(row: Mapping[str, str]) -> bool:

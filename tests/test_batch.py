@@ -18,6 +18,7 @@ from segapp.preprocess import Preprocessing
 from segapp.scan import make_classes
 
 NAMES = ("background", "grey", "bright")
+EDITED = "changed since it was written; left as it is, the figures here are of before"
 
 
 def save_png(path, seed=0, size=(20, 30)):
@@ -247,7 +248,7 @@ def test_existing_results_are_skipped(tmp_path):
     (out / "a.png").write_bytes(content + b"touched")
     rows = run([tmp_path / "in"], out, skip_existing=True)
     assert [(r["status"], r["reason"]) for r in rows] == [("skipped", "output exists"), ("ok", "")]
-    assert rows[0]["warnings"] == "changed since it was written; left as it is"
+    assert rows[0]["warnings"] == EDITED
     measured = ("mean_confidence", "background_voxels", "seconds")
     assert all(rows[0][key] for key in measured), "a skipped scan keeps its figures"
     assert (out / "a.png").read_bytes() == content + b"touched"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_batch import files, run, save_png, save_volume
+from test_batch import EDITED, files, run, save_png, save_volume
 from test_predict import brightness
 from web import untrained_model
 
@@ -23,6 +23,7 @@ from segapp import batch, locks
 from segapp.batch import list_inputs, predict_batch
 from segapp.cases import files_hash
 from segapp.errors import DataError, OutputError
+from segapp.formats import read_labels
 from segapp.locks import alone_in, left_of_a_batch
 from segapp.outcomes import Outcome, OutcomeTable
 from segapp.rows import read_rows
@@ -92,7 +93,7 @@ def test_an_edited_result_stays_and_is_told(done):
     for _ in range(2):  # also after its line was written anew
         rows = again(scans, out)
         assert statuses(rows) == ["skipped"] * 3
-        assert rows[0]["warnings"] == "changed since it was written; left as it is"
+        assert rows[0]["warnings"] == EDITED
         assert (out / "0.png").read_bytes() == edited
 
 
@@ -102,7 +103,7 @@ def test_an_edited_result_stays_where_a_picture_is_missing(done):
     edited = (out / "0.png").read_bytes()
     rows = again(scans, out, overlay=True)
     assert statuses(rows) == ["skipped", "ok", "ok"]
-    assert rows[0]["warnings"] == "changed since it was written; left as it is"
+    assert rows[0]["warnings"] == EDITED
     assert (out / "0.png").read_bytes() == edited
 
 
@@ -120,15 +121,57 @@ def test_an_edited_result_is_not_lost_where_all_are_made_again(done):
     assert [p.name for p in out.glob("*.bak*")] == ["0.png.bak"]
 
 
-def test_results_in_a_folder_that_was_renamed_are_said_to_be_unknown(done, caplog):
+def test_a_value_that_is_no_classs_is_told_of(done):
     scans, out = done
+    Image.fromarray(np.full((20, 30), 77, np.uint8)).save(out / "0.png")
+    rows = again(scans, out)
+    assert rows[0]["warnings"] == f"{EDITED}, and holds 77, which is no class's value"
+    assert read_labels(out / "0.png").voxels.max() == 77
+
+
+@pytest.mark.parametrize("what", ["results", "scans", "both", "working directory"])
+def test_what_was_moved_is_known_by_its_checksums(tmp_path, monkeypatch, caplog, what):
+    """Also what somebody edited; and a new scan of the same name gets a name of its own."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    scans, out = Path("in"), Path("sub/out")
+    for n in range(4):
+        save_png(scans / f"{n % 2}" / f"{n}.png", n)
+    run([scans], out)
+    edited = out / "0" / "0.png"
+    Image.fromarray(np.full((20, 30), 100, np.uint8)).save(edited)
+    kept = edited.read_bytes()
+    if what in ("results", "both"):
+        out = out.rename("other")
+    if what in ("scans", "both"):
+        scans = scans.rename("there")
+    if what == "working directory":
+        monkeypatch.chdir(tmp_path)
+        scans, out = "work" / scans, "work" / out
+    save_png(scans / "1" / "1.png", 9)
+    caplog.clear()
+    rows = again(scans, out)
+    moved = what != "results"
+    assert statuses(rows) == ["skipped", "skipped", "ok", "skipped"]
+    assert [Path(row["output"]).name for row in rows] == [
+        *("0.png", "2.png", "1_2.png" if moved else "1.png", "3.png")
+    ]
+    assert (out / "0" / "0.png").read_bytes() == kept
+    assert rows[0]["warnings"] == EDITED
+    assert not list(out.rglob("*.bak*"))
+    assert "no predictions.csv tells" not in caplog.text
+    assert statuses(again(scans, out)) == ["skipped"] * 4
+
+
+def test_results_that_no_line_tells_of_any_longer_are_said_to_be_there(done, caplog):
+    scans, out = done
+    for n in range(3):  # none is as its line says, so nothing tells what the folder was called
+        Image.fromarray(np.full((20, 30), 100, np.uint8)).save(out / f"{n}.png")
     moved = out.rename(out.with_name("moved"))
     assert statuses(again(scans, moved)) == ["ok"] * 3
     assert "3 results are there that no predictions.csv tells of by this name" in caplog.text
-    assert not list(moved.glob("*.bak*")), "the same came out"
-    caplog.clear()
-    assert statuses(again(scans, moved)) == ["skipped"] * 3
-    assert "no predictions.csv tells" not in caplog.text
+    assert len(list(moved.glob("*.bak"))) == 3
 
 
 @pytest.mark.parametrize("size", [(20, 30), (30, 20)], ids=["cut off", "of another size"])
@@ -506,7 +549,7 @@ def test_a_batch_of_another_model_leaves_other_scans_lines_as_they_are(done, mon
         again(scans.parent / "more", out)
     rows = again(scans, out)
     assert statuses(rows) == ["skipped"] * 3
-    assert rows[0]["warnings"] == "changed since it was written; left as it is"
+    assert rows[0]["warnings"] == EDITED
 
 
 @pytest.mark.parametrize("options", [{}, {"skip_existing": True}])
