@@ -294,7 +294,7 @@ def _end(said: str, code: int) -> NoReturn:
 
 def _print_error(said: str, code: int) -> None:
     """Who asked for one JSON object on stdout gets one of an error too."""
-    if code == 2 and "--json" in sys.argv and not spoken_by():
+    if code in (2, 130) and "--json" in sys.argv and not spoken_by():
         typer.echo(json.dumps({"error": " ".join(said.splitlines())}))
 
 

@@ -17,6 +17,7 @@ from segapp.outcomes import Outcome, class_sizes
 from segapp.preprocess import LUMINANCE
 from segapp.scan import Scan, Segmentation, planes
 
+UNRANGED = "Ranges are those of the model's own result; a corrected size has none."
 _PIECE = 1 << 22  # voxels whose pieces are numbered at once
 _COLUMNS = ("class", "voxels", "size", "unit", "low", "high", "components", "mean_intensity")
 _COLUMNS += ("at_edge",)
@@ -156,14 +157,14 @@ def write_measures(
 
 
 def measures_json(
-    rows: Sequence[ClassMeasure], range_coverage: float | None = None
+    rows: Sequence[ClassMeasure], range_coverage: float | None = None, corrected: bool = False
 ) -> dict[str, Any]:
     """The measures as JSON can hold them. range_coverage: see Outcome; None says nothing of it."""
     unit = rows[0].unit if rows else None
-    note = None
+    note = UNRANGED if corrected else None
     if range_coverage and any(r.low is not None for r in rows):
-        share = f"about {range_coverage:.0%} of scans like those that the model was trained on"
-        note = f"Below each size: the range in which the true size should lie. It does in {share}."
+        note = "Below each size: the range in which the true size should lie. "
+        note += in_range(range_coverage)
     return {
         "unit": unit_sign(unit),
         "note": note,
@@ -181,6 +182,12 @@ def measures_json(
             for r in rows
         ],
     }
+
+
+def in_range(coverage: float) -> str:
+    """How often a range holds the true size."""
+    said = f"It does in about {100 * coverage:.0f} % of scans like those that the model was trained on"
+    return f"{said}{'' if coverage >= 0.9 else '; few patients in validation promise no more'}."
 
 
 def edge_note(rows: Sequence[ClassMeasure]) -> str | None:

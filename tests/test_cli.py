@@ -350,6 +350,7 @@ def test_ctrl_c_is_one_line(png_dataset: Path, monkeypatch) -> None:
     monkeypatch.setattr("segapp.doctor.report_on", stopped)
     result = run("check", png_dataset)
     assert (result.code, result.error) == (130, "stopped")
+    assert json.loads(run("check", png_dataset, "--json").out) == {"error": "stopped"}
 
 
 def test_torch_and_torchvision_of_different_builds_are_one_line(

@@ -18,7 +18,7 @@ from segapp import measure as module
 from segapp import metrics
 from segapp.agreement import compare_labels, read_reference, reference_labels, taken_for
 from segapp.errors import ScanError
-from segapp.measure import count_components, measure, measures_json, write_measures
+from segapp.measure import UNRANGED, count_components, measure, measures_json, write_measures
 from segapp.outcomes import Outcome
 from segapp.scan import Assessment, Scan, Segmentation, make_classes
 
@@ -80,7 +80,10 @@ def test_ranges_are_those_of_the_table_of_results():
     assert (bone.low, bone.high) == (pytest.approx(0.07), pytest.approx(0.12))  # floor and ceiling
     assert skin.low is None
     told = measures_json(measure(seg), judged.promised)
-    assert "about 80%" in told["note"]
+    assert "about 80 % of scans" in told["note"]
+    assert "few patients in validation" in told["note"]
+    assert "few patients" not in str(measures_json(measure(seg), 0.9)["note"])
+    assert measures_json(measure(seg), None, corrected=True)["note"] == UNRANGED
     assert told["classes"][1]["low"] is None
     unplaced = Segmentation(seg.labels, volume(None).scan, CLASSES, assessment=judged)
     assert (measure(unplaced)[0].low, measure(unplaced)[0].high) == (7, 12)  # in voxels

@@ -170,6 +170,8 @@ def test_the_report_says_what_is_in_doubt_and_what_was_corrected(read_back, tmp_
     assert text.index("to be reviewed") < text.index("Pictures</h2>")
     assert "<dd>0.42</dd>" in text
     assert "before it was corrected" in text
+    assert "<dt>Model&#39;s own estimated Dice</dt>" in text
+    assert "a corrected size has none" in text
     assert "<script" not in text
 
 

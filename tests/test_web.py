@@ -219,11 +219,18 @@ def test_a_failed_drop_takes_no_view_away_and_the_list_is_counted_whole(handlers
     updates = list(handlers.read([str(notes)], "hands", request("a")))
     assert not any("iframe" in str(u[-1]) or "notes.png" in str(u[-1]) for u in updates)
     assert {u[-2].value for u in updates if isinstance(u[-2], gr.Radio)} == {1}
-    assert "1 ready, 2 failed in the list" in updates[-1][2]
+    assert "1 ready, 2 failed in the list. notes.png: " in updates[-1][2]
+    assert isinstance(updates[-1][-2], gr.Radio), "the whole list comes last"
     updates = list(handlers.read([str(notes), str(head)], "hands", request("a")))
     (view,) = {str(u[-1]) for u in updates if "iframe" in str(u[-1])}
     assert "head.nii.gz" in view
-    assert "2 ready, 3 failed in the list" in updates[-1][2]
+    assert "2 ready, 3 failed in the list. notes.png (2): " in updates[-1][2]
+    empty = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in empty:
+        path.touch()
+    last = list(handlers.read([str(path) for path in empty], "hands", request("a")))[-1]
+    assert last[2].count("the file is empty") == 2
+    assert "and 1 more" in last[2]
 
 
 def test_a_session_is_private_and_goes_with_its_tab(handlers, tmp_path):

@@ -188,8 +188,9 @@ def _kind(path: Path) -> str:
         suffix = f" (suffix {path.suffix})" if path.suffix else ""
         raise ScanError(path, f"is no scan of a known format{suffix}; read are {FORMATS}")
     if kind == "zip":
-        source.members(path)  # a damaged archive says what is wrong with it
-        raise ScanError(path, "is a zip archive of several scans or none, not a scan")
+        files = source.members(path)  # a damaged archive says what is wrong with it
+        what = "of several scans, or of none" if files else "without files"
+        raise ScanError(path, f"is a zip archive {what}; one scan is expected")
     return kind
 
 

@@ -83,6 +83,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
 
 
+def two_digits(value: float) -> str:
+    """0.00047 → "0.00047", 1.234 → "1.2", 118.85 → "119"."""
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     """Like `number`, with a plus."""
     return number(value, digits) if value is None or value < 0 else f"+{number(value, digits)}"

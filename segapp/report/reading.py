@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segapp.measure import ClassMeasure, edge_note, unit_sign
+from segapp.measure import UNRANGED, ClassMeasure, edge_note, in_range, unit_sign
 from segapp.outcomes import Outcome
 from segapp.preprocess import SliceAxis, scan_axis, slice_spacing
 from segapp.report.evaluation import count
@@ -19,7 +19,7 @@ from segapp.report.overlay import (
     display_window,
     draw_slice,
 )
-from segapp.report.page import data_uri, number, write_page
+from segapp.report.page import data_uri, number, two_digits, write_page
 from segapp.scan import Scan, Segmentation, css
 
 _AXES: tuple[SliceAxis, ...] = ("axial", "coronal", "sagittal")
@@ -73,8 +73,8 @@ def write_reading(
         edge_note=edge_note(measures),
         unit=unit_sign(measures[0].unit) if measures else None,
         counted="voxels" if _is_placed(segmentation.scan) else "pixels",
-        coverage=outcome.range_coverage if any(m.low is not None for m in measures) else None,
-        facts=_facts(segmentation.scan, outcome),
+        ranged=_ranged(outcome, measures, corrected_voxels is not None),
+        facts=_facts(segmentation.scan, outcome, corrected_voxels is not None),
         warnings=list(dict.fromkeys(outcome.warnings)),
     )
 
@@ -154,20 +154,30 @@ def _lettered(picture: np.ndarray, edges: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _facts(scan: Scan, outcome: Outcome) -> list[tuple[str, str]]:
-    """What is known of the scan, and of how good the model takes its result to be."""
+def _ranged(outcome: Outcome, measures: Sequence[ClassMeasure], corrected: bool) -> str:
+    if corrected:
+        return UNRANGED
+    if not outcome.range_coverage or all(m.low is None for m in measures):
+        return ""
+    said = "In small type: the range in which the true size should lie."
+    return f"{said} {in_range(outcome.range_coverage)}"
+
+
+def _facts(scan: Scan, outcome: Outcome, corrected: bool) -> list[tuple[str, str]]:
+    """What is known of the scan, and of how good the model takes its own result to be."""
+    whose = "Model's own {}" if corrected else "{}"
     placed = _is_placed(scan)
     size = " × ".join(map(str, scan.shape if placed else scan.shape[:2]))
     facts = [("Size", f"{size} {'voxels' if placed else 'pixels'}")]
     if scan.spacing_mm:
         facts.append(("Spacing", " × ".join(f"{mm:.3g}" for mm in scan.spacing_mm) + " mm"))
     if outcome.mean_confidence is not None:
-        facts.append(("Mean confidence", f"{100 * outcome.mean_confidence:.1f} %"))
+        facts.append((whose.format("mean confidence"), f"{100 * outcome.mean_confidence:.1f} %"))
     if outcome.estimated_dice is not None:
-        facts.append(("Estimated Dice", f"{outcome.estimated_dice:.2f}"))
+        facts.append((whose.format("estimated Dice"), f"{outcome.estimated_dice:.2f}"))
     if outcome.unlikeness is not None:
-        facts.append(("Unlikeness (limit 1)", f"{outcome.unlikeness:.2g}"))
-    return facts
+        facts.append(("Unlikeness (limit 1)", two_digits(outcome.unlikeness)))
+    return [(name[0].upper() + name[1:], value) for name, value in facts]
 
 
 def _is_placed(scan: Scan) -> bool:

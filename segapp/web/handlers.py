@@ -25,6 +25,7 @@ from segapp.web.work import State, one_worker, watched
 
 log = logging.getLogger("segapp")
 
+_TOLD = 2  # failed scans of a drop, with their reasons below it
 _SOON_S = 3.0
 
 
@@ -137,7 +138,9 @@ class Handlers:
         except gr.Error as problem:
             status = note_html(problem.message, "error")
         some = gr.Button(visible=listed > 0)
-        yield skip, skip, status, gr.Button(visible=False), some, skip, skip
+        # the list once more: a page draws the last of what comes at once, and may miss the others
+        listing = _worklist(session) if listed > before else skip
+        yield skip, skip, status, gr.Button(visible=False), some, listing, skip
 
     def stop(self, request: gr.Request):
         """The visitor wants no more of a reading: (files, folder, status, stopped, stop, clear,
@@ -247,7 +250,10 @@ def _said(results: Sequence[Result], before: int, stopped: bool) -> str:
     if stopped:
         return f"Stopped. {said}"
     if len(results) > before:
-        return said
+        failed = [r for r in results[before:] if not r.ok]
+        why = [f"{r.name}: {r.outcome.reason}" for r in failed[:_TOLD]]
+        more = [f"and {len(failed) - _TOLD} more"] if len(failed) > _TOLD else []
+        return ". ".join([said, *why, *more])
     return f"No scans in it. {said}".strip()
 
 

@@ -214,7 +214,7 @@ def _need_model(result: Result) -> None:
 def _measured(result: Result) -> dict[str, Any]:
     _need_model(result)
     share = None if result.corrected else result.outcome.range_coverage
-    return measures_json(measure(result.segmentation()), share)
+    return measures_json(measure(result.segmentation()), share, result.corrected)
 
 
 def _corrected(result: Result, labels: bytes) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, from_slices, ordering, scan_axis, to_slices
 from segapp.progress import log_bug
 from segapp.report.overlay import display_window
+from segapp.report.page import two_digits
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.takeaway import Download, downloads
 from segapp.web.inputs import like_a_mask, shown_name
@@ -316,6 +317,6 @@ def describe(result: Result) -> Sequence[tuple[str, str]]:
     if outcome.estimated_dice is not None:
         found.append((whose.format("estimated Dice"), f"{outcome.estimated_dice:.2f}"))
     if outcome.unlikeness is not None:
-        found.append(("Unlikeness (limit 1)", f"{outcome.unlikeness:.2g}"))
+        found.append(("Unlikeness (limit 1)", two_digits(outcome.unlikeness)))
     found = [(name[0].upper() + name[1:], value) for name, value in found]
     return [*found, ("Time", f"{outcome.seconds:.1f} s")]

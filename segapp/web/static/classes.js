@@ -39,7 +39,7 @@ export function buildClasses(reader) {
     byId("overlay-note").textContent = overlayNote(reader);
     rows.forEach((row, label) => {
       row.box.checked = reader.shown[label];
-      row.box.disabled = reader.comparing;
+      row.box.disabled = reader.heat || reader.comparing;
       row.colour.value = reader.colours[label];
     });
   };
@@ -51,7 +51,7 @@ export function buildClasses(reader) {
 function overlayNote({ heat, comparing, overlay }) {
   if (!overlay) return "";
   if (comparing) return "The comparison with the mask is drawn in place of the classes.";
-  return heat ? "Classes are drawn as outlines while it shows where the model is unsure." : "";
+  return heat ? "Classes are not drawn while it shows where the model is unsure." : "";
 }
 
 function classRow(reader, { name }, label) {

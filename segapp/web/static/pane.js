@@ -122,7 +122,7 @@ function drawOverlay(reader, pane, layout) {
     context.drawImage(pane.overlay.canvas, 0, 0);
     context.globalAlpha = 1;
   }
-  if (!comparing && (heat || reader.style !== "fill")) drawOutlines(reader, pane, layout);
+  if (!comparing && !heat && reader.style !== "fill") drawOutlines(reader, pane, layout);
 }
 
 const classTable = (reader) =>
