@@ -146,7 +146,10 @@ def _takes(info: ModelInfo) -> Section:
 
 
 def _learned(info: ModelInfo) -> Section:
-    counts = ", ".join(f"{len(hashes)} {split}" for split, hashes in info.data.images.items())
+    sizes = {split: len(info.data.images.get(split, ())) for split in ("train", "val", "test")}
+    said = (f"{sizes['train']} to learn from", f"{sizes['val']} to choose by")
+    said += (f"{sizes['test']} kept apart as test",) if sizes["test"] else ()
+    counts = ", ".join(said) if info.data.images else ""
     earlier = len(info.data.earlier)
     before = f"; and {earlier} of the model it went on from" if earlier else ""
     return Section(

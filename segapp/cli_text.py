@@ -9,6 +9,7 @@ from typing import Any
 from segapp.checkpoint import ModelInfo
 from segapp.earlier import file_key
 from segapp.errors import ConfigError
+from segapp.figures import could_be_invented
 from segapp.finding import counted
 from segapp.quality import distrust, review_limit, scaling_text
 
@@ -138,7 +139,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
     for name, values in result["classes"].items():
         scores = [_with_interval(values, key) for key in ("iou", "dice")]
         surfaces = [_cell(values["cases"][key]["mean"], d) for key, d in (("hd95", 2), ("nsd", 4))]
-        counts = [str(values.get(key, 0)) for key in ("n_missed", "n_false_positive")]
+        invented = values.get("n_false_positive", 0) if could_be_invented(values) else "–"
+        counts = (str(values.get("n_missed", 0)), str(invented))
         rows.append((name, *scores, *surfaces, *counts))
     rows.append(("mean", *(_with_interval(result, key) for key in ("miou", "dice")), *[""] * 4))
     lines = aligned(rows)
@@ -158,8 +160,9 @@ def evaluation_table(result: dict[str, Any]) -> str:
         "result has counts as the image's diagonal and as 0. missed: cases in which the result"
     ]
     lines += [
-        "overlaps nothing of the mask's class; invented: those in which only the result has it."
+        "overlaps nothing of the mask's class; invented: those in which only the result has it"
     ]
+    lines += ["(–: every mask has it, so these cases can't show that)."]
     lines += ["mean: IoU over all classes, background included; Dice over the foreground."]
     if "calibration" in result:
         lines += ["", *_judgement_lines(result)]

@@ -49,6 +49,7 @@ from segapp.verdicts import (
     frequencies,
     mixed_cases,
     never_without,
+    unnamed,
 )
 
 _NO_TEST = (
@@ -153,6 +154,7 @@ def diagnose(root: Path, progress: Callable[[Iterable[Case]], Iterable[Case]] = 
     described = _describe(dataset, facts)
     if verdict.in_code:
         described["classes"] = frequencies(verdict.in_code, verdict.classes)
+        described["notes"] += unnamed(dataset, verdict.classes)
         described["notes"] += never_without(verdict.in_code, verdict.classes)
     if verdict.decided:
         resolved, preprocessing, described["preprocessing"] = verdict.decided

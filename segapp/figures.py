@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -306,6 +306,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _unit(units: Any) -> str:
     found = sorted(set(units))
     return found[0] if len(found) == 1 else "mixed" if found else ""
+
+
+def could_be_invented(of_class: Mapping[str, Any]) -> bool:
+    """Whether any case's mask lacks a class, by its figures of `summary`: else no result can have
+    found it where there is none."""
+    return bool(of_class.get("n_false_positive", 0) + of_class.get("n_absent", 0))
 
 
 def number(value: float) -> float | None:

@@ -186,7 +186,8 @@ def measures_json(
 
 def in_range(coverage: float) -> str:
     """How often a range holds the true size."""
-    said = f"It does in about {100 * coverage:.0f} % of scans like those that the model was trained on"
+    share = f"about {100 * coverage:.0f} %"
+    said = f"It does in {share} of scans like those that the model was trained on"
     return f"{said}{'' if coverage >= 0.9 else '; few patients in validation promise no more'}."
 
 

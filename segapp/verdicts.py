@@ -316,3 +316,12 @@ def never_without(facts: Sequence[CaseFacts], classes: Sequence[SegClass]) -> li
     which = "it" if len(always) == 1 else "one of them"
     said = f"every training image holds {names}: results on images without {which} can't be "
     return [said + "vouched for; if such images will come, add some to the data"]
+
+
+def unnamed(dataset: Dataset, classes: Sequence[SegClass]) -> list[str]:
+    """The note how classes are named that are called by their values, if that is so."""
+    if dataset.class_names or len(classes) < 2:
+        return []
+    lines = f'"{classes[0].value} background" and "{classes[1].value} NAME"'
+    more = ", …" if len(classes) > 2 else ""
+    return [f"classes are called by their values; lines in a classes.txt name them: {lines}{more}"]

@@ -30,7 +30,7 @@ def test_the_card_says_what_a_reader_must_know():
         "| lesion | 1 | 0.5000 | 0.6667 |",
         "mIoU 0.7000, Dice 0.6667, over 3 cases",
         "on which this state was also chosen",
-        "data/lesions; cases: 2 train, 1 val",
+        "data/lesions; cases: 2 to learn from, 1 to choose by",
         "**Starting weights:** none.",
         "not a medical device",
         "## Intended use",

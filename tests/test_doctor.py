@@ -553,6 +553,9 @@ def test_too_few_patients_for_intervals(tmp_path: Path, splits: dict[str, int], 
 
 def test_what_every_training_image_holds(tmp_path: Path) -> None:
     root = write_splits(tmp_path, train=6, val=5, test=5)
+    named, note = diagnose(root).facts["notes"]
+    assert named.endswith('lines in a classes.txt name them: "0 background" and "1 NAME", …')
+    (root / "classes.txt").write_text("0 background\n1 class_1\n2 class_2\n")
     (note,) = diagnose(root).facts["notes"]
     assert note.startswith("every training image holds class_1, class_2: results on images without")
     edit(root / "train/masks/train2.png", lambda m: m * (m == 2))

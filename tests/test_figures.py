@@ -199,6 +199,11 @@ def test_the_table_reads_well():
     assert "made it worse" not in evaluation_table({**found, "calibration": better})
     assert text.startswith("split test: 7 cases of 7 patients (each counted as one)\n")
     assert "HD95 px  NSD at 2 px  missed  invented" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("lesion ")]
+    assert row[-2:] == ["0", "–"], "every mask has it"
+    some = full_summary(Evaluation(CLASSES, [*cases, result("h", ABSENT, surfaces=NONE)]), "test")
+    (row,) = [r.split() for r in evaluation_table(some).splitlines() if r.startswith("lesion ")]
+    assert row[-2:] == ["0", "0"]
     assert "Difference, this model minus runs/other, on 7 cases of 7 patients:" in text
     assert "smallest detectable" in text
     assert "would be found" not in text

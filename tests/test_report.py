@@ -99,6 +99,19 @@ def text_of(page):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
+def test_what_no_case_could_show_is_no_zero(tmp_path):
+    found = evaluation(6)
+    page, result = write(found, tmp_path / "all", pictures=False)
+    of_class = result["classes"]["tumour"]
+    assert (of_class["n_missed"], of_class["n_false_positive"], of_class["n_absent"]) == (0, 0, 0)
+    assert "whether one would be invented is not tested" in text_of(page)
+    assert " 0 – 0" in section(page, "classes"), "missed, invented, absent"
+    found.cases[0].matrix[1:] = found.cases[0].matrix[:, 1:] = 0
+    page, _ = write(found, tmp_path / "some", pictures=False)
+    assert "missed or invented altogether" in text_of(page)
+    assert "not tested" not in text_of(page)
+
+
 def section(page, name):
     return text_of(re.search(rf'<section id="{name}">.*?</section>', page, re.S)[0])
 

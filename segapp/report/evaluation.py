@@ -13,7 +13,7 @@ import numpy as np
 from segapp import metrics
 from segapp.card import model_card, structures
 from segapp.checkpoint import ModelInfo, current_versions
-from segapp.figures import PER_CASE, CaseResult, Evaluation
+from segapp.figures import PER_CASE, CaseResult, Evaluation, could_be_invented
 from segapp.quality import scaling_text
 from segapp.report import plots
 from segapp.report.findings import ORIGINS
@@ -176,7 +176,10 @@ def _sentence(result: Mapping[str, Any]) -> str:
     rows = list(result["classes"].values())[1:]
     missed, invented = (sum(c.get(k, 0) for c in rows) for k in ("n_missed", "n_false_positive"))
     if not missed and not invented:
-        return f"{said} No structure was missed or invented altogether in any case."
+        if any(map(could_be_invented, rows)):
+            return f"{said} No structure was missed or invented altogether in any case."
+        said += " No structure was missed altogether in any case."
+        return f"{said} Every mask holds every class: whether one would be invented is not tested."
     happened = [f"missed altogether {count(missed, 'time')}"] if missed else []
     happened += [f"found in a case without one {count(invented, 'time')}"] if invented else []
     return f"{said} A structure was {' and '.join(happened)}."
@@ -193,6 +196,7 @@ def _class_rows(evaluation: Evaluation, result: Mapping[str, Any]) -> list[dict[
             found = values["cases"][key]
             row[key] = (found["mean"], found["interval"])
         row |= {key: values.get(f"n_{key}", 0) for key in ("missed", "false_positive", "absent")}
+        row["invented"] = row["false_positive"] if could_be_invented(values) else "–"
         rows.append(row)
     return rows
 

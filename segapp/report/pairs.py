@@ -67,7 +67,7 @@ def write_pairs(
     width = 2 * MARGIN + columns * (_WIDTH + 2 * GAP) - 2 * GAP
     height = HEADER + 2 * MARGIN + rows * (SIDE + _CAPTION + GAP) - GAP
     entries = [(c.name, c.colour) for c in classes] + [
-        ("they differ", _OUTLINE),
+        ("wider than a contour: they differ", _OUTLINE),
         ("the most suspect place", _FRAME),
     ]
     heading += " (left the mask, right the model's result)"
