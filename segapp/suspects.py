@@ -42,6 +42,10 @@ _SEEN = (
     "learned: they are ranked apart, after the others. A model trained with train.folds=5 judges "
     "each mask by a fold that did not learn from it"
 )
+_SCORE = (
+    "score: how much more a mask surprises the model, at its worst place, than the model expects; "
+    "it compares masks, and none need be wrong"
+)
 _COLUMNS = ["rank", "case", "mask", "score", "dice", "expected_dice", "seen", "reason", "model"]
 OnSlab = Callable[[Case, np.ndarray, np.ndarray], None]
 OnSegmentation = Callable[[Case, Segmentation, np.ndarray], None]
@@ -305,5 +309,7 @@ def suspects_text(found: dict[str, Any]) -> Iterator[str]:
     for row in found["masks"]:
         if not row["rank"]:
             yield f"not judged: {row['reason']}"
+    if found["sheet"]:
+        yield _SCORE
     pictures = f"pictures: {found['sheet']}   " if found["sheet"] else ""
     yield f"{pictures}all masks: {found['csv']}"
