@@ -314,7 +314,7 @@ def test_masks_without_a_difference_are_no_suspects(
     assert (found["masks"][0]["case"], found["masks"][1]["score"]) == ("case3", 9)
     lines = list(suspects_text(found))
     assert [line.split()[0] for line in lines if "case" in line] == ["rank", "1"]
-    assert lines[-2].startswith("1 mask judged by a model that was trained on it: nothing su")
+    assert lines[-3].startswith("1 mask judged by a model that was trained on it: nothing su")
     Image.fromarray(VALUES[picture()]).save(data / "masks/case3.png")
     found = review(list_cases(data), find_judges(model), out)
     assert found["sheet"] is None
