@@ -274,13 +274,14 @@ def _predict_safely(
                 outcome.reason = line.get("reason") or ""
             outcome.warnings = warnings
             return outcome
-        aside = set_aside(output) if is_edited(output, line) or (kept and not ours) else None
+        edited = is_edited(output, line)
+        aside = set_aside(output) if edited or (kept and not ours) else None
         try:
             how = {"allow_gaps": allow_gaps, "scan_hash": scan}
             segmentation, outcome = predict_entry(predictor, entry, output, **how)
         finally:
             if aside:
-                warnings += keep_if_other(aside, output)
+                warnings += keep_if_other(aside, output, edited)
         outcome.warnings = (*outcome.warnings, *warnings)
         outcome.model, outcome.output_sha256 = model, sha256(output)
         if job.picture:

@@ -154,11 +154,13 @@ def set_aside(output: Path) -> Path:
     return copy
 
 
-def keep_if_other(copy: Path, output: Path) -> tuple[str, ...]:
+def keep_if_other(copy: Path, output: Path, edited: bool) -> tuple[str, ...]:
     """Remove what `set_aside` made where the same was written again; else a warning."""
     if sha256(copy) == sha256(output):
         copy.unlink()
         return ()
+    if edited:
+        return (f"what was there had changed since it was written; kept as {copy.name}",)
     return (f"what was there was not of the earlier batch; kept as {copy.name}",)
 
 

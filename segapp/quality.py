@@ -221,11 +221,14 @@ def conformal_quantile(
 
 
 def doubted(found: Assessment | None, reasons: Sequence[str], classes: int) -> Assessment | None:
-    """An assessment (None: of a model that judges nothing) with further reasons to look."""
+    """An assessment (None: of a model that judges nothing) of a scan that for these reasons is none
+    for the model: neither an estimate nor ranges have a ground there."""
     if not reasons:
         return found
-    found = found or Assessment(None, None, (), (None,) * classes)
-    return replace(found, review=(*reasons, *found.review))
+    nothing: tuple[None, ...] = (None,) * classes
+    found = found or Assessment(None, None, (), nothing)
+    review = (*reasons, *found.review)
+    return replace(found, review=review, estimated_dice=None, ranges=nothing, promised=0.0)
 
 
 def assess(quality: Quality, soft: np.ndarray, looks: Sequence[np.ndarray] = ()) -> Assessment:

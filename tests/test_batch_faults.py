@@ -114,7 +114,7 @@ def test_an_edited_result_is_not_lost_where_all_are_made_again(done):
     edited = (out / "0.png").read_bytes()
     rows = run([scans], out)
     assert statuses(rows) == ["ok"] * 3
-    said = "what was there was not of the earlier batch; kept as 0.png.bak"
+    said = "what was there had changed since it was written; kept as 0.png.bak"
     assert [row["warnings"] for row in rows] == [said, "", ""]
     assert (out / "0.png").read_bytes() == good
     assert (out / "0.png.bak").read_bytes() == edited

@@ -79,9 +79,16 @@ def display_size(
 
 
 def busiest_slice(labels: np.ndarray) -> int:
-    """The slice of (K, H, W) labels with the most foreground; the middle one if there is none."""
-    counts = np.count_nonzero(labels, axis=(1, 2))
-    return int(counts.argmax()) if counts.any() else len(labels) // 2
+    """The slice of (K, H, W) labels that shows most foreground, see `middle_of_most`."""
+    return middle_of_most(np.count_nonzero(labels, axis=(1, 2)))
+
+
+def middle_of_most(counts: Sequence[int] | np.ndarray) -> int:
+    """Of slices with so much foreground each, the middle one of those that have nearly the most
+    (nine tenths): the very most is often where a slab was cut off. Without any the middle of all.
+    """
+    most = np.flatnonzero(np.asarray(counts) >= max(1, 0.9 * max(counts)))
+    return int(most[len(most) // 2]) if len(most) else len(counts) // 2
 
 
 def write_overlay(segmentation: Segmentation, axis: SliceAxis, path: Path) -> None:

@@ -19,7 +19,7 @@ from segapp.outcomes import class_sizes
 from segapp.predict import Predictor
 from segapp.preprocess import SliceAxis, from_slices, ordering, scan_axis, to_slices
 from segapp.progress import log_bug
-from segapp.report.overlay import display_window
+from segapp.report.overlay import display_window, middle_of_most
 from segapp.report.page import two_digits
 from segapp.scan import Assessment, Scan, SegClass, Segmentation
 from segapp.takeaway import Download, downloads
@@ -277,12 +277,12 @@ def _is_ct(predictor: Predictor | None, lowest: float) -> bool:
 
 
 def _busiest(labels: np.ndarray, across: int) -> list[int]:
-    """(k, h, w) of the slice across `across` with the most foreground, and of the middle of the
-    foreground on it; the middle of the scan where there is none."""
+    """(k, h, w) of the slice across `across` that shows most foreground (`middle_of_most`), and of
+    the middle of the foreground on it; the middle of the scan where there is none."""
     counts = [np.count_nonzero(plane) for plane in np.moveaxis(labels, across, 0)]
     start = [n // 2 for n in labels.shape]
     if any(counts):
-        start[across] = int(np.argmax(counts))
+        start[across] = middle_of_most(counts)
         places = np.nonzero(np.take(labels, start[across], across))
         others = [n for n in range(3) if n != across]
         for axis, place in zip(others, places, strict=True):

@@ -48,10 +48,12 @@ export function buildClasses(reader) {
 }
 
 /** What is drawn otherwise than the boxes and the style say. */
-function overlayNote({ heat, comparing, overlay }) {
+function overlayNote({ heat, comparing, overlay, corrected, dirty }) {
   if (!overlay) return "";
   if (comparing) return "The comparison with the mask is drawn in place of the classes.";
-  return heat ? "Classes are not drawn while it shows where the model is unsure." : "";
+  if (!heat) return "";
+  const whose = corrected || dirty ? " of its own result, before the correction" : "";
+  return `Classes are not drawn while it shows where the model is unsure${whose}.`;
 }
 
 function classRow(reader, { name }, label) {

@@ -216,8 +216,9 @@ function drawBrush(reader, pane) {
   }
 }
 
-/** The pane as it is on screen, with its marks, as a PNG blob. */
-export function pictureOf(pane) {
+/** The pane as it is on screen, with its marks, what its colours mean, and what it is no picture
+ * for, as a PNG blob. */
+export function pictureOf(reader, pane) {
   const canvas = make("canvas", { width: pane.canvas.width, height: pane.canvas.height });
   const context = canvas.getContext("2d");
   context.drawImage(pane.canvas, 0, 0);
@@ -225,6 +226,18 @@ export function pictureOf(pane) {
   context.setTransform(pane.ratio, 0, 0, pane.ratio, 0, 0);
   context.font = "13px system-ui, sans-serif";
   context.fillStyle = "#fff";
-  context.fillText(pane.caption.textContent, 10, 18);
+  const corrected = reader.corrected || reader.dirty ? "corrected by hand, " : "";
+  const drawn = reader.labels && reader.overlay && !reader.heat && !reader.comparing;
+  const shown = reader.meta.classes.filter((_, label) => drawn && label && reader.shown[label]);
+  const lines = [["#fff", pane.caption.textContent], ["#fff", `${corrected}research use only`]];
+  for (const segClass of shown) {
+    lines.push([reader.colours[reader.meta.classes.indexOf(segClass)], segClass.name]);
+  }
+  lines.forEach(([colour, text], n) => {
+    for (const [style, draw] of [["#000", "strokeText"], [colour, "fillText"]]) {
+      Object.assign(context, { lineWidth: 3, strokeStyle: style, fillStyle: style });
+      context[draw](text, 10, 18 * (n + 1));
+    }
+  });
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }

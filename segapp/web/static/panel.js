@@ -15,7 +15,8 @@ const MEANINGS = {
     "How sure the model is of the classes it chose, on average. A sure model can still be wrong.",
   "estimated dice":
     "How well the model expects its mask to agree with an expert's: 1 is full agreement, 0 none. "
-    + "It is the model's own guess; nobody has measured it on this scan.",
+    + "It is the model's own guess, a mean over the classes that it found, of which single ones may "
+    + "be worse; nobody has measured it on this scan.",
   unlikeness:
     "How different the scan is from those that the model was trained on. Above 1 it is unusual, "
     + "and the mask needs a closer look, however sure the model is.",
@@ -86,7 +87,7 @@ export function buildDownloads(reader) {
   });
   byId("picture").addEventListener("click", async () => {
     const pane = reader.panes.find(({ name }) => name === reader.main);
-    const href = URL.createObjectURL(await pictureOf(pane));
+    const href = URL.createObjectURL(await pictureOf(reader, pane));
     // Called like the scan's other files, and by what it shows.
     const place = `${pane.name}-${pane.slice + 1}`;
     make("a", { href, download: `${reader.meta.stem}_${place}_research-use.png` }).click();
@@ -140,9 +141,9 @@ export function buildReadout(reader) {
       label.textContent = meta.classes[reader.labels[at]]?.name ?? String(reader.labels[at]);
       readout.dataset.class = label.textContent;
     }
-    // Of a corrected result the model's confidence would speak of another class.
     const known = reader.confidence ? percent(reader.confidence[at]) : "…";
-    if (sure) sure.textContent = reader.dirty || reader.corrected ? "–" : known;
+    const changed = reader.dirty || reader.corrected; // where it may speak of another class
+    if (sure) sure.textContent = changed ? `${known} before the correction` : known;
   };
   for (const kind of ["cursor", "pointer", "labels", "confidence", "correction"]) reader.on(kind, follow);
   follow();
