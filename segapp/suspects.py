@@ -2,7 +2,7 @@
 
 A model agrees too readily with masks that it learned from. So a cross-validation's run judges each
 case by a fold that was not trained on it (it may have been validated on it, which no weight learns
-from), and what a model was trained on is ranked apart, after the others.
+from). The scores of what a model was trained on are too low, if anything, and marked as such.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ log = logging.getLogger("segapp")
 _ON_SCREEN = 10
 _SEEN = (
     "the model that judges %d of %s was trained on them, and agrees too readily with what it "
-    "learned: they are ranked apart, after the others. A model trained with train.folds=5 judges "
-    "each mask by a fold that did not learn from it"
+    "learned: their scores may be too low. A model trained with train.folds=5 judges each mask by "
+    "a fold that did not learn from it"
 )
 _SCORE = (
     "score: how much more a mask surprises the model, at its worst place, than the model expects; "
@@ -148,7 +148,7 @@ def review(
     require_writable(out)
     suspects = assign(dataset.cases, judges, hashes_of(dataset.cases))
     of_case = {s.case.name: s for s in suspects}
-    worst: dict[bool, list[Suspect]] = {True: [], False: []}
+    worst: list[Suspect] = []
 
     def add(case: Case, slab: np.ndarray, truth: np.ndarray) -> None:
         suspect, part = of_case[case.name], tally(slab, truth)
@@ -156,19 +156,18 @@ def review(
 
     def look(case: Case, segmentation: Segmentation, truth: np.ndarray) -> None:
         suspect = of_case[case.name]
-        of_kind = worst[suspect.seen]
         if _differs(suspect):
-            of_kind.append(suspect)
-        of_kind.sort(key=_badness)
-        for dropped in of_kind[MOST:]:
+            worst.append(suspect)
+        worst.sort(key=_badness)
+        for dropped in worst[MOST:]:
             dropped.pair = None
-        del of_kind[MOST:]
-        _describe(suspect, segmentation, truth, suspect in of_kind)
+        del worst[MOST:]
+        _describe(suspect, segmentation, truth, suspect in worst)
 
     judge_cases(suspects, add, look, device)
     _require_fitting(dataset.root, suspects)
     done = [s for s in suspects if not s.error]
-    ranked = sorted(done, key=lambda s: (s.seen, not _differs(s), _badness(s)))
+    ranked = sorted(done, key=lambda s: (not _differs(s), _badness(s)))
     failed = [s for s in suspects if s.error]
     rows = [_row(n, s) for n, s in enumerate(ranked, 1)] + [_row(None, s) for s in failed]
     write_table(out / "suspects.csv", _COLUMNS, rows)
@@ -219,13 +218,10 @@ def _describe(
 
 
 def _shown(ranked: Sequence[Suspect]) -> list[Shown]:
-    """The worst of those not trained on, then of those that were; half of each where both are."""
-    new, seen = ([s for s in ranked if s.seen == which] for which in (False, True))
-    new = new[: max(MOST // 2, MOST - len(seen))]
-    numbered = {id(s): n for n, s in enumerate(ranked, 1)}
+    """The worst, numbered as in the table."""
     return [
-        Shown(f"{numbered[id(s)]}  {s.case.name}" + " (trained on)" * s.seen, s.reason, s.pair)
-        for s in (*new, *seen[: MOST - len(new)])
+        Shown(f"{n}  {s.case.name}" + " (trained on)" * s.seen, s.reason, s.pair)
+        for n, s in enumerate(ranked[:MOST], 1)
         if s.pair
     ]
 
@@ -283,29 +279,18 @@ def check_with_model(
 
 def suspects_text(found: dict[str, Any]) -> Iterator[str]:
     """The worst ten as a table, and where the rest is."""
-    new = [row for row in found["masks"] if row["rank"] and row["seen"] == "no"]
-    seen = [row for row in found["masks"] if row["rank"] and row["seen"] == "yes"]
+    ranked = [row for row in found["masks"] if row["rank"]]
+    differing = [row for row in ranked if row["reason"] != NO_DIFFERENCE]
     yield ""
-    for rows, judge in ((new, "a model that was not"), (seen, "a model that was")):
-        if not rows:
-            continue
-        differing = [row for row in rows if row["reason"] != NO_DIFFERENCE]
-        each = ", each" if len(rows) > 1 else ""
-        said = f"{counted(len(rows), 'mask')}{each} judged by {judge} trained on it"
+    if ranked:
+        new = len(ranked) - found["n_seen"]
+        said = f"{counted(len(ranked), 'mask')}, {new} judged by a model that was not trained on it"
         if not differing:
             yield f"{said}: nothing suspicious, not a pixel differs from the model's results"
-            continue
-        some = f"; {len(differing)} differ{'s' if len(differing) == 1 else ''} from its results"
-        yield f"{said}{some if len(differing) < len(rows) else ''}, most suspect first:"
-        shown = differing[:_ON_SCREEN]
-        width = max(len(row["case"]) for row in shown)
-        yield f"{'rank':>4}  {'score':>6}  {'Dice':>4}  {'expected':>8}  {'case':<{width}}  reason"
-        for row in shown:
-            dice, expected = (
-                "-" if row[key] is None else f"{row[key]:.2f}" for key in ("dice", "expected_dice")
-            )
-            said = f"{row['rank']:>4}  {row['score']:>6.3f}  {dice:>4}  {expected:>8}"
-            yield f"{said}  {row['case']:<{width}}  {row['reason']}"
+        else:
+            differ = f"{len(differing)} differ{'s' if len(differing) == 1 else ''}"
+            yield f"{said}; {differ} from the model's results, most suspect first:"
+            yield from _table(differing[:_ON_SCREEN])
     for row in found["masks"]:
         if not row["rank"]:
             yield f"not judged: {row['reason']}"
@@ -313,3 +298,15 @@ def suspects_text(found: dict[str, Any]) -> Iterator[str]:
         yield _SCORE
     pictures = f"pictures: {found['sheet']}   " if found["sheet"] else ""
     yield f"{pictures}all masks: {found['csv']}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    width = max(len(row["case"]) for row in rows)
+    yield f"{'rank':>4}  {'score':>6}  {'Dice':>4}  {'expected':>8}  {'case':<{width}}  reason"
+    for row in rows:
+        dice, expected = (
+            "-" if row[key] is None else f"{row[key]:.2f}" for key in ("dice", "expected_dice")
+        )
+        said = f"{row['rank']:>4}  {row['score']:>6.3f}  {dice:>4}  {expected:>8}"
+        seen = " (trained on)" if row["seen"] == "yes" else ""
+        yield f"{said}  {row['case']:<{width}}  {row['reason']}{seen}"

@@ -153,7 +153,7 @@ def test_a_run_that_lacks_a_fold_is_one_model(data: Path, tmp_path: Path) -> Non
     assert [j.name for j in find_judges(tmp_path / "run")] == ["run"]
 
 
-def test_what_a_model_learned_is_ranked_apart(
+def test_what_a_model_learned_is_marked_and_ranked_with_the_others(
     data: Path,
     tmp_path: Path,
     loaded: list[str],
@@ -163,8 +163,13 @@ def test_what_a_model_learned_is_ranked_apart(
     model = write_model(tmp_path / "run", info_of([image(data, 3), image(data, 1)]))
     found = review(list_cases(data), find_judges(model), tmp_path / "out")
     rows = rows_of(tmp_path / "out")
-    assert [r["seen"] for r in rows] == ["no"] * 3 + ["yes"] * 2
-    assert rows[3]["case"] == "case3"
+    assert {r["case"]: r["seen"] for r in rows} == {
+        f"case{n}": "yes" if n in (1, 3) else "no" for n in range(5)
+    }
+    assert rows[0]["case"] == "case3", "a mask that even its pupil contradicts comes first"
+    lines = list(suspects_text(found))
+    assert lines[1].startswith("5 masks, 3 judged by a model that was not trained on it; 1 differs")
+    assert lines[3].endswith(" (trained on)")
     assert found["n_seen"] == 2
     assert "the model that judges 2 of 5 masks was trained on them" in caplog.text
 
@@ -314,7 +319,6 @@ def test_masks_without_a_difference_are_no_suspects(
     assert (found["masks"][0]["case"], found["masks"][1]["score"]) == ("case3", 9)
     lines = list(suspects_text(found))
     assert [line.split()[0] for line in lines if "case" in line] == ["rank", "1"]
-    assert lines[-3].startswith("1 mask judged by a model that was trained on it: nothing su")
     Image.fromarray(VALUES[picture()]).save(data / "masks/case3.png")
     found = review(list_cases(data), find_judges(model), out)
     assert found["sheet"] is None
@@ -323,8 +327,7 @@ def test_masks_without_a_difference_are_no_suspects(
     nothing = "nothing suspicious, not a pixel differs from the model's results"
     assert list(suspects_text(found)) == [
         "",
-        f"4 masks, each judged by a model that was not trained on it: {nothing}",
-        f"1 mask judged by a model that was trained on it: {nothing}",
+        f"5 masks, 4 judged by a model that was not trained on it: {nothing}",
         f"all masks: {out / 'suspects.csv'}",
     ]
 
@@ -338,9 +341,7 @@ def test_the_command(data: Path, tmp_path: Path, loaded: list[str]) -> None:
     result = run("check", data, "--model", model, "--out", out)
     assert result.code == plain.code, "review never changes the exit code"
     assert f"pictures: {out / 'sheet.png'}" in result.out
-    said = (
-        "5 masks, each judged by a model that was not trained on it; 1 differs from its results, "
-    )
+    said = "5 masks, 5 judged by a model that was not trained on it; 1 differs from the model's "
     assert said in result.out
     assert "\n   1   " in result.out
     assert f"pictures: {out / 'suspects.png'}   all masks: {out / 'suspects.csv'}" in result.out
