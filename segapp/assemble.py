@@ -23,6 +23,7 @@ from segapp.files import sha256
 from segapp.model import build_network, narrow, regularise
 from segapp.plan import Plan
 from segapp.progress import track
+from segapp.scan import as_called_now
 from segapp.settings import Settings
 from segapp.together import ALONE, Together
 from segapp.weights import hold_zeros, load_encoder_weights, transfer
@@ -118,9 +119,9 @@ def _load_starting_weights(plan: Plan, network: nn.Module, load_weights: bool) -
     if not load_weights:
         return origin
     if model.init_from:
-        old = [c.name for c in read_info(model.init_from).classes]
-        new = [c.name for c in plan.classes]
-        kept = transfer(network, read_weights(model.init_from), old, new, inputs)
+        theirs, names = read_info(model.init_from).classes, [c.name for c in plan.classes]
+        old = as_called_now(theirs, plan.classes)
+        kept = transfer(network, read_weights(model.init_from), old, names, inputs)
         log.info("weights: those of %s; classes it knows: %s", model.init_from, ", ".join(kept))
         return origin
     origin = load_encoder_weights(network, model.encoder, inputs, model.encoder_weights)

@@ -150,8 +150,11 @@ def _learned(info: ModelInfo) -> Section:
     said = (f"{sizes['train']} to learn from", f"{sizes['val']} to choose by")
     said += (f"{sizes['test']} kept apart as test",) if sizes["test"] else ()
     counts = ", ".join(said) if info.data.images else ""
-    earlier = len(info.data.earlier)
-    before = f"; and {earlier} of the model it went on from" if earlier else ""
+    earlier = set(info.data.earlier)
+    before = f"; and {len(earlier)} that the model it went on from learned from" if earlier else ""
+    others = (image for s in ("val", "test") for image in info.data.images.get(s, ()))
+    if known := len(earlier.intersection(others)):
+        before += f", {known} of which are among those to choose by or kept apart here"
     return Section(
         "What it learned from",
         facts=(

@@ -16,7 +16,7 @@ from segapp.files import sha256
 from segapp.finding import refuse
 from segapp.formats.source import beside, head, open_binary
 from segapp.layout import Case, Dataset, list_cases
-from segapp.scan import SegClass, make_classes
+from segapp.scan import SegClass, called_by, make_classes
 
 IGNORE_INDEX = 255  # a label that counts nowhere: not in the loss, not in the metrics
 _UNKNOWN = 254  # marks a pixel that no class has claimed yet
@@ -116,8 +116,7 @@ def choose_classes(
     """
     declared = declared_names(dataset, names)
     if declared is None:
-        titles = [("background" if v == 0 else f"class_{v}") for v in values]
-        classes = make_classes(titles, values)
+        classes = make_classes([called_by(v) for v in values], values)
     elif declared and None not in declared.values():
         ordered = sorted(declared.items(), key=lambda item: item[1] or 0)
         classes = make_classes([n for n, _ in ordered], [int(v or 0) for _, v in ordered])

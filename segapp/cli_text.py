@@ -149,6 +149,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
     said = {"guessed": " (a guess, from their names)", "one_a_case": " (each counted as one)"}
     guess = said.get(result["patients"], "")
+    if "names_alike" in result:
+        guess = " (each counted as one; their names look like fewer, so figures may be too good)"
     count = f"{counted(result['n'], 'case')} of {counted(result['n_patients'], 'patient')}{guess}"
     lines.insert(0, f"split {result['split']}: {count}{failed}")
     said = "in brackets 95 % intervals over patients"

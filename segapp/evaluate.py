@@ -25,6 +25,7 @@ from segapp.figures import PER_CASE, CaseResult, Evaluation, comparison, full_su
 from segapp.files import require_writable, write_table, write_text
 from segapp.formats.listing import is_small
 from segapp.judgement import Calibration, gate_figures, size_coverage
+from segapp.leakage import names_alike
 from segapp.predict import Predictor, most_probable, soft_counts
 from segapp.preprocess import scan_axis, to_slices
 from segapp.progress import inessential, track
@@ -247,6 +248,9 @@ def evaluate_model(
         material.facts |= gather_facts(material.facts, together)
         calibration.bins |= gather_arrays(calibration.bins, together)
     more: dict[str, Any] = {"n_seen_in_training": count_seen(cases, info, hashes)}
+    for finding in names_alike(dataset) if first else ():
+        log.warning("%s", finding)
+        more["names_alike"] = finding.message
     more["calibration"] = calibration.figures()
     if info.quality:
         more["gate"] = gate_figures(result)
@@ -309,13 +313,12 @@ def _evaluate(
 
 def _require_alike(model: Path, info: ModelInfo, against: Path, other: ModelInfo) -> None:
     """Refuse to compare models that would make different truths of the same masks."""
-    ours, theirs = (
-        (tuple((c.name, c.value) for c in i.classes), i.ignore, set(i.merged))
-        for i in (info, other)
-    )
-    if ours != theirs:
-        said = [", ".join(f"{name} = {value}" for name, value in of[0]) for of in (ours, theirs)]
+    both = (info, other)
+    ours, theirs = (([c.value for c in i.classes], i.ignore, {*i.merged}) for i in both)
+    named_alike = all(a.may_be(b) for a, b in zip(info.classes, other.classes, strict=False))
+    if ours != theirs or not named_alike:
+        said = [", ".join(f"{c.name} = {c.value}" for c in i.classes) for i in both]
         raise DataError(
-            f"{against}: reads masks as {said[1]} (ignored: {theirs[1]}), {model} as {said[0]} "
-            f"(ignored: {ours[1]}); only models of the same classes can be compared"
+            f"{against}: reads masks as {said[1]} (ignored: {other.ignore}), {model} as {said[0]} "
+            f"(ignored: {info.ignore}); only models of the same classes can be compared"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,11 @@ class SegClass:
     name: str
     value: int
     colour: tuple[int, int, int]
+
+    def may_be(self, other: SegClass) -> bool:
+        """Whether both stand for the same: for a class that nobody named, its value tells."""
+        unnamed = called_by(self.value) == self.name or called_by(other.value) == other.name
+        return self.name == other.name or (unnamed and self.value == other.value)
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,22 @@ def planes(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     with the memory of one plane."""
     axis = int(np.argmax(np.abs(arrays[0].strides)))
     return zip(*(np.moveaxis(array, axis, 0) for array in arrays), strict=True)
+
+
+def called_by(value: int) -> str:
+    """What a class of this mask value is called that nobody named."""
+    return f"class_{value}" if value else "background"
+
+
+def as_called_now(old: Sequence[SegClass], new: Sequence[SegClass]) -> list[str]:
+    """The names of `old` classes, but where nobody had named one, and `new` has one of its value
+    under a name that is no old one's, that name."""
+    taken, there = {c.name for c in old}, {c.name for c in new}
+    names = []
+    for c in old:
+        now = (n.name for n in new if c.may_be(n) and n.name not in taken)
+        names.append(c.name if c.name in there else next(now, c.name))
+    return names
 
 
 def make_classes(names: list[str], values: list[int]) -> tuple[SegClass, ...]:

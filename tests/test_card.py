@@ -43,6 +43,13 @@ def test_the_card_says_what_a_reader_must_know():
     assert "\n\n\n" not in text
 
 
+def test_the_card_says_what_an_earlier_model_learned_from():
+    images = {"train": ["1"], "val": ["2"], "test": ["3", "4"]}
+    text = card_text(info(data=DataRecord(root="d", images=images, earlier=["3", "9"])))
+    assert "1 to learn from, 1 to choose by, 2 kept apart as test; and 2 that the model it" in text
+    assert "1 of which are among those to choose by or kept apart here" in text
+
+
 def test_a_model_without_figures_claims_none():
     text = card_text(info(metrics={}))
     assert "holds no validation figures" in text

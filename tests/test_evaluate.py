@@ -12,10 +12,12 @@ from test_predict import BrightnessEngine, brightness
 from segapp import evaluate
 from segapp.cases import find_cases
 from segapp.checkpoint import Architecture, DataRecord, ModelInfo
+from segapp.cli_text import evaluation_table
 from segapp.errors import ConfigError, DataError, OutputError
 from segapp.evaluate import evaluate_cases, evaluate_model, write_evaluation
 from segapp.figures import summary
 from segapp.files import sha256
+from segapp.scan import make_classes
 
 # Pixels 0, 100, 200 are what the engine calls background, grey, bright: mask values 0, 100, 255.
 CERTAIN = 1 / (1 + 2 * math.exp(-16))  # p(grey | 100): both neighbours are 4 away, squared
@@ -262,6 +264,25 @@ def test_models_that_read_masks_differently_are_not_compared(
     monkeypatch.setattr(evaluate.Predictor, "load", lambda model, device: loaded[str(model)])
     with pytest.raises(DataError, match=r"other: reads masks as .*\(ignored: None\)"):
         evaluate_model(model, two_cases, None, tmp_path / "out", against=Path("other"))
+    for names in (["background", "class_100", "class_255"], ["background", "x", "y"]):
+        theirs.info = ours.info.model_copy(update={"classes": make_classes(names, [0, 100, 255])})
+        asked = (model, two_cases, None, tmp_path / "out", "auto", Path("other"))
+        if "x" in names:
+            with pytest.raises(DataError, match="only models of the same classes"):
+                evaluate_model(*asked)
+        else:  # nobody named them
+            evaluate_model(*asked)
+
+
+def test_names_that_look_like_fewer_patients_are_told_of(tmp_path, model, caplog):
+    for name in ("012_a", "012_b", "013_a", "013_b"):
+        add_case(tmp_path / "data", name, [[0, 200]], [[0, 255]])
+    found = evaluate_model(model, tmp_path / "data", "all", tmp_path / "out")
+    said = "the names look like 2 patients (012_a, 012_b, …), but each image counts as a patient"
+    assert found["names_alike"].startswith(said)
+    assert said in caplog.text
+    assert "figures too good" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "names look like fewer, so figures may be too good" in evaluation_table(found)
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])

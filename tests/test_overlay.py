@@ -103,9 +103,9 @@ def test_the_busiest_slice():
     assert busiest_slice(labels) == 2
     labels[1, 0], labels[3, :2] = 1, 2
     assert busiest_slice(labels) == 3
-    assert middle_of_most([100, 95, 93, 91, 80, 0]) == 2, "not the edge of a slab"
-    assert middle_of_most([0, 0, 7]) == 2
-    assert middle_of_most([0, 0]) == 1
+    assert middle_of_most(np.array([100, 95, 93, 91, 80, 0])) == 2, "not the edge of a slab"
+    assert middle_of_most(np.array([0, 0, 7])) == 2
+    assert middle_of_most(np.array([0, 0])) == 1
 
 
 def test_an_overlay_file(tmp_path):

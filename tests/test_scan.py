@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segapp.errors import DataError
-from segapp.scan import Scan, Segmentation, make_classes
+from segapp.scan import Scan, Segmentation, as_called_now, make_classes
 
 CLASSES = make_classes(["background", "lesion"], [0, 255])
 
@@ -87,6 +87,24 @@ def test_mask_values_are_those_of_the_training_masks(values, dtype):
     found = Segmentation(labels, scan((2, 1, 1)), classes).mask_values()
     assert found.dtype == dtype
     assert found.ravel().tolist() == list(values)
+
+
+def test_a_class_that_nobody_named_is_known_by_its_value():
+    old = make_classes(["background", "class_255"], [0, 255])
+    named = make_classes(["tissue", "lesion"], [0, 255])
+    assert as_called_now(old, named) == ["tissue", "lesion"]
+    assert as_called_now(named, old) == ["background", "class_255"]
+    other = make_classes(["background", "lesion"], [0, 1])
+    assert as_called_now(old, other) == ["background", "class_255"], "another value"
+    assert as_called_now(other, make_classes(["background", "cyst"], [0, 1])) == [
+        *("background", "lesion")
+    ], "both have names"
+    three = make_classes(["background", "class_1", "class_2"], [0, 1, 2])
+    mixed = make_classes(["background", "square", "class_1"], [0, 1, 2])
+    assert as_called_now(three, mixed) == ["background", "class_1", "class_2"], "names go first"
+    assert old[1].may_be(named[1])
+    assert named[1].may_be(old[1])
+    assert not old[1].may_be(other[1])
 
 
 def test_colours_are_distinct_and_the_background_is_black():

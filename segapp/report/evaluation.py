@@ -147,9 +147,11 @@ def _notices(result: Mapping[str, Any]) -> list[str]:
     if result.get("patients") == "guessed" and result["n"]:
         found.append("Which cases belong to one patient was guessed from their names.")
     if result.get("patients") == "one_a_case" and result["n"]:
+        said = result.get("names_alike", "each case was counted as a patient of its own")
         found.append(
-            "Each case was counted as a patient of its own: if some are of one patient, the "
-            "intervals are too narrow (a cases.csv with a patient column says so)."
+            f"{said[0].upper()}{said[1:]}: if some are of one patient, intervals are too narrow, "
+            "and figures too good where others of that patient were trained on (a cases.csv with a "
+            "patient column says so)."
         )
     if why := result.get("why_no_intervals"):
         found.append(f"No intervals: {why}. How far the figures can be trusted is not known.")

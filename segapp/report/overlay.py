@@ -83,11 +83,11 @@ def busiest_slice(labels: np.ndarray) -> int:
     return middle_of_most(np.count_nonzero(labels, axis=(1, 2)))
 
 
-def middle_of_most(counts: Sequence[int] | np.ndarray) -> int:
+def middle_of_most(counts: np.ndarray) -> int:
     """Of slices with so much foreground each, the middle one of those that have nearly the most
     (nine tenths): the very most is often where a slab was cut off. Without any the middle of all.
     """
-    most = np.flatnonzero(np.asarray(counts) >= max(1, 0.9 * max(counts)))
+    most = np.flatnonzero(counts >= max(1, 0.9 * counts.max()))
     return int(most[len(most) // 2]) if len(most) else len(counts) // 2
 
 

@@ -279,9 +279,9 @@ def _is_ct(predictor: Predictor | None, lowest: float) -> bool:
 def _busiest(labels: np.ndarray, across: int) -> list[int]:
     """(k, h, w) of the slice across `across` that shows most foreground (`middle_of_most`), and of
     the middle of the foreground on it; the middle of the scan where there is none."""
-    counts = [np.count_nonzero(plane) for plane in np.moveaxis(labels, across, 0)]
+    counts = np.array([np.count_nonzero(plane) for plane in np.moveaxis(labels, across, 0)])
     start = [n // 2 for n in labels.shape]
-    if any(counts):
+    if counts.any():
         start[across] = middle_of_most(counts)
         places = np.nonzero(np.take(labels, start[across], across))
         others = [n for n in range(3) if n != across]
