@@ -11,11 +11,13 @@ from segapp.quality import (
     assess,
     conformal_quantile,
     distrust,
+    doubted,
     expected_dice,
     fit_quality,
     judged_text,
     read_judged,
 )
+from segapp.scan import Assessment
 
 SOFT = np.array([[80.0, 20.0], [78.0, 22.0], [75.0, 15.0]])  # chosen, expected, both
 
@@ -31,6 +33,18 @@ def test_expected_dice_by_hand() -> None:
     assert np.isnan(expected_dice(nothing)), "a class that was not found tells nothing"
     both = np.hstack([SOFT, SOFT[:, 1:]])
     assert expected_dice(both) == pytest.approx(2 * 15 / (20 + 22)), "the mean over classes"
+
+
+def test_a_scan_that_is_none_for_the_model_has_no_estimate_and_no_range() -> None:
+    found = assess(fit_quality([judged(str(n)) for n in range(20)], 2, None, True), SOFT)
+    assert found.estimated_dice is not None
+    assert found.ranges[1] is not None
+    assert doubted(found, (), 2) is found
+    doubtful = doubted(found, ("a photo",), 2)
+    assert doubtful is not None
+    assert doubtful.review == ("a photo", *found.review)
+    assert (doubtful.estimated_dice, doubtful.ranges, doubtful.promised) == (None, (None,) * 2, 0)
+    assert doubted(None, ("a photo",), 2) == Assessment(None, None, ("a photo",), (None, None))
 
 
 def test_probabilities_that_mean_it_expect_the_dice_that_comes() -> None:

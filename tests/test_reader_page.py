@@ -345,6 +345,8 @@ def test_the_picture_is_named_for_the_scan_and_its_plane(tmp_path):
         picture = Image.open(io.BytesIO(Path(caught.value.path()).read_bytes()))
         box = page.locator("canvas[data-plane=axial]").bounding_box()
         assert picture.size == (round(box["width"]), round(box["height"]))
+        legend = np.asarray(picture.convert("RGB"))[42:60, 8:40].reshape(-1, 3).astype(int)
+        assert (np.abs(legend - (255, 0, 0)).max(1) < 40).any(), "bone, in its colour"
 
 
 def test_without_a_model_there_is_nothing_to_correct():
