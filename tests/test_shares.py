@@ -576,7 +576,7 @@ def test_torchrun_starts_them_and_sigterm_stops_them(scans, tmp_path):
     (scans / "bad.png").unlink()  # one that fails ends the launcher with 1
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, **kept)
     assert done.returncode == 0
-    assert done.stdout.decode().startswith("23 ok; see ")
+    assert done.stdout.decode().startswith("23 scans: 23 ok; see ")
     assert not (tmp_path / "out" / ".shares").exists()
     assert len(rows_of(tmp_path / "out")) == 23
 
@@ -604,7 +604,7 @@ def test_the_job_of_slurm(scans, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path}
     kept = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run(["bash", "job"], check=False, **kept)
-    assert done.stdout == "23 ok, 1 failed; see results/predictions.csv\n", done.stderr
+    assert done.stdout == "24 scans: 23 ok, 1 failed; see results/predictions.csv\n", done.stderr
     assert not (tmp_path / "results/.shares").exists()
 
 
