@@ -147,10 +147,10 @@ def evaluation_table(result: dict[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     lines.insert(len(lines) - 1, "-" * len(lines[0]))
     failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
-    said = {"guessed": " (a guess, from their names)", "one_a_case": " (each counted as one)"}
+    fewer = "; their names look like fewer, so figures may be too good"
+    alone = f" (each counted as one{fewer if 'names_alike' in result else ''})"
+    said = {"guessed": " (a guess, from their names)", "one_a_case": alone}
     guess = said.get(result["patients"], "")
-    if "names_alike" in result:
-        guess = " (each counted as one; their names look like fewer, so figures may be too good)"
     count = f"{counted(result['n'], 'case')} of {counted(result['n_patients'], 'patient')}{guess}"
     lines.insert(0, f"split {result['split']}: {count}{failed}")
     said = "in brackets 95 % intervals over patients"

@@ -17,10 +17,8 @@ from segapp.rows import TABLE, csv_text, read_rows
 
 log = logging.getLogger("segapp")
 
-_PICTURE, _COPY = re.compile(r"(.+)_overlay(_\d+)?\.png"), re.compile(r"(.+)\.bak\d*")
-
-
 LEFT_OUT = "left-out.csv"
+_PICTURE, _COPY = re.compile(r"(.+)_overlay(_\d+)?\.png"), re.compile(r"(.+)\.bak\d*")
 
 
 def list_inputs(
@@ -74,8 +72,8 @@ def list_inputs(
 
 
 def write_left_out(out: Path, files: Sequence[tuple[Path, str]]) -> None:
-    """Write out/left-out.csv: each file that was found among the scans and is none, why. Without
-    any the table of an earlier batch is removed. Raises OutputError."""
+    """Write out/left-out.csv: each file among the scans that is none, and why. Without any, the
+    table of an earlier batch is removed. Raises OutputError."""
     path = out / LEFT_OUT
     if files:
         text = csv_text(["file", "reason"], ({"file": f, "reason": r} for f, r in files), True)

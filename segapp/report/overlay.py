@@ -92,7 +92,7 @@ def middle_of_most(counts: np.ndarray) -> int:
 
 
 def write_overlay(segmentation: Segmentation, axis: SliceAxis, path: Path) -> None:
-    """A PNG of the slice with the most foreground, the segmentation drawn over it."""
+    """A PNG of the slice that shows most foreground, the segmentation drawn over it."""
     images, labels = display_slices(segmentation, axis)
     k = busiest_slice(labels)
     window = display_window(segmentation.scan)

@@ -114,7 +114,7 @@ def _middle(stack: np.ndarray, channels: int) -> np.ndarray:
 def write_comparison(
     segmentation: Segmentation, truth: np.ndarray, axis: SliceAxis, path: Path
 ) -> None:
-    """One PNG: the slice with the most true foreground, its mask, the result; each at most 1,024
+    """One PNG: the slice that shows most true foreground, its mask, the result; each at most 1,024
     pixels wide and high.
 
     truth: true indices (I, J, K).
